@@ -1,0 +1,119 @@
+"""Spatial-CLAP (arXiv 2509.14785): stereo audio and text, content tied to place by SCL."""
+
+from dataclasses import replace
+
+from spatial_clap_jax.data.pipeline import PipelineConfig
+from spatial_clap_jax.features import LAION_CLAP_LOG_MEL, LogMelConfig
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.models.cnn import CnnConfig
+from spatial_clap_jax.models.crnn import CrnnConfig
+from spatial_clap_jax.models.htsat import htsat_base
+from spatial_clap_jax.models.text import TextConfig, roberta_base
+from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig, SpecAugmentConfig
+from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.optim import OptimizerConfig
+
+
+def get_config(size: str = "base") -> Experiment:
+    """The experiment at one of the sizes 'quickstart', 'small', 'base'."""
+    return {"quickstart": quickstart, "small": small, "base": base}[size]()
+
+
+def _mel_16k(mels: int) -> LogMelConfig:
+    return LogMelConfig(
+        sample_rate_hz=16_000, n_fft=512, hop=320, mels=mels, low_hz=50.0, high_hz=8000.0
+    )
+
+
+def small() -> Experiment:
+    """3.8 M parameters; minutes on two cores."""
+    return Experiment(
+        name="spatial_clap_small",
+        model=SpatialClapConfig(
+            window_s=4.0,
+            content=CnnConfig(),
+            content_mel=_mel_16k(64),
+            spatial=CrnnConfig(
+                patch=(4, 4),
+                channels=(64, 96, 128),
+                pools=((1, 2), (1, 2), (1, 1)),
+                order="norm_first",
+                frame_width=256,
+                gru_width=128,
+                gru_layers=1,
+                pooling="attention",
+            ),
+            spatial_planes="mel_cross",
+            spatial_mel=_mel_16k(64),
+            text=TextConfig(
+                vocabulary=1024,
+                width=192,
+                layers=4,
+                heads=6,
+                mlp_width=768,
+                max_tokens=48,
+                dropout=0.0,
+                attention_dropout=0.0,
+            ),
+            fusion_width=512,
+            joint_width=256,
+            spec_augment=SpecAugmentConfig(2, 24, 2, 8),
+            equaliser_db=6.0,
+        ),
+        loss=ContrastiveConfig(initial_scale=20.0),
+        data=PipelineConfig(captions_per_batch=64),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3,
+            warmup_steps=100,
+            weight_decay=0.01,
+            final_share=0.02,
+            # The audio side learns faster from nothing; the temperature must find its place early.
+            rate_rules=((r"^(content|spatial|fusion)/", 2.0), (r"^logit_scale$", 5.0)),
+        ),
+        steps=2000,
+        ema_decay=0.998,
+        log_every=20,
+        checkpoint_every=250,
+    )
+
+
+def quickstart() -> Experiment:
+    """`small` with narrower encoders and fewer steps, for the built-in sounds."""
+    experiment = small()
+    model = replace(
+        experiment.model,
+        content=CnnConfig(channels=(32, 64, 64), width=128),
+        spatial=replace(
+            experiment.model.spatial,
+            channels=(32, 64, 64),
+            frame_width=128,
+            gru_width=64,
+            width=192,
+        ),
+        text=replace(experiment.model.text, width=128, layers=2, heads=4, mlp_width=512),
+    )
+    return replace(
+        experiment,
+        name="spatial_clap_quickstart",
+        model=model,
+        data=PipelineConfig(captions_per_batch=32),
+        steps=600,
+        checkpoint_every=200,
+    )
+
+
+def base() -> Experiment:
+    """The released architecture: HTSAT-base, CASE, RoBERTa-base; for accelerators."""
+    return Experiment(
+        name="spatial_clap_base",
+        model=SpatialClapConfig(
+            content=htsat_base(),
+            content_mel=LAION_CLAP_LOG_MEL,
+            spatial=CrnnConfig(),
+            text=roberta_base(),
+        ),
+        data=PipelineConfig(captions_per_batch=512, workers=8),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2000, weight_decay=1e-4),
+        steps=50_000,
+        checkpoint_every=1000,
+    )

@@ -1,0 +1,1 @@
+"""Rooms, receivers, directions, words for them, and rendering; NumPy only."""

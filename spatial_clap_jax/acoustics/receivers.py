@@ -1,0 +1,44 @@
+"""Microphone arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from spatial_clap_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class StereoPair:
+    """Two omnidirectional microphones in free air, L and R, that look along +x.
+
+    Spacing and height are those of papers/spatial_clap.md; there is no head.
+    """
+
+    spacing_m: float = 0.1698
+    height_m: float = 1.5
+
+    def __post_init__(self) -> None:
+        for field in ("spacing_m", "height_m"):
+            if not getattr(self, field) > 0:
+                raise InputError(
+                    f"StereoPair.{field} {getattr(self, field):g} must be above 0 metres."
+                )
+
+    def positions_m(self, center_m: Float[np.ndarray, "3"]) -> Float[np.ndarray, "c 3"]:
+        """Positions of the two microphones.
+
+        Args:
+          center_m: the point between them (x ahead, y left, z up), metres.
+
+        Returns:
+          L and then R, metres; L lies towards +y.
+
+        Reference: papers/spatial_clap.md.
+
+        Example:
+          >>> StereoPair(spacing_m=0.2).positions_m(np.array([3.0, 2.0, 1.5]))
+          array([[3. , 2.1, 1.5],
+                 [3. , 1.9, 1.5]])
+        """
+        return center_m + np.array([[0, 0.5, 0], [0, -0.5, 0]]) * self.spacing_m

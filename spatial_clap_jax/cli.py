@@ -1,0 +1,375 @@
+"""`spatial-clap`: every command is one library call.
+
+Heavy imports stand inside the commands, so that `--help` and mistakes answer at once.
+"""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from spatial_clap_jax.errors import InputError
+
+T = TypeVar("T")
+# Bare booleans take a value (`--loss.scl False`), unions keep the type of their default.
+_STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command; a user's mistake is one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(arguments)
+    except InputError as error:
+        print(f"spatial-clap: {_one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("spatial-clap: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    name, *rest = arguments
+    if name == "--version":
+        from spatial_clap_jax import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"{name}: no such command; did you mean {nearest}? commands: {', '.join(COMMANDS)}"
+        )
+    COMMANDS[name](rest)
+
+
+def _overview() -> str:
+    lines = [
+        "usage: spatial-clap COMMAND ...",
+        "",
+        "Audio-text models that know what sounds and where.",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<11} {(command.__doc__ or '').splitlines()[0]}")
+    lines += ["", "spatial-clap COMMAND --help tells the options of one."]
+    return "\n".join(lines)
+
+
+def quickstart_command(arguments: list[str]) -> None:
+    """Render, train, evaluate and export a small model on built-in sounds."""
+    from spatial_clap_jax.quickstart import SYSTEMS, quickstart
+
+    def run(system: str = "spatial_clap", out: Path = Path("quickstart"), seed: int = 0) -> None:
+        """Renders scenes of the built-in sound bank, trains on them, evaluates on unseen rooms
+        and clips, and exports; minutes on two cores, no files needed.
+
+        Args:
+          system: which system.
+          out: folder for scenes, run and export; a second call goes on where one stopped.
+          seed: of scenes and training.
+        """
+        if system not in SYSTEMS:
+            raise InputError(f"--system {system}: unknown; choose one of {', '.join(SYSTEMS)}")
+        quickstart(system, out, seed)
+
+    _call(run, arguments, "quickstart")
+
+
+def render_command(arguments: list[str]) -> None:
+    """Render scenes from clips with captions."""
+    config, size = _peek(arguments, default="scenes.py", default_size="small")
+    from spatial_clap_jax.data.builders import render_scenes
+    from spatial_clap_jax.data.scenes import SceneRecipe
+    from spatial_clap_jax.train.experiment import load_config
+
+    recipe_default = load_config(config, size)
+    if not isinstance(recipe_default, SceneRecipe):
+        raise InputError(f"{config}: gives no scene recipe; give a file like configs/scenes.py")
+
+    def run(
+        config: tyro.conf.Positional[Path],
+        sources: str,
+        out: Path,
+        size: str = "small",
+        rirs: Path | None = None,
+        workers: int | None = None,
+        beam_runner: str | None = None,
+        beam_options: tuple[str, ...] = (),
+        recipe: Annotated[SceneRecipe, tyro.conf.arg(name="")] = recipe_default,
+    ) -> None:
+        """Renders a config's scenes from clips into a folder of records.
+
+        Args:
+          config: a Python file with get_config(size), for example configs/scenes.py.
+          sources: a csv of clips, or 'synthetic' for the built-in bank.
+          out: folder for the scenes.
+          size: quickstart, small or base.
+          rirs: a csv of measured impulse responses (filename, azimuth_deg, elevation_deg,
+            distance_m, room), in place of simulated rooms.
+          workers: processes; default: one a core.
+          beam_runner: render under Apache Beam with this runner (extra `beam`).
+          beam_options: options of the Beam runner.
+          recipe: everything that decides which scenes are rendered.
+        """
+        data = render_scenes(
+            recipe,
+            sources,
+            out,
+            rirs=rirs,
+            workers=workers,
+            beam_runner=beam_runner,
+            beam_options=beam_options,
+        )
+        groups = ", ".join(f"{split} {len(data.source(split))}" for split in data.splits)
+        skipped = len(data.manifest["skipped_clips"])
+        print(f"{out}: {groups} scene groups; {skipped} bad clips skipped")
+
+    _call(run, arguments, "render")
+
+
+def train_command(arguments: list[str]) -> None:
+    """Train a system on rendered scenes; resumes by itself."""
+    config, size = _peek(arguments, default="spatial_clap.py", default_size="base")
+    from spatial_clap_jax.train.experiment import Experiment, load_config
+    from spatial_clap_jax.train.trainer import train
+
+    experiment_default = load_config(config, size)
+    if not isinstance(experiment_default, Experiment):
+        raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
+
+    def run(
+        config: tyro.conf.Positional[Path],
+        data: Path,
+        workdir: Path,
+        size: str = "base",
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = experiment_default,
+    ) -> None:
+        """Trains a config's experiment; goes on from the newest checkpoint in --workdir.
+
+        Args:
+          config: a Python file with get_config(size), for example configs/spatial_clap.py.
+          data: folder that `render` wrote.
+          workdir: folder for checkpoints and logs.
+          size: quickstart, small or base.
+          experiment: everything that decides the run.
+        """
+        result = train(experiment, data, workdir)
+        print(f"{result.workdir}: trained to step {result.step}")
+
+    _call(run, arguments, "train")
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    """Evaluate a run or an export on scenes, or on recordings of one's own."""
+
+    def run(
+        run: tyro.conf.Positional[Path],
+        data: Path | None = None,
+        split: str = "test",
+        scenes: Path | None = None,
+        out: Path | None = None,
+        plot: Path | None = None,
+        gallery: int = 200,
+        step: int | None = None,
+    ) -> None:
+        """Retrieval, direction, content and content-space assignment, each beside chance.
+
+        Args:
+          run: folder of a run or of an export.
+          data: folder that `render` wrote.
+          split: train, validation or test.
+          scenes: in place of --data, a csv of recordings (filename, caption, and
+            wrong_captions separated by '|').
+          out: results.json to write.
+          plot: a figure to write (png, svg or pdf).
+          gallery: scenes in a retrieval gallery.
+          step: checkpoint to take; default: the newest.
+        """
+        from spatial_clap_jax import report
+        from spatial_clap_jax.data.builders import open_scenes
+        from spatial_clap_jax.evaluate import evaluate, evaluate_recordings, write_results
+        from spatial_clap_jax.inference import load
+
+        if (data is None) == (scenes is None):
+            raise InputError("evaluate: give either --data DIR or --scenes FILE.csv")
+        model = load(run, step=step)
+        if scenes is not None:
+            results = evaluate_recordings(model, scenes)
+        else:
+            assert data is not None
+            results = evaluate(model, open_scenes(data), split=split, gallery=gallery)
+        report.print_results(results)
+        if out is not None:
+            write_results(results, out)
+        if plot is not None:
+            report.plot_results(results, plot)
+
+    _call(run, arguments, "evaluate")
+
+
+def export_command(arguments: list[str]) -> None:
+    """Export a run's model for others to load."""
+
+    def run(
+        run: tyro.conf.Positional[Path],
+        out: Path,
+        format: Literal["stablehlo", "safetensors"] = "stablehlo",
+        step: int | None = None,
+    ) -> None:
+        """Writes the model as compiled programs or as plain tensors, with a model card.
+
+        Args:
+          run: folder of a run.
+          out: folder to write.
+          format: stablehlo (runs without this library, on cpu, cuda and tpu) or safetensors.
+          step: checkpoint to take; default: the newest.
+        """
+        from spatial_clap_jax.export import export
+
+        for path in export(run, out, format, step=step):
+            print(path)
+
+    _call(run, arguments, "export")
+
+
+def embed_command(arguments: list[str]) -> None:
+    """Cosines between a recording and texts."""
+
+    def run(
+        run: tyro.conf.Positional[Path],
+        audio: tyro.conf.Positional[Path],
+        text: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        out: Path | None = None,
+    ) -> None:
+        """Embeds a recording of any length and rate, and says how near each text is.
+
+        Args:
+          run: folder of a run or of an export.
+          audio: a recording with the channels that the model takes.
+          text: a text; may be given several times.
+          out: write the embedding of the recording to this .npy file.
+        """
+        from spatial_clap_jax.data.audio import read_audio
+        from spatial_clap_jax.inference import load, save_embedding
+
+        if not text and out is None:
+            raise InputError('embed: give --text "..." (any number of times), or --out FILE.npy')
+        model = load(run)
+        embedding = model.embed_audio(*read_audio(audio))
+        if out is not None:
+            save_embedding(embedding, out)
+        if text:
+            cosines = model.embed_text(list(text)) @ embedding
+            for cosine, line in sorted(zip(cosines.tolist(), text, strict=True), reverse=True):
+                print(f"{cosine:+.4f}  {line}")
+
+    _call(run, arguments, "embed")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "quickstart": quickstart_command,
+    "render": render_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "export": export_command,
+    "embed": embed_command,
+}
+
+
+def _peek(arguments: list[str], default: str, default_size: str) -> tuple[str, str]:
+    """The config file and size, looked up before the options that they are defaults of."""
+    size = default_size
+    for i, word in enumerate(arguments):
+        if word == "--size" and i + 1 < len(arguments):
+            size = arguments[i + 1]
+        elif word.startswith("--size="):
+            size = word.removeprefix("--size=")
+    config = arguments[0] if arguments and not arguments[0].startswith("-") else default
+    return config, size
+
+
+def _call(function: Callable[..., T], arguments: list[str], name: str) -> T:
+    """`function` with the arguments of the command line; mistakes become `InputError`."""
+    program = f"spatial-clap {name}"
+    unknown, message = _parse(function, arguments, program)
+    if message:
+        raise InputError(f"{name}: {message} ({program} --help tells the options)")
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        flags = _flags(function, program)
+        nearest = difflib.get_close_matches(flag.replace("_", "-"), flags, n=1, cutoff=0.0)[0]
+        kind = "option" if flag.startswith("-") else "argument"
+        raise InputError(
+            f"{name}: unknown {kind} {flag}; did you mean {nearest}? "
+            f"({program} --help tells the options)"
+        )
+    return tyro.cli(function, args=arguments, prog=program, config=_STYLE)
+
+
+def _parse(function: Callable, arguments: list[str], program: str) -> tuple[list[str], str]:
+    """Options that are unknown, and what else is wrong with the arguments, if anything."""
+    if {"-h", "--help"} & set(arguments):
+        return [], ""
+    # Parsed once without being run: tyro prints boxes, a mistake here is one line.
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            _, unknown = tyro.cli(
+                _signature_only(function),
+                args=arguments,
+                prog=program,
+                config=_STYLE,
+                return_unknown_args=True,
+            )
+    except SystemExit:
+        return [], _unbox(printed.getvalue())
+    return unknown, ""
+
+
+def _signature_only(function: Callable) -> Callable:
+    """Something with the signature and the documentation of `function` that does nothing."""
+
+    def nothing(**_: Any) -> None: ...
+
+    nothing.__doc__ = function.__doc__
+    nothing.__annotations__ = function.__annotations__
+    import inspect
+
+    nothing.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return nothing
+
+
+def _unbox(text: str) -> str:
+    """What tyro said in a box, on one line, without its title and its advice."""
+    body = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    kept: list[str] = []
+    for line in body:
+        if set(line) <= {"─"}:
+            break
+        kept.append(line)
+    return _one_line(" ".join(kept)) or _one_line(text)
+
+
+def _flags(function: Callable, program: str) -> list[str]:
+    printed = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
+        tyro.cli(function, args=["--help"], prog=program, config=_STYLE)
+    return sorted(set(re.findall(r"--[a-z][\w.-]*", printed.getvalue())))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    main()

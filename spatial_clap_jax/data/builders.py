@@ -1,0 +1,469 @@
+"""Rendering: a recipe and a source become a folder of scene groups that TFDS and Grain read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
+from spatial_clap_jax.acoustics.rirs import RirRoom, load_measured_rirs
+from spatial_clap_jax.data import material
+from spatial_clap_jax.data.records import (
+    MANIFEST,
+    SceneData,
+    encode_group,
+    open_scenes,
+    scene_features,
+)
+from spatial_clap_jax.data.scenes import SceneRecipe, draw_group
+from spatial_clap_jax.data.sources import Source, SourceOptions, open_source
+from spatial_clap_jax.data.workers import WorkerPool
+from spatial_clap_jax.errors import InputError
+
+__all__ = ["SceneConfig", "SceneGroups", "SceneGroupsBeam", "open_scenes", "render_scenes"]
+
+FORMAT = 1
+# A shard of records is held in memory while it is written.
+SHARD_BYTES = 128 << 20
+# Packages whose version can change a sample or a word.
+VERSIONS = (
+    "spatial-clap-jax",
+    "numpy",
+    "scipy",
+    "soxr",
+    "soundfile",
+    "pyroomacoustics",
+    "tensorflow-datasets",
+)
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One group to be drawn, as it is sent to a worker."""
+
+    recipe: SceneRecipe
+    sources: str
+    folder: Path
+    split: str
+    index: int
+
+    def __call__(self) -> dict[str, Any]:
+        """The example of the group."""
+        drawn_from = material.open_material(self.folder, self.sources, self.recipe.sources)
+        split, k = split_and_k(self.split)
+        return encode_group(draw_group(self.recipe, drawn_from, split, k, self.index))
+
+
+def split_and_k(name: str) -> tuple[str, int]:
+    """'train_k2' -> ('train', 2)."""
+    split, k = name.split("_k")
+    return split, int(k)
+
+
+@dataclasses.dataclass(eq=False)
+class SceneConfig(tfds.core.BuilderConfig):
+    """A recipe, the clips it is applied to, and how groups are drawn.
+
+    Attributes:
+      recipe: what to render.
+      sources: csv path, or 'synthetic'.
+      folder: where the rooms and the list of skipped clips lie.
+      run: makes the draws, in order, in worker processes; Beam needs none.
+    """
+
+    recipe: SceneRecipe = dataclasses.field(default_factory=SceneRecipe)
+    sources: str = "synthetic"
+    folder: Path = Path()
+    run: Callable[[Iterable[Draw]], Iterator[dict[str, Any]]] | None = None
+
+    def draws(self, split: str) -> Iterator[Draw]:
+        """All groups of a split, in order."""
+        for index in range(self.recipe.splits()[split]):
+            yield Draw(self.recipe, self.sources, self.folder, split, index)
+
+
+class SceneGroups(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Scene groups rendered on one machine, shard after shard, in the order of their indices.
+
+    TFDS's `GeneratorBasedBuilder` without Beam would hold a split in memory to shuffle it, and
+    above 1 GB it needs TensorFlow for that; groups are drawn at random, so order means nothing.
+    """
+
+    name = "scene_groups"
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: SceneConfig
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _info(self)
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Any]]:
+        config, shards = self.builder_config, {}
+        assert config.run is not None
+        names = list(config.recipe.splits())
+        draws = itertools.chain.from_iterable(config.draws(split) for split in names)
+        # TFDS writes splits and shards in the order given here, so that all share one iterator
+        # and the workers never wait for a shard to be closed.
+        examples = config.run(draws)
+        for split in names:
+            sizes = shard_sizes(config.recipe, split)
+            starts = itertools.accumulate(sizes, initial=0)
+            shards[split] = [
+                functools.partial(_take, examples, start, size)
+                for start, size in zip(starts, sizes, strict=False)
+            ]
+        return shards
+
+
+class SceneGroupsBeam(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The same groups rendered by Apache Beam."""
+
+    name = "scene_groups"
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: SceneConfig
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _info(self)
+
+    def _split_generators(self, dl_manager: Any) -> Mapping[str, Any]:
+        return {
+            split: self._generate_examples(split) for split in self.builder_config.recipe.splits()
+        }
+
+    def _generate_examples(self, split: str) -> Any:
+        import apache_beam as beam
+
+        return (
+            beam.Create(list(self.builder_config.draws(split)))
+            | beam.Reshuffle()
+            | beam.Map(_keyed_example)
+        )
+
+
+def _keyed_example(draw: Draw) -> tuple[int, dict[str, Any]]:
+    return draw.index, draw()
+
+
+def _take(examples: Iterator[T], start: int, count: int) -> Iterator[tuple[int, T]]:
+    return zip(range(start, start + count), examples, strict=False)
+
+
+def _info(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetInfo:
+    config = builder.builder_config
+    assert isinstance(config, SceneConfig)
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description="Spatial mixtures of dry clips in rooms, with captions of what is where.",
+        features=scene_features(config.recipe.length),
+        disable_shuffling=True,
+    )
+
+
+def shard_sizes(recipe: SceneRecipe, split: str) -> list[int]:
+    """Groups in each shard of a split, all but equally many."""
+    count, (_, k) = recipe.splits()[split], split_and_k(split)
+    members = recipe.permutations_k3 if k == 3 else math.factorial(k)
+    in_shard = max(1, SHARD_BYTES // (members * recipe.length * 4))
+    shards = math.ceil(count / in_shard)
+    return [count // shards + (shard < count % shards) for shard in range(shards)]
+
+
+def render_scenes(
+    recipe: SceneRecipe,
+    sources: str,
+    out: str | Path,
+    rirs: str | Path | None = None,
+    workers: int | None = None,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
+    progress: bool = True,
+) -> SceneData:
+    """Render all scene groups of a recipe into a folder.
+
+    The folder appears when it is whole: rendering goes on in a hidden folder beside it, which
+    is renamed at the end and removed after an error.
+
+    Args:
+      recipe: what to render.
+      sources: a csv of clips, or 'synthetic'.
+      out: the folder to make. One that holds the same scenes already is left as it is.
+      rirs: a csv of measured impulse responses, instead of simulated rooms.
+      workers: processes that render; None: one for each core. The result does not depend on it.
+      beam_runner: name of an Apache Beam runner that renders instead of local processes; its
+        workers must see `sources` and the parent of `out` under the same paths.
+      beam_options: options of the Beam pipeline, such as '--direct_num_workers=4'.
+      progress: show progress bars on stderr.
+
+    Returns:
+      The opened folder.
+
+    Raises:
+      InputError: `out` holds something else, a source or a response cannot be used, more than
+        5 % of the clips are bad, a split lacks clips or rooms, or Beam is not installed.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers} must be at least 1; leave it out for all cores.")
+    pipeline = _beam_pipeline(beam_runner, beam_options)
+    if sources != "synthetic":
+        sources = os.path.abspath(sources)
+    source = open_source(sources, recipe.sources)
+    measured = load_measured_rirs(rirs, recipe.sample_rate_hz) if rirs is not None else None
+    identity = {
+        "recipe": _as_json(recipe),
+        "source": {"name": source.name, "fingerprint": source.fingerprint()},
+        "rirs": None if measured is None else material.rooms_fingerprint(measured),
+    }
+    out = Path(os.path.realpath(out))
+    if _holds_the_same(out, identity):
+        if progress:
+            print(f"{out}: holds these scenes already; nothing to do.", file=sys.stderr)
+        return open_scenes(out)
+    with _staging(out) as folder, WorkerPool(workers or os.cpu_count() or 1, progress) as pool:
+        skipped = _check_clips(pool, recipe, source, sources)
+        t60_s = _make_rooms(pool, recipe, folder, measured)
+        material.store_material(
+            folder, skipped, {split: len(times) for split, times in t60_s.items()}
+        )
+        for split in recipe.splits():
+            # What is amiss with clips or rooms shows up here, before the long part.
+            Draw(recipe, sources, folder, split, 0)()
+        run = functools.partial(pool.run, title="scene groups", total=sum(recipe.splits().values()))
+        config = SceneConfig(
+            name=recipe.name, recipe=recipe, sources=sources, folder=folder, run=run
+        )
+        builder_class = SceneGroups if pipeline is None else SceneGroupsBeam
+        with _quiet():
+            builder = builder_class(data_dir=folder, config=config, file_format="array_record")
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    beam_runner=beam_runner, beam_options=pipeline
+                )
+            )
+        whole = Path(builder.data_dir)
+        manifest = _manifest(recipe, source, identity, skipped, t60_s)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        (whole / MANIFEST).write_text(text, encoding="utf-8")
+        whole.rename(out)
+    return open_scenes(out)
+
+
+def _check_clips(
+    pool: WorkerPool, recipe: SceneRecipe, source: Source, sources: str
+) -> dict[str, str]:
+    check = functools.partial(_fault, sources, recipe.sources, recipe.sample_rate_hz)
+    checks = (functools.partial(check, number) for number in range(len(source.clips)))
+    faults = pool.run(checks, title="clips checked", total=len(source.clips))
+    return material.skipped_clips(source, faults)
+
+
+def _fault(sources: str, options: SourceOptions, sample_rate_hz: int, number: int) -> str | None:
+    source = _opened(sources, options)
+    return material.clip_fault(source, source.clips[number], sample_rate_hz)
+
+
+_opened = functools.lru_cache(maxsize=1)(open_source)
+
+
+def _make_rooms(
+    pool: WorkerPool, recipe: SceneRecipe, folder: Path, measured: Sequence[RirRoom] | None
+) -> dict[str, list[float]]:
+    """Write the rooms of each split that has groups; returns their reverberation times."""
+    splits = list(dict.fromkeys(split_and_k(name)[0] for name in recipe.splits()))
+    folders = {split: folder / "rooms" / split for split in splits}
+    for path in folders.values():
+        path.mkdir(parents=True)
+    if measured is not None:
+        divided = material.divide_rooms(measured, recipe.room_counts, splits, recipe.seed)
+        for split, rooms in divided.items():
+            for index, room in enumerate(rooms):
+                material.store_room(folders[split], index, room, recipe.high_pass_hz)
+        return {split: [room.t60_s for room in rooms] for split, rooms in divided.items()}
+    counts = {split: getattr(recipe.room_counts, split) for split in splits}
+    for split, count in counts.items():
+        if count < 1:
+            raise InputError(
+                f"scene recipe: room_counts.{split} {count} must be at least 1, because the split "
+                "has scene groups."
+            )
+    simulations = (
+        functools.partial(material.store_simulated_room, recipe, folders[split], split, index)
+        for split in splits
+        for index in range(counts[split])
+    )
+    times = pool.run(simulations, title="rooms simulated", total=sum(counts.values()))
+    return {split: list(itertools.islice(times, counts[split])) for split in splits}
+
+
+def _manifest(
+    recipe: SceneRecipe,
+    source: Source,
+    identity: dict[str, Any],
+    skipped: dict[str, str],
+    t60_s: dict[str, list[float]],
+) -> dict[str, Any]:
+    """What the folder holds; equal for equal scenes, so it tells neither date nor machine."""
+    used = [clip for clip in source.clips if clip.clip_id not in skipped and clip.split in t60_s]
+    contents = [content for clip in used if clip.split == "train" for content in clip.captions]
+    return {
+        "format": FORMAT,
+        **identity,
+        "fingerprint": _digest(identity),
+        "versions": {package: _version(package) for package in VERSIONS},
+        "groups": recipe.splits(),
+        "rooms": {split: len(times) for split, times in t60_s.items()},
+        "t60_s": {
+            split: {
+                "lowest": round(min(times), 4),
+                "median": round(float(np.median(times)), 4),
+                "highest": round(max(times), 4),
+            }
+            for split, times in t60_s.items()
+        },
+        "clips": {split: sum(clip.split == split for clip in used) for split in t60_s},
+        "skipped_clips": skipped,
+        "categories": sorted({clip.category for clip in used if clip.category}),
+        "caption_corpus": [
+            *dict.fromkeys(contents),
+            *(direction.phrase for direction in STEREO_DIRECTIONS),
+        ],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _holds_the_same(out: Path, identity: dict[str, Any]) -> bool:
+    """Whether `out` is these very scenes; False where there is nothing, else an InputError."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / MANIFEST).is_file():
+        raise InputError(
+            f"{out}: holds something that is no set of scenes; nothing is overwritten: give a new "
+            "or an empty folder as --out."
+        )
+    held = open_scenes(out).manifest
+    there, here = ({key: held.get(key) for key in identity}, identity)
+    for key in _flat(here) | _flat(there):
+        old, new = _flat(there).get(key), _flat(here).get(key)
+        if old != new:
+            raise InputError(
+                f"{out}: holds scenes of another kind: {key} is {old!r} there and {new!r} here; "
+                "nothing is overwritten: give another --out."
+            )
+    return True
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _as_json(recipe: SceneRecipe) -> dict[str, Any]:
+    """The recipe as JSON gives it back; a folder's place is not part of what is rendered."""
+    fields = dataclasses.asdict(recipe)
+    fields["sources"].pop("audio_folder")
+    return json.loads(json.dumps(fields))
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`; those that killed renders left behind go first."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{out.name}.{socket.gethostname()}-"
+        for left in out.parent.iterdir():
+            number = left.name.removeprefix(prefix).removesuffix(".partial")
+            ours = left.name == f"{prefix}{number}.partial" and number.isdecimal()
+            if ours and not _alive(int(number)):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = out.parent / f"{prefix}{os.getpid()}.partial"
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be made ({error.strerror}); give a place that can be written to."
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS tells of downloads that there are none of, on stdout, in bars and in absl's log."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(before)
+
+
+def _beam_pipeline(runner: str | None, options: Sequence[str]) -> Any:
+    """Beam's options, or None without a runner."""
+    if runner is None:
+        if options:
+            raise InputError(
+                f"--beam-options {' '.join(options)!r} need --beam-runner, such as 'DirectRunner'."
+            )
+        return None
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.runner import create_runner
+    except ImportError:
+        raise InputError(
+            f"--beam-runner {runner!r} needs Apache Beam; install the extra: "
+            "pip install 'spatial-clap-jax[beam]'."
+        ) from None
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise InputError(
+            f"--beam-runner {runner!r} is no runner that Beam can load "
+            f"({' '.join(str(error).split())}); 'DirectRunner' runs on this machine."
+        ) from error
+    return PipelineOptions(list(options))

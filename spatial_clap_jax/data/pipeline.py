@@ -1,0 +1,356 @@
+"""Scene groups on disk to host batches: shuffle, augment, tokenise, batch, hand to each process.
+
+The groups of step s follow from the seed and s alone. A global batch is laid out first (captions of
+single sources, then those of mixtures, members of a group side by side) and every process takes its
+contiguous part of it; so neither the number of processes nor that of workers changes what is
+trained on, and the whole state of the iterator is one number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol, cast
+
+import grain
+import numpy as np
+from absl import flags
+
+from spatial_clap_jax.data import transforms
+from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.errors import InputError
+
+# Steps that an endless iterator is good for.
+_ENDLESS = 2**40
+
+Batch = dict[str, np.ndarray]
+
+
+class Scenes(Protocol):
+    """What the pipeline needs of an opened data set; `open_scenes` gives one.
+
+    A source of groups travels to the workers by pickle.
+    """
+
+    @property
+    def splits(self) -> Collection[str]: ...
+
+    def source(self, split: str) -> Sequence[SceneGroup]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """How scene groups become batches.
+
+    Attributes:
+      captions_per_batch: captions in a global batch, over all processes.
+      mixture_share: share of the captions that tell of two sources; where only one of the splits
+        `train_k1` and `train_k2` exists, all captions are of that one.
+      workers: processes that build batches; 0 builds them in threads of this process. Workers pay
+        where there are cores beside those that train.
+      threads: threads that build batches, in each worker or, without workers, here.
+      prefetch: batches built ahead, in each worker or, without workers, here.
+      gain_db: lowest and highest joint gain; (0, 0) changes nothing.
+      swap: mirror left and right of every second group, drawn.
+      shift: shift each mixture circularly in time.
+      redraw: draw phrasing and mention order of captions anew in each epoch.
+    """
+
+    captions_per_batch: int = 64
+    mixture_share: float = 0.75
+    workers: int = 0
+    threads: int = 1
+    prefetch: int = 2
+    gain_db: tuple[float, float] = (-6.0, 6.0)
+    swap: bool = True
+    shift: bool = True
+    redraw: bool = True
+
+    def __post_init__(self):
+        for name, smallest in (
+            ("captions_per_batch", 1),
+            ("workers", 0),
+            ("threads", 1),
+            ("prefetch", 1),
+        ):
+            value = getattr(self, name)
+            if value < smallest:
+                raise InputError(f"{name}: {value} is too small; give at least {smallest}.")
+        if not 0.0 <= self.mixture_share <= 1.0:
+            raise InputError(f"mixture_share: {self.mixture_share} is no share; give 0 to 1.")
+        low, high = self.gain_db
+        if not low <= high:
+            raise InputError(f"gain_db: {self.gain_db} is no range; give the lower gain first.")
+
+
+class TrainBatches(grain.DatasetIterator[Batch]):
+    """Endless iterator over batches whose state is the number of the next step.
+
+    A state restores with any number of workers, threads and processes.
+    """
+
+    def __init__(self, steps: grain.MapDataset[Batch], config: PipelineConfig):
+        super().__init__()
+        self._steps = steps
+        self._config = config
+        self._next_step = 0
+        self._running: grain.DatasetIterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        batch = next(self._start())
+        self._next_step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The number of the next step, for a checkpoint."""
+        return {"step": self._next_step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues with the batch that followed when `state` was taken."""
+        self._stop()
+        self._next_step = int(state["step"])
+
+    def start_prefetch(self) -> None:
+        """Starts building batches, so that the first one is there when it is asked for."""
+        self._start().start_prefetch()
+
+    def close(self) -> None:
+        """Ends threads and workers and frees their shared memory; may be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._stop()
+
+    def _start(self) -> grain.DatasetIterator[Batch]:
+        self._assert_not_closed()
+        if self._running is None:
+            config = self._config
+            built = self._steps[self._next_step :].to_iter_dataset(
+                grain.ReadOptions(
+                    num_threads=config.threads,
+                    prefetch_buffer_size=max(config.threads, config.prefetch),
+                )
+            )
+            if config.workers:
+                if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags.
+                    flags.FLAGS.mark_as_parsed()
+                built = built.mp_prefetch(
+                    grain.MultiprocessingOptions(
+                        num_workers=config.workers, per_worker_buffer_size=config.prefetch
+                    )
+                )
+            self._running = iter(built)
+        return self._running
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def train_batches(
+    scenes: Scenes,
+    config: PipelineConfig,
+    tokenizer: Tokenizer,
+    *,
+    scl: bool,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Endless, reshuffled, augmented training batches of this process.
+
+    With SCL both members of a two-source group are in the batch, side by side; without, one drawn
+    member of each of twice as many groups, so that the number of captions is the same.
+
+    Args:
+      scenes: the data; its splits `train_k1` and `train_k2` are read, or the one that exists.
+      config: batch size, mix, augmentation, workers.
+      tokenizer: for the captions; those that are too long are cut.
+      scl: whether the permuted members of a group stay together.
+      seed: order and augmentation follow from it.
+      process_index: which part of each global batch is built here.
+      process_count: number of parts.
+
+    Returns:
+      Iterator over `audio` float32 [b, c, t], `tokens` int32 [b, n], `token_mask` bool [b, n],
+      `group` int32 [b] (same number = same scene group) and `meaning` int32 [b] (same number =
+      same contents in the same directions), b = captions of this process. It has `get_state`,
+      `set_state` and `close`; close it.
+
+    Raises:
+      InputError: no training split, or captions that cannot be shared out among the processes
+        without splitting a group.
+    """
+    total = config.captions_per_batch
+    members = 2 if scl else 1
+    singles = _single_captions(scenes, config, members)
+    if total % process_count:
+        raise InputError(
+            f"captions_per_batch: {total} does not divide among {process_count} processes; give a"
+            f" multiple of {process_count}."
+        )
+    rows = total // process_count
+    if process_count > 1 and singles < total and rows % members:
+        raise InputError(
+            f"captions_per_batch: {total} gives each of {process_count} processes {rows} captions,"
+            f" which would split a scene group; give a multiple of {2 * process_count}."
+        )
+    first, last = process_index * rows, (process_index + 1) * rows
+    parts = []
+    if singles:
+        groups = _augmented(scenes, "train_k1", config, members, seed)
+        parts.append(_Part(groups, singles, min(first, singles), min(last, singles)))
+    if singles < total:
+        groups = _augmented(scenes, "train_k2", config, members, seed)
+        start, stop = (max(row - singles, 0) // members for row in (first, last))
+        parts.append(_Part(groups, (total - singles) // members, start, stop))
+    build = functools.partial(_build_batch, tuple(parts), tokenizer)
+    return TrainBatches(grain.MapDataset.range(_ENDLESS).map(build), config)
+
+
+def evaluation_scenes(scenes: Scenes, split: str, limit: int | None = None) -> Iterator[SceneGroup]:
+    """The groups of a split as they were rendered, in their order.
+
+    Args:
+      scenes: the data.
+      split: `test_k2` and the like.
+      limit: take the first so many; None takes all.
+
+    Raises:
+      InputError: there is no such split.
+    """
+    source = _source(scenes, split)
+    count = len(source) if limit is None else min(limit, len(source))
+    return (source[i] for i in range(count))
+
+
+def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer) -> Batch:
+    """One batch of all members of the groups, in their order.
+
+    Args:
+      groups: scene groups of one rate and length.
+      tokenizer: for the captions; those that are too long are cut.
+
+    Returns:
+      The batch that `train_batches` describes.
+    """
+    rows = sum(len(group.captions) for group in groups)
+    audio = np.empty((rows, *groups[0].audio.shape[1:]), np.float32)
+    row = 0
+    for group in groups:
+        for member in group.audio:
+            # Converted straight into the batch, then scaled while it is in the cache.
+            audio[row] = member
+            audio[row] *= np.float32(group.scale)
+            row += 1
+    tokens, mask = tokenizer.encode(
+        [caption for group in groups for caption in group.captions], truncate=True
+    )
+    return {
+        "audio": audio,
+        "tokens": tokens,
+        "token_mask": mask,
+        "group": np.array(
+            [_number(group.scene_id) for group in groups for _ in group.captions], np.int32
+        ),
+        "meaning": np.array([m for group in groups for m in meanings(group)], np.int32),
+    }
+
+
+def meanings(group: SceneGroup) -> list[int]:
+    """A number for what each member of the group says: which contents in which directions.
+
+    A content is known by its category, or by its clip where it has none; the order does not count.
+    The numbers are the same in every process and run.
+
+    Returns:
+      p numbers, each in the range of int32.
+    """
+    contents = [
+        f"category {category}" if category else f"clip {clip}"
+        for category, clip in zip(group.categories, group.clips, strict=True)
+    ]
+    return [
+        _number("\n".join(sorted(f"{d} {c}" for c, d in zip(contents, directions, strict=True))))
+        for directions in transforms.member_directions(group)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Which of the `per_step` groups of each step are this process's: `start` up to `stop`."""
+
+    groups: grain.MapDataset[SceneGroup]
+    per_step: int
+    start: int
+    stop: int
+
+
+def _build_batch(parts: Sequence[_Part], tokenizer: Tokenizer, step: int) -> Batch:
+    groups = [
+        part.groups[step * part.per_step + i]
+        for part in parts
+        for i in range(part.start, part.stop)
+    ]
+    # Grain's elements may be None, where a filter dropped one; there is no filter here.
+    return collate(cast(list[SceneGroup], groups), tokenizer)
+
+
+def _single_captions(scenes: Scenes, config: PipelineConfig, members: int) -> int:
+    """How many captions of a global batch are of single sources."""
+    total = config.captions_per_batch
+    has_singles, has_mixtures = ("train_k1" in scenes.splits, "train_k2" in scenes.splits)
+    if not has_singles and not has_mixtures:
+        raise InputError(
+            f"scenes: no split train_k1 or train_k2 among {sorted(scenes.splits)}; render some."
+        )
+    if not has_mixtures:
+        return total
+    if not has_singles:
+        if total % members:
+            raise InputError(
+                f"captions_per_batch: {total} is odd, but two-source groups have two members each;"
+                " give an even number."
+            )
+        return 0
+    # Pairs without SCL too, so that the mix is the same with and without.
+    return total - 2 * round(total * config.mixture_share / 2)
+
+
+def _augmented(
+    scenes: Scenes, split: str, config: PipelineConfig, members: int, seed: int
+) -> grain.MapDataset[SceneGroup]:
+    """The groups of a split without end, reshuffled and drawn anew in each epoch."""
+    # Not seed + k: the order of one seed's mixtures must not be that of the next seed's singles.
+    split_seed = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)[0]
+    groups = grain.MapDataset.source(_source(scenes, split)).seed(int(split_seed))
+    groups = groups.shuffle().repeat()
+    if members == 1:
+        groups = groups.random_map(transforms.draw_member)
+    groups = groups.random_map(functools.partial(transforms.joint_gain, range_db=config.gain_db))
+    for wanted, transform in (
+        (config.swap, transforms.random_swap),
+        (config.shift, transforms.time_shift),
+        (config.redraw, transforms.redraw_captions),
+    ):
+        if wanted:
+            groups = groups.random_map(transform)
+    return groups
+
+
+def _source(scenes: Scenes, split: str) -> Sequence[SceneGroup]:
+    if split not in scenes.splits:
+        raise InputError(f"split: {split!r} is not one of {sorted(scenes.splits)}.")
+    source = scenes.source(split)
+    if not len(source):
+        raise InputError(f"split: {split!r} holds no scenes; render it again.")
+    return source
+
+
+def _number(text: str) -> int:
+    """A 32-bit number for a text, the same in every process and run (unlike `hash`)."""
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little", signed=True)

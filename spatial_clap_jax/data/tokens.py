@@ -1,0 +1,220 @@
+"""Text to token ids of one fixed length: a small trained vocabulary, or any tokenizer.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int32
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from spatial_clap_jax.errors import InputError
+
+# (begin, end, padding) by name: RoBERTa's, which the trained tokenizer takes too, and BERT's.
+_SPECIAL_TOKENS = (("<s>", "</s>", "<pad>"), ("[CLS]", "[SEP]", "[PAD]"))
+_ALPHABET = pre_tokenizers.ByteLevel.alphabet()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Turns texts into ids `[b, n]`: begin token, text, end token, padding.
+
+    Build one with `train`, `from_file` or `from_json`.
+
+    Attributes:
+      backend: the tokenizer proper, of the `tokenizers` library.
+      max_tokens: n, the fixed length, begin and end token included.
+      begin_id: id of `<s>` or `[CLS]`.
+      end_id: id of `</s>` or `[SEP]`.
+      pad_id: id of `<pad>` or `[PAD]`.
+    """
+
+    backend: tokenizers.Tokenizer
+    max_tokens: int
+    begin_id: int
+    end_id: int
+    pad_id: int
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int, max_tokens: int) -> Tokenizer:
+        """Trains a byte-level BPE vocabulary: any text has ids, none is unknown.
+
+        Text is normalised first (NFKC, lower case, runs of white space as one space, none at the
+        ends), so that `A dog  barks` and `a dog barks` have the same ids. The outcome depends on
+        the texts alone, not on their order.
+
+        Args:
+          texts: the caption corpus.
+          vocabulary: the largest number of ids; fewer are used where the corpus has no more words.
+          max_tokens: fixed length of what `encode` returns.
+
+        Returns:
+          The tokenizer; ids 0, 1, 2 are `<s>`, `<pad>`, `</s>` as in RoBERTa.
+
+        Raises:
+          InputError: `vocabulary` below the 256 bytes and 3 special tokens.
+
+        Reference:
+          Our choice for the sizes without pretrained text weights.
+        """
+        begin, end, pad = _SPECIAL_TOKENS[0]
+        specials = [begin, pad, end]
+        smallest = len(_ALPHABET) + len(specials)
+        if vocabulary < smallest:
+            raise InputError(
+                f"vocabulary: {vocabulary} ids cannot hold the 256 bytes and 3 special tokens;"
+                f" give at least {smallest}."
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+            [
+                normalizers.NFKC(),
+                normalizers.Lowercase(),
+                normalizers.Replace(Regex(r"\s+"), " "),
+                normalizers.Strip(),
+            ]
+        )
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(  # pyright: ignore[reportAttributeAccessIssue]
+            add_prefix_space=True
+        )
+        backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            min_frequency=1,
+            special_tokens=specials,
+            initial_alphabet=_ALPHABET,
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        ids = {name: backend.token_to_id(name) for name in specials}
+        # For those who load the exported tokenizer.json with other programs.
+        backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+            single=f"{begin} $A {end}", special_tokens=[(begin, ids[begin]), (end, ids[end])]
+        )
+        return _wrap(backend, max_tokens, "trained tokenizer")
+
+    @classmethod
+    def from_file(cls, path: str | Path, max_tokens: int) -> Tokenizer:
+        """Reads a Hugging Face `tokenizer.json` with RoBERTa's or BERT's special tokens.
+
+        Args:
+          path: the file.
+          max_tokens: fixed length of what `encode` returns.
+
+        Raises:
+          InputError: the file is missing, is no tokenizer, or lacks the special tokens.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path}: cannot be read as a tokenizer ({error}); give a tokenizer.json."
+            ) from error
+        return _parse(text, max_tokens, str(path))
+
+    @classmethod
+    def from_json(cls, text: str, max_tokens: int) -> Tokenizer:
+        """Restores a tokenizer from what `to_json` gave.
+
+        Args:
+          text: content of a `tokenizer.json`.
+          max_tokens: fixed length of what `encode` returns.
+
+        Raises:
+          InputError: the text is no tokenizer, or lacks the special tokens.
+        """
+        return _parse(text, max_tokens, "tokenizer JSON")
+
+    def to_json(self) -> str:
+        """The content of a `tokenizer.json`; `max_tokens` is not part of it."""
+        return self.backend.to_str()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id: the rows that an embedding table needs."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(
+        self, texts: Sequence[str], truncate: bool = False
+    ) -> tuple[Int32[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]:
+        """Token ids of fixed length and which of them are no padding.
+
+        Args:
+          texts: b captions.
+          truncate: cut a long text, keeping its end token, instead of refusing it. For captions
+            out of a training set; what a user asks is never cut silently.
+
+        Returns:
+          ids: begin token, text, end token, padding.
+          mask: True up to and including the end token.
+
+        Raises:
+          InputError: a text is blank, or has more tokens than fit.
+
+        Example:
+          >>> ids, mask = tokenizer.encode(["a dog barks on the left side"])
+          >>> ids.shape, int(mask.sum())  # max_tokens 16, one id a word
+          ((1, 16), 9)
+        """
+        if isinstance(texts, str):
+            raise InputError(f"texts: {_shorten(texts)} is one text; give a list of texts.")
+        bodies = [
+            encoding.ids
+            for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)
+        ]
+        ids = np.full((len(bodies), self.max_tokens), self.pad_id, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        for row, (text, body) in enumerate(zip(texts, bodies, strict=True)):
+            if not text.strip() or not body:
+                raise InputError(
+                    f"text {row}: {_shorten(text)} is blank; a caption needs at least one word."
+                )
+            count = len(body) + 2
+            if count > self.max_tokens:
+                if not truncate:
+                    raise InputError(
+                        f"text {row}: {_shorten(text)} has {count} tokens with begin and end, the"
+                        f" encoder reads at most {self.max_tokens}; shorten the text."
+                    )
+                body, count = body[: self.max_tokens - 2], self.max_tokens
+            ids[row, :count] = [self.begin_id, *body, self.end_id]
+            mask[row, :count] = True
+        return ids, mask
+
+
+def _shorten(text: str, length: int = 40) -> str:
+    return repr(text if len(text) <= length else text[: length - 3] + "...")
+
+
+def _parse(text: str, max_tokens: int, name: str) -> Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # The library raises a bare Exception.
+        raise InputError(
+            f"{name}: is not a tokenizer ({error}); give the content of a tokenizer.json."
+        ) from error
+    # A file may bring a length of its own; ours is the only one.
+    backend.no_truncation()
+    backend.no_padding()
+    return _wrap(backend, max_tokens, name)
+
+
+def _wrap(backend: tokenizers.Tokenizer, max_tokens: int, name: str) -> Tokenizer:
+    if max_tokens < 3:
+        raise InputError(
+            f"max_tokens: {max_tokens} leaves no room for text between begin and end token; give"
+            " at least 3."
+        )
+    # A text that spells out "<s>" is text.
+    backend.encode_special_tokens = True
+    for names in _SPECIAL_TOKENS:
+        begin, end, pad = (backend.token_to_id(token) for token in names)
+        if begin is not None and end is not None and pad is not None:
+            return Tokenizer(backend, max_tokens, begin, end, pad)
+    raise InputError(
+        f"{name}: has neither <s>, </s>, <pad> (RoBERTa) nor [CLS], [SEP], [PAD] (BERT); give a"
+        " tokenizer with one of these sets."
+    )

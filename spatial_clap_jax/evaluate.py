@@ -1,0 +1,464 @@
+"""The numbers of a trained model: retrieval, zero-shot direction and content, assignment.
+
+Scores are flat by name, `{task}/{number of sources}`; a person's own recordings, whose number of
+sources nobody counts, are scored under `{task}/recordings`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spatial_clap_jax.acoustics.captions import category_phrasings, compose_caption
+from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
+from spatial_clap_jax.data.audio import read_audio
+from spatial_clap_jax.data.pipeline import Scenes, meanings
+from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.transforms import member_directions
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.metrics.embed import Embedder, check_finite, embed_in_batches, embed_texts
+from spatial_clap_jax.metrics.retrieval import chance_recall, relevant_ranks, similarity
+from spatial_clap_jax.metrics.scores import Results, check_results_path, score_of, write_results
+from spatial_clap_jax.metrics.zero_shot import (
+    assignment_hits,
+    choose,
+    confusion_matrix,
+    prototype,
+)
+
+__all__ = [
+    "Embedder",
+    "Evaluation",
+    "Recording",
+    "Results",
+    "check_results_path",
+    "evaluate",
+    "evaluate_in_detail",
+    "evaluate_recordings",
+    "read_recordings",
+    "write_results",
+]
+
+RECALL_AT = (1, 5, 10)
+SOURCES = (1, 2, 3)
+# What a clip of no known category is called in the prompts of the direction classes.
+ANY_SOUND = "a sound"
+RECORDING_COLUMNS = ("filename", "caption", "wrong_captions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All scores, and what they leave out.
+
+    Attributes:
+      results: the flat scores.
+      direction_confusion: 1-source scenes by true (row) and chosen (column) direction class;
+        None where the data have none.
+      content_by_category: the content score of each category apart.
+    """
+
+    results: Results
+    direction_confusion: Int[np.ndarray, "5 5"] | None
+    content_by_category: Results
+
+
+@dataclasses.dataclass(frozen=True)
+class _EmbeddedSplit:
+    """The scene groups of one split: every member embedded, its audio forgotten.
+
+    Attributes:
+      audio, text: embeddings of all members and their captions, groups one after another.
+      starts: the row of each group's first member, the identity; then the number of rows.
+      meaning, directions, categories: of the identity members; equal numbers mean the same.
+    """
+
+    audio: Float[np.ndarray, "n d"]
+    text: Float[np.ndarray, "n d"]
+    starts: Int[np.ndarray, "s_and_1"]
+    meaning: Int[np.ndarray, "s"]
+    directions: Int[np.ndarray, "s k"]
+    categories: list[tuple[str, ...]]
+
+
+def evaluate(
+    embedder: Embedder,
+    scenes: Scenes,
+    split: str = "test",
+    gallery: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+    batch_size: int = 32,
+) -> Results:
+    """Scores a model on the scene groups of one split; see `evaluate_in_detail`."""
+    return evaluate_in_detail(embedder, scenes, split, gallery, seed, progress, batch_size).results
+
+
+def evaluate_in_detail(
+    embedder: Embedder,
+    scenes: Scenes,
+    split: str = "test",
+    gallery: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+    batch_size: int = 32,
+) -> Evaluation:
+    """Scores a model on the scene groups of one split, and says where it errs.
+
+    Retrieval searches galleries of the identity members: the split, shuffled by `seed`, is cut
+    into as many galleries as it fills; where it fills none, all of it is one gallery (its n then
+    stays below `gallery`). An item of the same meaning (the set of (category, direction class),
+    the clip's id where it has no category) is a hit. Assignment asks every member of every group.
+    Zero-shot scores are of 1-source scenes, against prototypes made of prompts.
+
+    Args:
+      embedder: the model.
+      scenes: opened data; the names of its splits are `{split}_k{sources}`.
+      split: which split; its 1-, 2- and 3-source parts are scored where they exist.
+      gallery: scenes in a gallery.
+      seed: of the cut into galleries.
+      progress: whether to show a progress bar (on standard error).
+      batch_size: rows embedded at once; every batch is filled up to it.
+
+    Returns:
+      Scores `t2a_r1/K`, `t2a_r5/K`, `t2a_r10/K`, `a2t_r1/K`, ... for K sources, `direction/1`,
+      `content/1` (where at least two categories are known) and `assignment/2`, `assignment/3`
+      (where groups have several members); the confusion of directions; the score by category.
+
+    Raises:
+      InputError: a gallery or batch below 1, a split that is absent or empty, or embeddings that
+        are not finite.
+    """
+    for name, value in (("gallery", gallery), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} {value}: must be at least 1; give a larger number.")
+    names = {k: f"{split}_k{k}" for k in SOURCES}
+    sources = {k: scenes.source(name) for k, name in names.items() if name in scenes.splits}
+    sources = {k: source for k, source in sources.items() if len(source)}
+    if not sources:
+        held = sorted({name.rpartition("_k")[0] for name in scenes.splits})
+        raise InputError(
+            f"split '{split}': the data hold no scene of {', '.join(names.values())}; "
+            f"give one of their splits ({', '.join(held) or 'they have none'})."
+        )
+    results: Results = {}
+    embedded: dict[int, _EmbeddedSplit] = {}
+    with _progress(progress) as bar:
+        for k, source in sources.items():
+            embedded[k] = _embed_split(embedder, names[k], source, batch_size, bar)
+            results |= _retrieval(embedded[k], gallery, seed, str(k))
+            if k > 1:
+                results |= _assignment(embedded[k], str(k))
+        confusion, by_category = None, {}
+        if 1 in embedded:
+            known = {c for part in embedded.values() for scene in part.categories for c in scene}
+            categories = sorted(known - {""})
+            scores, confusion = _zero_shot_direction(
+                embedder, embedded[1], categories, batch_size, bar
+            )
+            results |= scores
+            if len(categories) > 1:
+                scores, by_category = _zero_shot_content(
+                    embedder, embedded[1], categories, batch_size, bar
+                )
+                results |= scores
+    return Evaluation(results, confusion, by_category)
+
+
+def evaluate_recordings(
+    embedder: Embedder, csv_path: str | Path, progress: bool = True, batch_size: int = 32
+) -> Results:
+    """Scores a model on a person's own stereo recordings.
+
+    Args:
+      embedder: the model.
+      csv_path: a table of `filename` (inside the csv's folder), `caption` and `wrong_captions`
+        (separated by `|`; may be blank, then the row is left out of the assignment).
+      progress: whether to show a progress bar (on standard error).
+      batch_size: texts embedded at once; recordings, each with its length and rate, go one by one.
+
+    Returns:
+      Scores `t2a_r1/recordings` and so on, where each distinct caption is one query and one
+      gallery item, and `assignment/recordings`: the caption above all wrong ones of its row.
+
+    Raises:
+      InputError: the file, a column, a row or a recording cannot be used; the message names it.
+    """
+    rows = read_recordings(csv_path)
+    captions = sorted({row.caption for row in rows})
+    with _progress(progress) as bar:
+        task = bar.add_task("recordings", total=len(rows))
+        audio = []
+        for row in rows:
+            try:
+                waveform, sample_rate_hz = read_audio(row.path)
+            except InputError as error:
+                raise InputError(f"{row.place}: {error}") from error
+            if waveform.shape[0] != 2:
+                raise InputError(
+                    f"{row.place}: '{row.path.name}' has {waveform.shape[0]} channel(s); "
+                    "recordings must be stereo (left, right); give a 2-channel file."
+                )
+            audio.append(
+                check_finite(embedder.embed_audio(waveform[None], sample_rate_hz), "audio")[0]
+            )
+            bar.advance(task)
+        audio = np.stack(audio)
+        texts = sorted({text for row in rows for text in (row.caption, *row.wrong)})
+        vectors = embed_texts(embedder, texts, batch_size, bar, "captions")
+    text_of = dict(zip(texts, vectors, strict=True))
+
+    relevant = np.array([[caption == row.caption for row in rows] for caption in captions])
+    scores = similarity(np.stack([text_of[c] for c in captions]), audio)
+    results: Results = {}
+    for task_name, scored, hit in (("t2a", scores, relevant), ("a2t", scores.T, relevant.T)):
+        ranks, cluster = relevant_ranks(scored, hit), np.arange(len(scored))
+        for at in RECALL_AT:
+            key = f"{task_name}_r{at}/recordings"
+            results[key] = score_of(ranks <= at, cluster, chance_recall(hit, at))
+    hits, chances = [], []
+    for row, vector in zip(rows, audio, strict=True):
+        if row.wrong:
+            choices = np.stack([text_of[text] for text in (row.caption, *row.wrong)])
+            hits.append(choose(similarity(vector[None], choices), np.array([0]))[0] == 0)
+            chances.append(1 / len(choices))
+    if hits:
+        results["assignment/recordings"] = score_of(
+            np.array(hits), np.arange(len(hits)), float(np.mean(chances))
+        )
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One row of a table of recordings.
+
+    Attributes:
+      path: the audio file.
+      caption: what it holds.
+      wrong: captions that it does not fit.
+      place: file and row, for messages.
+    """
+
+    path: Path
+    caption: str
+    wrong: tuple[str, ...]
+    place: str
+
+
+def read_recordings(csv_path: str | Path) -> list[Recording]:
+    """Reads and checks a table of recordings; the columns are those of `evaluate_recordings`.
+
+    Args:
+      csv_path: the table, UTF-8; further columns are ignored.
+
+    Returns:
+      Its rows, at least one.
+
+    Raises:
+      InputError: names the file, the row (the first below the header is 1) and the rule it breaks.
+    """
+    path = Path(csv_path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or ()
+            table = list(reader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a csv file.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a UTF-8 csv table ({error}); save it as one.") from error
+    missing = [column for column in RECORDING_COLUMNS if column not in columns]
+    if missing:
+        raise InputError(
+            f"{path}: column(s) {', '.join(missing)} missing; the header must name "
+            f"{', '.join(RECORDING_COLUMNS)}."
+        )
+    if not table:
+        raise InputError(f"{path}: holds no row; give at least one recording.")
+    seen: dict[Path, int] = {}
+    recordings = []
+    for number, cells in enumerate(table, start=1):
+        recording = _recording(cells, path.parent, f"{path}: row {number}")
+        first = seen.setdefault(recording.path, number)
+        if first != number:
+            raise InputError(
+                f"{recording.place}: filename '{cells['filename']}' stands in row {first} too; "
+                "give each recording one row."
+            )
+        recordings.append(recording)
+    return recordings
+
+
+def _recording(cells: Mapping[str, Any], folder: Path, place: str) -> Recording:
+    if None in cells or None in cells.values():
+        raise InputError(
+            f"{place}: has not as many cells as the header; quote cells that hold a comma."
+        )
+    filename, caption, wrong = (cells[column].strip() for column in RECORDING_COLUMNS)
+    if not filename or "\0" in filename:
+        raise InputError(
+            f"{place}: filename {filename!r} is no name; name a file inside the csv's folder."
+        )
+    audio = Path(os.path.realpath(folder / filename))
+    if not audio.is_relative_to(os.path.realpath(folder)):
+        raise InputError(
+            f"{place}: filename '{filename}' leaves the csv's folder; give paths inside it."
+        )
+    if not os.path.isfile(audio):
+        raise InputError(f"{place}: filename '{filename}' is no file; give one that exists.")
+    if not caption:
+        raise InputError(f"{place}: caption is empty; say what is heard and where.")
+    wrongs = tuple(dict.fromkeys(text.strip() for text in wrong.split("|"))) if wrong else ()
+    if "" in wrongs:
+        raise InputError(
+            f"{place}: wrong_captions '{wrong}' holds an empty caption; put text around each '|'."
+        )
+    if caption in wrongs:
+        raise InputError(
+            f"{place}: wrong_captions holds the caption '{caption}' itself; remove it there."
+        )
+    return Recording(audio, caption, wrongs, place)
+
+
+def _embed_split(
+    embedder: Embedder, name: str, groups: Sequence[SceneGroup], batch_size: int, bar: Progress
+) -> _EmbeddedSplit:
+    captions: list[str] = []
+    starts = [0]
+    meaning, directions, categories = [], [], []
+    sample_rate_hz = int(groups[0].sample_rate_hz)
+    task = bar.add_task(name, total=len(groups))
+
+    def members() -> Iterator[Float32[np.ndarray, "c t"]]:
+        for index in range(len(groups)):
+            group = groups[index]
+            if group.sample_rate_hz != sample_rate_hz:
+                raise InputError(
+                    f"{group.scene_id}: sample_rate_hz {group.sample_rate_hz}; all scenes of a "
+                    f"split must have the rate of the first, {sample_rate_hz}: render them again."
+                )
+            captions.extend(group.captions)
+            starts.append(len(captions))
+            meaning.append(meanings(group)[0])
+            directions.append(member_directions(group)[0])
+            categories.append(group.categories)
+            yield from group.waveforms()
+            bar.advance(task)
+
+    def embed(batch: list[Float32[np.ndarray, "c t"]]) -> Float32[np.ndarray, "b d"]:
+        return embedder.embed_audio(np.stack(batch), sample_rate_hz)
+
+    audio = embed_in_batches(members(), embed, batch_size, f"audio of {name}")
+    text = embed_texts(embedder, captions, batch_size, bar, f"{name} captions")
+    return _EmbeddedSplit(
+        audio, text, np.array(starts), np.array(meaning), np.array(directions), categories
+    )
+
+
+def _galleries(scenes: int, size: int, seed: int) -> list[Int[np.ndarray, "g"]]:
+    order = np.random.default_rng(seed).permutation(scenes)
+    if scenes < size:
+        return [order]
+    return list(order[: scenes // size * size].reshape(-1, size))
+
+
+def _retrieval(part: _EmbeddedSplit, size: int, seed: int, suffix: str) -> Results:
+    first = part.starts[:-1]
+    galleries = _galleries(len(first), size, seed)
+    scene = np.concatenate(galleries)
+    relevant = [part.meaning[rows][:, None] == part.meaning[rows] for rows in galleries]
+    scores = [similarity(part.text[first[r]], part.audio[first[r]]) for r in galleries]
+    results: Results = {}
+    for name, scored in (("t2a", scores), ("a2t", [s.T for s in scores])):
+        ranks = np.concatenate(list(map(relevant_ranks, scored, relevant)))
+        for at in RECALL_AT:
+            chance = float(np.mean([chance_recall(r, at) for r in relevant]))
+            results[f"{name}_r{at}/{suffix}"] = score_of(ranks <= at, scene, chance)
+    return results
+
+
+def _assignment(part: _EmbeddedSplit, suffix: str) -> Results:
+    hits, scene, chances = [], [], []
+    for index, (start, stop) in enumerate(zip(part.starts[:-1], part.starts[1:], strict=True)):
+        members = stop - start
+        if members > 1:
+            hits.extend(assignment_hits(part.audio[start:stop], part.text[start:stop]))
+            scene.extend([index] * members)
+            chances.extend([1 / members] * members)
+    if not hits:
+        return {}
+    score = score_of(np.array(hits), np.array(scene), float(np.mean(chances)))
+    return {f"assignment/{suffix}": score}
+
+
+def _zero_shot_direction(
+    embedder: Embedder,
+    part: _EmbeddedSplit,
+    categories: list[str],
+    batch_size: int,
+    bar: Progress,
+) -> tuple[Results, Int[np.ndarray, "5 5"]]:
+    contents = [p for c in categories for p in category_phrasings(c)] or [ANY_SOUND]
+    classes = range(len(STEREO_DIRECTIONS))
+    prompts = [[compose_caption([content], [d]) for content in contents] for d in classes]
+    prototypes = _prototypes(embedder, prompts, batch_size, bar, "direction prompts")
+    true = part.directions[:, 0]
+    chosen = choose(similarity(part.audio[part.starts[:-1]], prototypes), true)
+    score = score_of(chosen == true, np.arange(len(true)), 1 / len(classes))
+    return {"direction/1": score}, confusion_matrix(true, chosen, len(classes))
+
+
+def _zero_shot_content(
+    embedder: Embedder,
+    part: _EmbeddedSplit,
+    categories: list[str],
+    batch_size: int,
+    bar: Progress,
+) -> tuple[Results, Results]:
+    labelled = np.array([i for i, scene in enumerate(part.categories) if scene[0]], dtype=int)
+    if not len(labelled):
+        return {}, {}
+    classes = range(len(STEREO_DIRECTIONS))
+    prompts = [
+        [compose_caption([p], [d]) for p in category_phrasings(c) for d in classes]
+        for c in categories
+    ]
+    prototypes = _prototypes(embedder, prompts, batch_size, bar, "content prompts")
+    true = np.array([categories.index(part.categories[i][0]) for i in labelled])
+    audio = part.audio[part.starts[:-1][labelled]]
+    hits = choose(similarity(audio, prototypes), true) == true
+    chance = 1 / len(categories)
+    by_category = {
+        name: score_of(hits[true == index], labelled[true == index], chance)
+        for index, name in enumerate(categories)
+        if (true == index).any()
+    }
+    return {"content/1": score_of(hits, labelled, chance)}, by_category
+
+
+def _prototypes(
+    embedder: Embedder, prompts: list[list[str]], batch_size: int, bar: Progress, name: str
+) -> Float[np.ndarray, "classes d"]:
+    vectors = embed_texts(embedder, [p for group in prompts for p in group], batch_size, bar, name)
+    ends = np.cumsum([len(group) for group in prompts])[:-1]
+    return np.stack([prototype(group) for group in np.split(vectors, ends)])
+
+
+def _progress(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )

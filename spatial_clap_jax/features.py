@@ -1,0 +1,479 @@
+"""What the encoders see: spectra, log-mel frames, stereo planes, resampling, masks.
+
+Everything here runs inside the jitted step, in float32 whatever the model's compute
+type, over any leading axes. Contract of every front end, tested over many lengths:
+frame i is centred on sample i * hop, and t samples give t // hop + 1 frames.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import scipy.signal
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.shapes import MelFrames, Signal, Spectrum, Stereo
+
+_Parts = tuple[Float32[Array, "*b l _"], Float32[Array, "*b l _"]]  # real, imaginary
+
+# Spectral magnitudes below this are rounding noise: they count as zero, with phase 0.
+_SILENT_MAGNITUDE = 1e-15
+# A channel counts as at most 60 dB below the other, which bounds the level difference.
+_LEVEL_RANGE = 1e-6
+# Far below the quietest 16-bit sample, and its square, which gradients divide by, is no zero.
+_SILENT_POWER = 1e-18
+_LARGEST_RATIO = 1000
+
+
+def _check_stft(n_fft: int, hop: int) -> None:
+    if n_fft < 2 or n_fft % 2 or hop < 1:
+        raise InputError(f"stft: n_fft {n_fft}, hop {hop}: n_fft must be even and hop at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMelConfig:
+    """Log-mel front end; the defaults are LAION-CLAP's.
+
+    Reference: LAION-CLAP (arXiv 2211.06687) with its torchlibrosa front end: Slaney
+      scale and norm, 10 log10(max(power, amin)), no top_db.
+    """
+
+    sample_rate_hz: int = 48_000
+    n_fft: int = 1024
+    hop: int = 480
+    mels: int = 64
+    low_hz: float = 50.0
+    high_hz: float = 14_000.0
+    norm: Literal["slaney"] | None = "slaney"
+    scale: Literal["slaney", "htk"] = "slaney"
+    amin: float = 1e-10
+
+    def __post_init__(self):
+        """Refuses what would only fail, or mislead, deep inside a trace."""
+        _check_stft(self.n_fft, self.hop)
+        if not 0 <= self.low_hz < self.high_hz <= self.sample_rate_hz / 2:
+            raise InputError(
+                f"log-mel: low_hz {self.low_hz:g}, high_hz {self.high_hz:g}: need 0 <= low_hz < "
+                f"high_hz <= {self.sample_rate_hz / 2:g}; lower high_hz or raise sample_rate_hz."
+            )
+        if self.mels < 1 or self.amin <= 0:
+            raise InputError(
+                f"log-mel: mels {self.mels}, amin {self.amin:g}: both must be above zero."
+            )
+
+
+LAION_CLAP_LOG_MEL = LogMelConfig()
+
+
+def stft(
+    audio: Signal,
+    n_fft: int = 1024,
+    hop: int = 512,
+    win_length: int | None = None,
+    window: str = "hann",
+    centre: bool = True,
+    pad_mode: str = "reflect",
+) -> Spectrum:
+    """Short-time Fourier transform, librosa's with frames before bins.
+
+    Args:
+      audio: samples, any leading axes.
+      n_fft: samples a frame; even.
+      hop: samples from one frame to the next.
+      win_length: samples of the window, centred in the frame; `n_fft` if None.
+      window: a periodic window by its SciPy name.
+      centre: frame i is centred on sample i * hop; else it begins there.
+      pad_mode: what stands beyond both ends when centred, by its NumPy name.
+
+    Returns:
+      [*b, l, n_fft // 2 + 1]; l = t // hop + 1 if centred, else (t - n_fft) // hop + 1.
+
+    Raises:
+      InputError: no samples, or too few for one frame.
+
+    Reference: librosa.stft.
+
+    Example:
+      >>> stft(jnp.ones(8), n_fft=4, hop=4).real   # three frames; a Hann window sums to 2
+      Array([[ 2., -1.,  0.], ...
+    """
+    _check_stft(n_fft, hop)
+    audio = _centred(audio, n_fft, pad_mode) if centre else jnp.asarray(audio, jnp.float32)
+    if audio.shape[-1] < n_fft:
+        raise InputError(
+            f"stft: audio has {audio.shape[-1]} samples; a frame needs n_fft {n_fft}: "
+            "give longer audio, or centre the frames."
+        )
+    even, odd = _half_spectra(audio, n_fft, hop, win_length or n_fft, window, n_fft // 2 + 1)
+    return jax.lax.complex(*(_interleave(*parts) for parts in zip(even, odd, strict=True)))
+
+
+@functools.lru_cache(maxsize=32)
+def mel_filterbank(
+    sample_rate_hz: int,
+    n_fft: int,
+    mels: int,
+    low_hz: float,
+    high_hz: float,
+    norm: Literal["slaney"] | None = "slaney",
+    scale: Literal["slaney", "htk"] = "slaney",
+) -> Float32[np.ndarray, "f m"]:
+    """Triangular mel bands as a matrix that power spectra are multiplied by.
+
+    Args:
+      sample_rate_hz: rate of the audio.
+      n_fft: samples a frame.
+      mels: number of bands.
+      low_hz: lower edge of the first band.
+      high_hz: upper edge of the last band.
+      norm: 'slaney' for bands of equal area, None for bands of peak 1.
+      scale: mel formula.
+
+    Returns:
+      Weights, one column a band; read-only, since the result is cached.
+
+    Reference: librosa.filters.mel.
+    """
+    weights = librosa.filters.mel(
+        sr=sample_rate_hz,
+        n_fft=n_fft,
+        n_mels=mels,
+        fmin=low_hz,
+        fmax=high_hz,
+        htk=scale == "htk",
+        norm=norm,
+        dtype=np.float32,
+    ).T
+    weights.flags.writeable = False
+    return weights
+
+
+def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFrames:
+    """Mel-band power in decibels, every channel by itself.
+
+    Args:
+      audio: samples at `config.sample_rate_hz`.
+      config: the front end.
+
+    Returns:
+      [*b, t // hop + 1, mels] in dB; silence is 10 log10(amin).
+
+    Reference: LAION-CLAP's front end, by its defaults.
+
+    Example:
+      >>> log_mel(jnp.zeros((2, 48_000))).shape      # 1 s of digital silence, all -100 dB
+      (2, 101, 64)
+    """
+    return _decibels(
+        _mel([_power(*half) for half in _mel_spectra(audio, config)], config), config.amin
+    )
+
+
+def magnitude_phase(audio: Stereo, n_fft: int = 1024, hop: int = 512) -> Float32[Array, "*b l f 4"]:
+    """Four planes of a stereo spectrum: magnitude L, R, then phase angle L, R.
+
+    Args:
+      audio: stereo samples, L, R.
+      n_fft: samples a frame; even.
+      hop: samples from one frame to the next.
+
+    Returns:
+      Linear magnitudes and angles in radians, (-pi, pi]. Where the magnitude is zero the
+      angle is 0 and no gradient flows.
+
+    Reference: the input of Spatial-CLAP's spatial encoder (arXiv 2509.14785).
+    """
+    spectrum = jnp.moveaxis(stft(audio, n_fft, hop), -3, -1)
+    power = _power(spectrum.real, spectrum.imag)
+    silent = power < _SILENT_MAGNITUDE**2
+    magnitude = jnp.where(silent, 0.0, jnp.sqrt(jnp.where(silent, 1.0, power)))
+    phase = jnp.arctan2(
+        jnp.where(silent, 0.0, spectrum.imag), jnp.where(silent, 1.0, spectrum.real)
+    )
+    return jnp.concatenate([magnitude, phase], axis=-1)
+
+
+def mel_cross(audio: Stereo, config: LogMelConfig) -> Float32[Array, "*b l m 4"]:
+    """What sounds, and the phase and level differences that tell where, in mel bands.
+
+    With P_L, P_R the powers in a band and X the sum of mel * L * conj(R) over its bins:
+
+      0  10 log10 of (P_L + P_R) / 2, in dB
+      1  Re X / sqrt(P_L P_R)    coherence times the cosine of the phase by which L leads R
+      2  Im X / sqrt(P_L P_R)    ... times its sine; the two lie in the unit disc
+      3  log10(P_L / P_R)        level difference in tens of dB, within +-6
+
+    Swapping L and R negates planes 2 and 3; a joint gain moves plane 0 alone. In silence
+    planes 1 to 3 are 0. If one channel is 60 dB or more below the other, it counts as -60 dB.
+
+    Args:
+      audio: stereo samples, L, R, at `config.sample_rate_hz`.
+      config: the front end.
+
+    Returns:
+      [*b, t // hop + 1, mels, 4].
+
+    Reference: our choice.
+
+    Example:
+      >>> mel_cross(jnp.stack([2 * x, x]), config)[..., 3]     # L is 6.02 dB louder
+      Array([[0.602, ...
+    """
+    powers, cosines, sines = [], [], []
+    for real, imaginary in _mel_spectra(audio, config):
+        (left_re, right_re), (left_im, right_im) = _channels(real), _channels(imaginary)
+        powers.append(_power(real, imaginary))
+        cosines.append(left_re * right_re + left_im * right_im)
+        sines.append(left_im * right_re - left_re * right_im)
+    power_left, power_right = _channels(_mel(powers, config))
+    floor = jnp.maximum(_LEVEL_RANGE * jnp.maximum(power_left, power_right), _SILENT_POWER)
+    power_l, power_r = jnp.maximum(power_left, floor), jnp.maximum(power_right, floor)
+    scale = jax.lax.rsqrt(power_l) * jax.lax.rsqrt(power_r)
+    return jnp.stack(
+        [
+            _decibels((power_left + power_right) / 2, config.amin),
+            _mel(cosines, config) * scale,
+            _mel(sines, config) * scale,
+            jnp.log10(power_l / power_r),
+        ],
+        axis=-1,
+    )
+
+
+def resample_poly(audio: Signal, up: int, down: int) -> Float32[Array, "*b s"]:
+    """Changes the rate by up / down through a Kaiser-windowed low-pass.
+
+    Every block of inputs gives a block of outputs by one product with a banded matrix
+    that holds all phases of the filter: on a CPU the fastest of the ways tried.
+
+    Args:
+      audio: samples, taken as zero beyond both ends.
+      up: factor up, a whole number.
+      down: factor down, a whole number.
+
+    Returns:
+      ceil(t * up / down) samples.
+
+    Raises:
+      InputError: a factor below 1, or above 1000 once the fraction is reduced.
+
+    Reference: scipy.signal.resample_poly, with its default filter.
+
+    Example:
+      >>> resample_poly(jnp.ones((2, 160)), up=3, down=1).shape
+      (2, 480)
+    """
+    if min(up, down) < 1:
+        raise InputError(f"resample: up {up}, down {down}: both must be whole numbers above zero.")
+    up, down = up // math.gcd(up, down), down // math.gcd(up, down)
+    if max(up, down) > _LARGEST_RATIO:
+        raise InputError(
+            f"resample: ratio {up}/{down} is above {_LARGEST_RATIO} in lowest terms; "
+            "resample with soxr when the audio is read."
+        )
+    audio = jnp.asarray(audio, jnp.float32)
+    if up == down:
+        return audio
+    length = -(-audio.shape[-1] * up // down)
+    matrix, reach, step = _resampling_matrix(up, down)
+    blocks = -(-audio.shape[-1] // step)
+    ends = (reach, blocks * step - audio.shape[-1] + reach)
+    audio = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [ends])
+    frames = _frames(audio, matrix.shape[0], step, blocks)
+    out = jnp.matmul(frames, matrix, precision=jax.lax.Precision.HIGHEST)
+    return out.reshape(*out.shape[:-2], -1)[..., :length]
+
+
+def resample(audio: Signal, from_hz: int, to_hz: int) -> Float32[Array, "*b s"]:
+    """Changes the sample rate; see `resample_poly`.
+
+    Args:
+      audio: samples at `from_hz`.
+      from_hz: rate of the audio.
+      to_hz: rate wanted.
+
+    Returns:
+      ceil(t * to_hz / from_hz) samples at `to_hz`.
+
+    Raises:
+      InputError: a rate below 1 Hz, or two without a small common ratio.
+    """
+    return resample_poly(audio, to_hz, from_hz)
+
+
+def spec_augment(
+    rng: PRNGKeyArray,
+    features: Float[Array, "b l m *planes"],
+    time_masks: int = 2,
+    time_width: int = 64,
+    frequency_masks: int = 2,
+    frequency_width: int = 8,
+    fill: float | Float[Array, "*planes"] = 0.0,
+) -> Float[Array, "b l m *planes"]:
+    """Hides bands of time and of frequency, drawn anew for every example.
+
+    All planes of an example are hidden at the same places, so that no plane gives away
+    what another lost. Widths are uniform over 0 .. width, starts over what then fits.
+
+    Args:
+      rng: key.
+      features: [b, l, m] or [b, l, m, planes].
+      time_masks: bands of time.
+      time_width: largest number of frames of one.
+      frequency_masks: bands of frequency.
+      frequency_width: largest number of mels of one.
+      fill: value in the bands; one a plane if planes need different ones.
+
+    Returns:
+      Features with the bands filled, same shape and type.
+
+    Reference: SpecAugment (arXiv 1904.08779), without time warping; the default numbers
+      are LAION-CLAP's.
+    """
+    time_rng, frequency_rng = jax.random.split(rng)
+    examples, frames, mels = features.shape[:3]
+    hidden_frames = _bands(time_rng, examples, frames, time_masks, time_width)
+    hidden_mels = _bands(frequency_rng, examples, mels, frequency_masks, frequency_width)
+    hidden = hidden_frames[:, :, None] | hidden_mels[:, None, :]
+    hidden = hidden.reshape(hidden.shape + (1,) * (features.ndim - 3))
+    return jnp.where(hidden, jnp.asarray(fill, features.dtype), features)
+
+
+def _centred(audio: Signal, n_fft: int, pad_mode: str = "reflect") -> Float32[Array, "*b s"]:
+    if not audio.shape[-1]:
+        raise InputError("stft: audio has 0 samples; give at least one.")
+    ends = [(0, 0)] * (audio.ndim - 1) + [(n_fft // 2, n_fft // 2)]
+    return jnp.pad(jnp.asarray(audio, jnp.float32), ends, mode=pad_mode)
+
+
+def _half_spectra(
+    audio: Signal, n_fft: int, hop: int, win_length: int, window: str, bins: int
+) -> tuple[_Parts, _Parts]:
+    """Real and imaginary parts of the first `bins` bins, even ones and odd ones apart.
+
+    A product with the Fourier matrix, since XLA's FFT cannot be partitioned: it gathers the
+    frames of the whole global batch on every device. Even bins see only the sum of a frame's
+    two halves, odd bins their difference, which halves the work.
+    """
+    weights = _window(window, win_length, n_fft)
+    half = n_fft // 2
+    count = (audio.shape[-1] - n_fft) // hop + 1
+    first = _frames(audio, half, hop, count) * weights[:half]
+    second = _frames(audio[..., half:], half, hop, count) * weights[half:]
+    spectra = []
+    for frames, matrix in zip(
+        (first + second, first - second), _fourier_matrices(n_fft, bins), strict=True
+    ):
+        parts = jnp.matmul(frames, matrix, precision=jax.lax.Precision.HIGHEST)
+        spectra.append((parts[..., : matrix.shape[1] // 2], parts[..., matrix.shape[1] // 2 :]))
+    return spectra[0], spectra[1]
+
+
+def _interleave(
+    even: Float32[Array, "*b l e"], odd: Float32[Array, "*b l o"]
+) -> Float32[Array, "*b l f"]:
+    bins = even.shape[-1] + odd.shape[-1]
+    odd = jnp.pad(odd, [(0, 0)] * (odd.ndim - 1) + [(0, even.shape[-1] - odd.shape[-1])])
+    return jnp.stack([even, odd], axis=-1).reshape(*even.shape[:-1], -1)[..., :bins]
+
+
+@functools.lru_cache(maxsize=32)
+def _fourier_matrices(
+    n_fft: int, bins: int
+) -> tuple[Float32[np.ndarray, "h e"], Float32[np.ndarray, "h o"]]:
+    """Columns [cosines, -sines] over half a frame for even bins, and for odd bins."""
+    turns = np.arange(n_fft // 2)[:, None] * np.arange(bins) % n_fft / n_fft
+    cosines, sines = np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)
+    sines[turns * 2 % 1 == 0] = 0  # else the real bin at Nyquist gets a random sign of phase
+    matrices = [np.concatenate([cosines[:, i::2], sines[:, i::2]], axis=1) for i in (0, 1)]
+    return matrices[0].astype(np.float32), matrices[1].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def _window(name: str, length: int, n_fft: int) -> Float32[np.ndarray, "n_fft"]:
+    window = np.asarray(scipy.signal.get_window(name, length, fftbins=True))
+    return librosa.util.pad_center(window, size=n_fft).astype(np.float32)
+
+
+def _frames(audio: Signal, width: int, hop: int, count: int) -> Float[Array, "*b l w"]:
+    """Frames of `width` samples every `hop`, from shifted slices: no gather, so no scatter back."""
+    slices = -(-width // hop)
+    rows = count + slices - 1
+    missing = max(0, rows * hop - audio.shape[-1])
+    audio = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, missing)])[..., : rows * hop]
+    audio = audio.reshape(*audio.shape[:-1], rows, hop)
+    shifted = [audio[..., i : i + count, : min(hop, width - i * hop)] for i in range(slices)]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _power(real: Float32[Array, "*s"], imaginary: Float32[Array, "*s"]) -> Float32[Array, "*s"]:
+    return real**2 + imaginary**2
+
+
+def _channels(planes: Float32[Array, "*b 2 l f"]) -> tuple[Array, Array]:
+    return planes[..., 0, :, :], planes[..., 1, :, :]
+
+
+def _weights(config: LogMelConfig) -> Float32[np.ndarray, "f m"]:
+    """The filter bank down to its last bin that any band hears."""
+    weights = mel_filterbank(
+        config.sample_rate_hz,
+        config.n_fft,
+        config.mels,
+        config.low_hz,
+        config.high_hz,
+        config.norm,
+        config.scale,
+    )
+    return weights[: np.flatnonzero(weights.any(axis=1))[-1] + 1]
+
+
+def _mel_spectra(audio: Signal, config: LogMelConfig) -> tuple[_Parts, _Parts]:
+    audio, n_fft = _centred(audio, config.n_fft), config.n_fft
+    return _half_spectra(audio, n_fft, config.hop, n_fft, "hann", len(_weights(config)))
+
+
+def _mel(halves: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> MelFrames:
+    """Sums over bands of a quantity per bin, given at even and at odd bins."""
+    even, odd = (
+        jnp.matmul(bins, _weights(config)[i::2], precision=jax.lax.Precision.HIGHEST)
+        for i, bins in enumerate(halves)
+    )
+    return even + odd
+
+
+def _decibels(power: Float32[Array, "*s"], amin: float) -> Float32[Array, "*s"]:
+    return 10 * jnp.log10(jnp.maximum(power, amin))
+
+
+@functools.lru_cache(maxsize=32)
+def _resampling_matrix(up: int, down: int) -> tuple[Float32[np.ndarray, "w o"], int, int]:
+    """Matrix from `step` inputs with `reach` more on either side to step * up / down outputs."""
+    half = 10 * max(up, down)
+    kernel = np.sinc(np.arange(-half, half + 1) / max(up, down)) * np.kaiser(2 * half + 1, 5.0)
+    kernel *= up / kernel.sum()
+    reach = half // up + 1
+    step = down * max(1, 96 // down)
+    inputs = np.arange(-reach, step + reach)[:, None]
+    tap = np.arange(step * up // down)[None, :] * down - inputs * up + half
+    matrix = np.where((tap >= 0) & (tap <= 2 * half), kernel[np.clip(tap, 0, 2 * half)], 0)
+    return matrix.astype(np.float32), reach, step
+
+
+def _bands(
+    rng: PRNGKeyArray, examples: int, size: int, count: int, width: int
+) -> Bool[Array, "b size"]:
+    """True at the places of an axis that any of `count` drawn bands covers."""
+    width_rng, start_rng = jax.random.split(rng)
+    shape = (examples, count, 1)
+    widths = jax.random.randint(width_rng, shape, 0, min(width, size) + 1)
+    starts = jax.random.randint(start_rng, shape, 0, size - widths + 1)
+    place = jnp.arange(size)
+    return jnp.any((place >= starts) & (place < starts + widths), axis=1)

@@ -1,0 +1,582 @@
+"""A trained model in use: audio and texts in, unit embeddings out.
+
+`load` takes the folder of a run, or one that `export` wrote. Computation is in float32 at full
+precision on every device, in batches of one shape, so that an answer depends neither on what else
+is embedded at the same time nor on the machine.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import Float, Float32, Shaped
+
+from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
+from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.metrics.embed import embed_in_batches
+from spatial_clap_jax.systems.base import System, Variables
+
+# What an exported folder holds; `export` writes it.
+FORMATS = ("stablehlo", "safetensors")
+FORMAT_VERSION = 1
+MANIFEST, TOKENIZER, CARD = "model.json", "tokenizer.json", "README.md"
+PROGRAMS = {"audio": "audio.stablehlo", "text": "text.stablehlo"}
+TENSORS = "model.safetensors"
+# Rows of every batch: small, because a single recording costs as much as a full batch.
+_BATCH = 8
+_MANIFEST_KEYS = {
+    "format": str,
+    "format_version": int,
+    "step": int,
+    "weights_sha256": str,
+    "preprocessing": dict,
+    "files": dict,
+    "experiment": dict,
+}
+_PREPROCESSING_KEYS = ("sample_rate_hz", "channels", "window_samples", "max_tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class AudioTextModel:
+    """Embeds audio of any length and rate, and texts, into one space.
+
+    Attributes:
+      sample_rate_hz: rate that the model computes at.
+      channels: channels that it takes.
+      window_samples: length that it takes at once.
+      tokenizer: of its texts.
+      step: training steps behind it.
+      audio_program: [b, c, window_samples] float32 -> [b, d] unit embeddings.
+      text_program: tokens [b, n] int32, mask [b, n] bool -> [b, d] unit embeddings.
+    """
+
+    sample_rate_hz: int
+    channels: int
+    window_samples: int
+    tokenizer: Tokenizer
+    step: int
+    audio_program: Callable[..., Any]
+    text_program: Callable[..., Any]
+
+    @property
+    def window_s(self) -> float:
+        """Seconds that the model takes at once."""
+        return self.window_samples / self.sample_rate_hz
+
+    @property
+    def max_tokens(self) -> int:
+        """Length of the longest text, in tokens."""
+        return self.tokenizer.max_tokens
+
+    def embed_audio(
+        self, audio: Float[np.ndarray, "*b c t"], sample_rate_hz: float
+    ) -> Float32[np.ndarray, "*b d"]:
+        """Unit embeddings of recordings.
+
+        Another rate than the model's is resampled, all channels alike. What is shorter than the
+        model's window is padded by zeros at the end; what is longer is cut into windows, half a
+        window apart, the last one at the end, and their unit embeddings are averaged and scaled
+        to length one. So a longer recording is embedded as the mean of its parts: it does not
+        tell when something sounds.
+
+        Args:
+          audio: one recording [c, t] or several of one length [b, c, t], floats, full scale 1.
+            No channel is ever duplicated, dropped or scaled.
+          sample_rate_hz: its rate.
+
+        Returns:
+          One embedding [d], or [b, d].
+
+        Raises:
+          InputError: wrong rank, channels or rate; no samples, or NaN or infinite ones.
+
+        Reference: windows and their mean are our choice.
+        """
+        clips = _checked_audio(audio, self.channels)
+        clips = resample(clips, _checked_rate(sample_rate_hz), self.sample_rate_hz)
+        starts = window_starts(clips.shape[-1], self.window_samples)
+        windows = (_window(clip, start, self.window_samples) for clip in clips for start in starts)
+        rows = embed_in_batches(
+            windows, lambda batch: np.asarray(self.audio_program(np.stack(batch))), _BATCH, "audio"
+        )
+        mean = rows.reshape(len(clips), len(starts), -1).mean(axis=1, dtype=np.float64)
+        mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        embeddings = mean.astype(np.float32)
+        return embeddings if np.ndim(audio) == 3 else embeddings[0]
+
+    def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "b d"]:
+        """Unit embeddings of texts.
+
+        Args:
+          texts: at least one.
+
+        Raises:
+          InputError: no text, a blank one, or one of more tokens than the model reads.
+        """
+        if not isinstance(texts, str):
+            texts = list(texts)
+            if not texts:
+                raise InputError("texts: the list is empty; give at least one text.")
+            for row, text in enumerate(texts):
+                if not isinstance(text, str):
+                    raise InputError(f"text {row}: {text!r} is no text; give a list of strings.")
+        ids, mask = self.tokenizer.encode(texts)
+        return embed_in_batches(
+            zip(ids, mask, strict=True),
+            lambda batch: np.asarray(
+                self.text_program(*(np.stack(part) for part in zip(*batch, strict=True)))
+            ),
+            _BATCH,
+            "texts",
+        )
+
+
+def window_starts(samples: int, window: int) -> list[int]:
+    """First samples of the windows that a recording is cut into, half a window apart.
+
+    Args:
+      samples: length of the recording.
+      window: length of a window.
+
+    Returns:
+      Ascending; the last window ends where the recording does. One window, which is to be
+      padded, where the recording is no longer than that.
+
+    Example:
+      >>> window_starts(samples=9, window=4)
+      [0, 2, 4, 5]
+    """
+    if samples <= window:
+        return [0]
+    return [*range(0, samples - window, max(window // 2, 1)), samples - window]
+
+
+def _window(clip: Float32[np.ndarray, "c t"], start: int, length: int) -> np.ndarray:
+    part = clip[:, start : start + length]
+    return np.pad(part, ((0, 0), (0, length - part.shape[1])))
+
+
+def _checked_audio(audio: Any, channels: int) -> Float32[np.ndarray, "b c t"]:
+    array = np.asarray(audio)
+    if array.ndim not in (2, 3):
+        raise InputError(
+            f"audio: has shape {list(array.shape)}; it must be [channels, samples], or "
+            "[recordings, channels, samples] for several: reshape it."
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(
+            f"audio: holds {array.dtype}; samples must be floats of full scale 1: divide "
+            "integers by their full scale (32768 for 16 bits)."
+        )
+    if array.size == 0:
+        raise InputError(f"audio: has shape {list(array.shape)}, no samples; give at least one.")
+    if array.shape[-2] != channels:
+        layout = " (left, right)" if channels == 2 else ""
+        transposed = "transpose it, samples come last" if array.shape[-1] == channels else None
+        raise InputError(
+            f"audio: has {array.shape[-2]} channel(s); this model takes {channels}{layout}, and "
+            "none is duplicated, mixed or dropped silently: "
+            f"{transposed or f'give a recording with {channels} channels'}."
+        )
+    # float64 beyond float32's range becomes infinite, and is refused for that.
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise InputError(
+            f"audio: {bad} of {array.size} samples are NaN or infinite; every sample must be "
+            "finite: repair the recording."
+        )
+    return array.reshape(-1, *array.shape[-2:])
+
+
+def _checked_rate(rate_hz: Any) -> int:
+    fits = isinstance(rate_hz, Real) and not isinstance(rate_hz, bool)
+    if not fits or not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ or rate_hz != int(rate_hz):
+        raise InputError(
+            f"sample_rate_hz: {rate_hz!r}; it must be a whole number of Hz within "
+            f"{LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ}: give the rate of the recording."
+        )
+    return int(rate_hz)
+
+
+def save_embedding(embedding: Float32[np.ndarray, "*b d"], path: str | Path) -> None:
+    """Writes embeddings to a .npy file, whole or not at all.
+
+    Args:
+      embedding: what `embed_audio` or `embed_text` gave.
+      path: the file; an embedding that is there already is replaced.
+
+    Raises:
+      InputError: the name does not end in .npy, its folder is missing, or the file is there and
+        is no embedding.
+    """
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise InputError(f"{path}: embeddings are written as .npy; give a name that ends so.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it, or name another.")
+    if path.exists() and not _is_embedding(path):
+        raise InputError(
+            f"{path}: holds something else than an embedding and is not overwritten; "
+            "name another file."
+        )
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            partial = Path(file.name)
+            np.save(file, np.asarray(embedding, np.float32))
+        # Temporary files are private; this one is to be as readable as any other.
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); name another file."
+        ) from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _is_embedding(path: Path) -> bool:
+    try:
+        held = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    if not isinstance(held, np.ndarray) or held.dtype != np.float32 or held.ndim not in (1, 2):
+        return False
+    return bool(np.allclose(np.linalg.norm(held, axis=-1), 1.0, atol=1e-3))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Weights, and all that rebuilds the model around them.
+
+    Attributes:
+      experiment: the experiment as plain JSON, see `train.configs_io`.
+      system: built from it, computing in float32.
+      variables: parameters and running statistics as NumPy arrays; the moving average where
+        the run kept one.
+      tokenizer: of its texts.
+      step: training steps behind it.
+      provenance: the data's fingerprint and the versions of the training, as far as known.
+    """
+
+    experiment: dict[str, Any]
+    system: System
+    variables: Variables
+    tokenizer: Tokenizer
+    step: int
+    provenance: dict[str, Any]
+
+
+def load(path: str | Path, step: int | None = None) -> AudioTextModel:
+    """Loads a trained model, ready for use.
+
+    Args:
+      path: the folder of a run (its moving average is taken where it kept one); or a folder that
+        `export` wrote to, the outer one or one of its 'stablehlo' and 'safetensors'. Of two
+        exports of the same weights the compiled programs are taken.
+      step: checkpoint of a run; the newest when None.
+
+    Raises:
+      InputError: there is no model, it cannot be read, or it is damaged.
+
+    Example:
+      >>> model = load("runs/esc10")
+      >>> model.embed_text(["a dog barks on the left side"]) @ model.embed_audio(audio, 44_100)
+      array([0.8], dtype=float32)
+    """
+    folder = find_model(path)
+    if (folder / MANIFEST).is_file():
+        manifest = checked_manifest(folder, step)
+        if manifest["format"] == "stablehlo":
+            return _load_programs(folder, manifest)
+    model = read_trained(folder, step)
+    system = model.system
+    variables = jax.device_put(model.variables)
+    audio, text = (jax.jit(function) for function in embedding_functions(system))
+    return AudioTextModel(
+        sample_rate_hz=system.sample_rate_hz,
+        channels=system.channels,
+        window_samples=system.window_samples,
+        tokenizer=model.tokenizer,
+        step=model.step,
+        audio_program=lambda batch: audio(variables, batch),
+        text_program=lambda tokens, mask: text(variables, tokens, mask),
+    )
+
+
+def embedding_functions(system: System) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two embedding functions of (variables, inputs), with products in full float32."""
+
+    def audio(variables: Variables, batch: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return system.embed_audio(variables, batch)
+
+    def text(variables: Variables, tokens: Any, mask: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return system.embed_text(variables, tokens, mask)
+
+    return audio, text
+
+
+def _load_programs(folder: Path, manifest: dict[str, Any]) -> AudioTextModel:
+    programs = {name: _read_program(folder / file) for name, file in PROGRAMS.items()}
+    held = manifest["preprocessing"]
+    return AudioTextModel(
+        sample_rate_hz=held["sample_rate_hz"],
+        channels=held["channels"],
+        window_samples=held["window_samples"],
+        tokenizer=Tokenizer.from_file(folder / TOKENIZER, held["max_tokens"]),
+        step=manifest["step"],
+        audio_program=jax.jit(programs["audio"].call),
+        text_program=jax.jit(programs["text"].call),
+    )
+
+
+def _read_program(path: Path) -> jax_export.Exported:
+    try:
+        return jax_export.deserialize(bytearray(path.read_bytes()))
+    # The reader raises whatever a foreign or newer layout leads it to.
+    except Exception as error:
+        raise InputError(
+            f"{path}: cannot be read by jax {jax.__version__} ({_one_line(error)}); update jax, "
+            "or export the model again."
+        ) from error
+
+
+def find_model(path: str | Path) -> Path:
+    """The folder that holds the model which `path` names: itself, or the export inside it.
+
+    Raises:
+      InputError: it holds no model, or exports of different weights.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise InputError(f"{path}: {what}; give the folder of a run or of an export.")
+    if (folder / "description.json").is_file() or (folder / MANIFEST).is_file():
+        return folder
+    inside = [folder / name for name in FORMATS if (folder / name / MANIFEST).is_file()]
+    if not inside:
+        raise InputError(
+            f"{path}: holds neither a run (description.json) nor an export ({MANIFEST}); give "
+            "the folder of a run or of an export."
+        )
+    weights = {read_manifest(place)["weights_sha256"] for place in inside}
+    if len(weights) > 1:
+        raise InputError(
+            f"{path}: holds exports of different weights; give one of "
+            f"{' and '.join(map(str, inside))}."
+        )
+    return inside[0]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What an export says of itself, its keys checked; the files beside it are not looked at.
+
+    Raises:
+      InputError: model.json cannot be read, is none of ours, or is newer than this library.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as JSON ({_one_line(error)}); copy the export again."
+        ) from error
+    wrong = [
+        key
+        for key, kind in _MANIFEST_KEYS.items()
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)
+    ]
+    if not wrong:
+        held = manifest["preprocessing"]
+        wrong = [
+            f"preprocessing.{key}"
+            for key in _PREPROCESSING_KEYS
+            if not isinstance(held.get(key), int)
+        ]
+    if wrong:
+        raise InputError(f"{path}: lacks {', '.join(wrong)}; copy the export again.")
+    if manifest["format"] not in FORMATS or manifest["format_version"] > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: is of format {manifest['format']!r}, version {manifest['format_version']}; "
+            f"this library reads {' and '.join(FORMATS)} up to version {FORMAT_VERSION}: update it."
+        )
+    return manifest
+
+
+def checked_manifest(folder: Path, step: int | None = None) -> dict[str, Any]:
+    """`read_manifest`, and every file that it lists is what it was when it was written.
+
+    Args:
+      folder: of the export.
+      step: what its step must be, if anything.
+
+    Raises:
+      InputError: a file is missing or changed (the model card may be), or the step is another.
+    """
+    manifest = read_manifest(folder)
+    if step is not None and step != manifest["step"]:
+        raise InputError(f"{folder}: holds step {manifest['step']}, not {step}; leave --step out.")
+    needed = [*(PROGRAMS.values() if manifest["format"] == "stablehlo" else (TENSORS,)), TOKENIZER]
+    for name in needed:
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: is missing from this export; copy the export again.")
+        if sha256(path) != manifest["files"].get(name):
+            raise InputError(
+                f"{path}: its SHA-256 checksum is not the one in {MANIFEST}, so it is damaged or "
+                "of another export; copy the export again."
+            )
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
+    """Reads the weights of a run or of a safetensors export, and builds their system.
+
+    Args:
+      path: see `load`.
+      step: checkpoint of a run; the newest when None.
+
+    Raises:
+      InputError: there are no weights, they cannot be read, or they do not fit their system.
+    """
+    folder = find_model(path)
+    if (folder / MANIFEST).is_file():
+        return _read_tensors(folder, checked_manifest(folder, step))
+    from spatial_clap_jax.train.checkpoint import load_params, read_description
+
+    description = read_description(folder)
+    source = folder / "description.json"
+    lacking = [key for key in ("experiment", "tokenizer", "max_tokens") if key not in description]
+    if lacking:
+        raise InputError(f"{source}: lacks {', '.join(lacking)}; restore the file.")
+    system = _build_system(source, description["experiment"])
+    trees, step = load_params(folder, step, ("variables", "average"))
+    averaged = jax.tree.leaves(trees.get("average", {}))
+    variables = trees["average" if averaged else "variables"]
+    with _naming(source):
+        tokenizer = Tokenizer.from_json(description["tokenizer"], description["max_tokens"])
+    return TrainedModel(
+        experiment=description["experiment"],
+        system=system,
+        variables=_fitted(folder, system, flatten(variables)),
+        tokenizer=tokenizer,
+        step=step,
+        provenance={
+            "data_fingerprint": description.get("data_fingerprint"),
+            "trained_with": description.get("versions"),
+        },
+    )
+
+
+def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
+    if manifest["format"] != "safetensors":
+        raise InputError(
+            f"{folder}: holds compiled programs, out of which weights cannot be read; give the "
+            "folder of the run or of its safetensors export."
+        )
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{folder / TENSORS}: cannot be read ({_one_line(error)}); copy the export again."
+        ) from error
+    system = _build_system(folder / MANIFEST, manifest["experiment"])
+    max_tokens = manifest["preprocessing"]["max_tokens"]
+    return TrainedModel(
+        experiment=manifest["experiment"],
+        system=system,
+        variables=_fitted(folder / TENSORS, system, tensors),
+        tokenizer=Tokenizer.from_file(folder / TOKENIZER, max_tokens),
+        step=manifest["step"],
+        provenance=manifest.get("provenance", {}),
+    )
+
+
+def _build_system(source: Path, experiment: dict[str, Any]) -> System:
+    from spatial_clap_jax.train.configs_io import from_plain
+    from spatial_clap_jax.train.experiment import Experiment
+
+    with _naming(source):
+        built = from_plain(Experiment, experiment)
+    return replace(built, precision="float32").build_system()
+
+
+def flatten(tree: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Arrays of nested dicts by their '/'-joined path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in leaves
+    }
+
+
+def _fitted(
+    source: Path, system: System, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+) -> Variables:
+    """The arrays as the tree that the system wants, each of its shape and dtype."""
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    wanted = {path: (leaf.shape, leaf.dtype) for path, leaf in _leaves(shapes)}
+    held = {path: (array.shape, array.dtype) for path, array in arrays.items()}
+    for path in sorted(wanted.keys() | held.keys()):
+        if wanted.get(path) != held.get(path):
+            raise InputError(
+                f"{source}: {path} is {_kind(held.get(path))} there and "
+                f"{_kind(wanted.get(path))} in the model that it describes; give a whole copy "
+                "of one run or export."
+            )
+    treedef = jax.tree.structure(shapes)
+    return jax.tree.unflatten(treedef, [arrays[path] for path, _ in _leaves(shapes)])
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves
+    ]
+
+
+def _kind(described: tuple[tuple[int, ...], Any] | None) -> str:
+    return "absent" if described is None else f"{described[1]}{list(described[0])}"
+
+
+@contextlib.contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,98 @@
+"""Scores as the results file holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.metrics.intervals import share_interval
+
+
+class Score(TypedDict):
+    """A share of hits among n queries, its 95 % interval, and what chance reaches."""
+
+    value: float
+    low: float
+    high: float
+    chance: float
+    n: int
+
+
+Results = dict[str, Score]
+
+
+def score_of(hits: Bool[np.ndarray, "n"], cluster: Int[np.ndarray, "n"], chance: float) -> Score:
+    """The score of n hits and misses.
+
+    Args:
+      hits: whether each query succeeded.
+      cluster: which scene it belongs to, see `share_interval`.
+      chance: the share that chance alone reaches.
+    """
+    low, high = share_interval(hits, cluster)
+    return Score(value=float(np.mean(hits)), low=low, high=high, chance=chance, n=len(hits))
+
+
+def check_results_path(path: str | Path) -> None:
+    """Refuses a path where results must not be written; worth a call before a long evaluation.
+
+    Raises:
+      InputError: `path` is a folder, or a file that holds something other than results.
+    """
+    path = Path(path)
+    if path.exists() and not _holds_results(path):
+        raise InputError(
+            f"{path}: exists and is not a file of results; only such a file is replaced: "
+            "give another path or remove it."
+        )
+
+
+def write_results(results: Mapping[str, Score], path: str | Path) -> None:
+    """Writes scores as JSON: wholly or not at all, and never over something else.
+
+    Args:
+      results: scores by name.
+      path: the file; missing folders are made, an older results file is replaced.
+
+    Raises:
+      InputError: `path` is a folder, a file that holds something other than results, or cannot
+        be written.
+    """
+    path = Path(path)
+    check_results_path(path)
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); give a path in a writable folder."
+        ) from error
+
+
+def _holds_results(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    keys = set(Score.__annotations__)
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(isinstance(score, dict) and set(score) == keys for score in found.values())
+    )

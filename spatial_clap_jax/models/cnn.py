@@ -1,0 +1,130 @@
+"""A small convolutional content encoder: what sounds, from a log-mel spectrogram."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class CnnConfig:
+    """Shape of `Cnn`.
+
+    Attributes:
+      patch: frames and bands that the stem folds into one position; a fold and a matrix
+        product, because first-layer convolutions with few planes are slow on a CPU.
+      channels: filters of each 3x3 block.
+      pools: (frames, bands) that are pooled after each block.
+      width: width of the pooled vector.
+      heads: heads of the attention pooling over time.
+      dropout: before the last projection.
+    """
+
+    patch: tuple[int, int] = (4, 4)
+    channels: tuple[int, ...] = (64, 96, 128)
+    pools: tuple[tuple[int, int], ...] = ((1, 2), (1, 2), (1, 1))
+    width: int = 256
+    heads: int = 8
+    dropout: float = 0.1
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, BatchNorm and activation in either order, then pooling.
+
+    Attributes:
+      channels: filters.
+      pool: (frames, bands) pooled into one.
+      order: 'norm_first' (convolution, norm, GELU; no bias, average pool) or
+        'activation_first' (convolution, ReLU, norm; max pool), the order of CASE.
+      dtype: of the computation.
+    """
+
+    channels: int
+    pool: tuple[int, int]
+    order: Literal["norm_first", "activation_first"] = "norm_first"
+    dtype: jnp.dtype = jnp.float32  # type: ignore[assignment]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l f c"], train: bool) -> Float[Array, "b l2 f2 d"]:
+        norm_first = self.order == "norm_first"
+        x = nn.Conv(
+            self.channels, (3, 3), padding=1, use_bias=not norm_first, dtype=self.dtype, name="conv"
+        )(x)
+        norm = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
+        )
+        if norm_first:
+            x = nn.gelu(norm(x))
+            return nn.avg_pool(x, self.pool, strides=self.pool)
+        return nn.max_pool(norm(nn.relu(x)), self.pool, strides=self.pool)
+
+
+class AttentionPool(nn.Module):
+    """Several heads, each a learned weighting of the positions, side by side.
+
+    A mean lets the loudest source win; many heads let several sources survive pooling.
+
+    Attributes:
+      heads: weightings.
+      width: of the output, shared evenly by the heads.
+      dtype: of the computation.
+    """
+
+    heads: int
+    width: int
+    dtype: jnp.dtype = jnp.float32  # type: ignore[assignment]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b e"]:
+        scores = nn.Dense(self.heads, dtype=self.dtype, name="score")(x)
+        weights = nn.softmax(scores.astype(jnp.float32), axis=1).astype(self.dtype)
+        values = nn.Dense(self.width, dtype=self.dtype, name="value")(x)
+        values = values.reshape(*values.shape[:2], self.heads, -1)
+        pooled = jnp.einsum("bnh,bnhe->bhe", weights, values)
+        return pooled.reshape(pooled.shape[0], -1)
+
+
+def fold_patches(x: Float[Array, "b l f c"], patch: tuple[int, int]) -> Float[Array, "b l2 f2 c2"]:
+    """Fold non-overlapping patches of frames and bands into channels.
+
+    Frames are padded by zeros at the end to a whole number of patches.
+
+    Args:
+      x: planes over frames and bands.
+      patch: (frames, bands) of one patch; bands must divide.
+
+    Returns:
+      ceil(l / frames) x f / bands positions of frames * bands * c channels.
+    """
+    frames, bands = patch
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % frames), (0, 0), (0, 0)))
+    b, length, width, c = x.shape
+    x = x.reshape(b, length // frames, frames, width // bands, bands, c).swapaxes(2, 3)
+    return x.reshape(b, length // frames, width // bands, frames * bands * c)
+
+
+class Cnn(nn.Module):
+    """Content encoder of the small sizes.
+
+    Attributes:
+      config: its shape.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    config: CnnConfig
+    dtype: jnp.dtype = jnp.float32  # type: ignore[assignment]
+
+    @nn.compact
+    def __call__(self, log_mel: Float[Array, "b l m"], train: bool) -> Float[Array, "b d"]:
+        config = self.config
+        x = log_mel[..., None].astype(self.dtype)
+        x = fold_patches(x, config.patch)
+        x = nn.Dense(config.channels[0], dtype=self.dtype, name="stem")(x)
+        for i, (channels, pool) in enumerate(zip(config.channels, config.pools, strict=True)):
+            x = ConvBlock(channels, pool, dtype=self.dtype, name=f"block{i}")(x, train)
+        x = x.reshape(*x.shape[:2], -1)
+        x = nn.gelu(nn.Dense(config.width, dtype=self.dtype, name="frame")(x))
+        x = AttentionPool(config.heads, config.width, dtype=self.dtype, name="pool")(x)
+        return nn.Dropout(config.dropout, deterministic=not train)(x)

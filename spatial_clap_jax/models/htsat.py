@@ -1,0 +1,348 @@
+"""HTSAT: a shifted-window transformer over the log-mel spectrogram, folded into a square.
+
+Time is cut into as many segments as mel bins fit into the square's side, and the segments are
+stacked above each other: rows of the image are (segment, mel), columns the frames of a segment.
+
+Reference:
+  Chen et al., HTS-AT, arXiv 2202.00874; Wu et al., LAION-CLAP, arXiv 2211.06687 (without its
+  fusion of long audio).
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.models.layers import LayerNorm, Mlp, SelfAttention, StochasticDepth
+
+_weights_init = nn.initializers.truncated_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class HtsatConfig:
+    """Sizes of an `Htsat`; the defaults are HTSAT-tiny, as in LAION-CLAP.
+
+    Attributes:
+      spec_size: side of the square image.
+      mels: mel bins; divides `spec_size`.
+      patch: side of a patch.
+      embed_dim: width in the first stage; doubles with every further one.
+      depths: blocks of each stage; every second one has shifted windows.
+      heads: attention heads of each stage.
+      window: side of an attention window.
+      mlp_ratio: hidden width of an MLP over its width.
+      attention_dropout: rate on attention weights.
+      drop_path: stochastic depth rate of the last block; rises from 0 at the first.
+    """
+
+    spec_size: int = 256
+    mels: int = 64
+    patch: int = 4
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    window: int = 8
+    mlp_ratio: float = 4.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.1
+
+    def __post_init__(self):
+        if self.spec_size % self.mels:
+            raise InputError(
+                f"HtsatConfig.mels: {self.mels} does not divide spec_size {self.spec_size}; "
+                "choose a divisor"
+            )
+        if len(self.heads) != len(self.depths):
+            raise InputError(
+                f"HtsatConfig.heads: {self.heads} names {len(self.heads)} stages and depths "
+                f"{len(self.depths)}; give one number a stage to both"
+            )
+        coarsest = self.patch * 2 ** (len(self.depths) - 1)
+        if self.mels % coarsest:
+            raise InputError(
+                f"HtsatConfig.mels: {self.mels} is no multiple of {coarsest}, the mel bins that "
+                f"one position of the last stage sees; take fewer stages or more mels"
+            )
+        for stage in range(len(self.depths)):
+            side = self.side(stage)
+            if side > self.window and side % self.window:
+                raise InputError(
+                    f"HtsatConfig.window: {self.window} does not divide the grid of stage {stage}, "
+                    f"{side} a side; choose a divisor"
+                )
+            if self.stage_width(stage) % self.heads[stage]:
+                raise InputError(
+                    f"HtsatConfig.heads: {self.heads[stage]} does not divide the width of stage "
+                    f"{stage}, {self.stage_width(stage)}; choose a divisor"
+                )
+
+    @property
+    def segments(self) -> int:
+        """Parts of the time axis that are stacked in the image."""
+        return self.spec_size // self.mels
+
+    @property
+    def frames(self) -> int:
+        """Most frames that it takes; fewer are interpolated to this number."""
+        return self.spec_size * self.segments
+
+    def side(self, stage: int) -> int:
+        """Positions along a side of a stage's grid."""
+        return self.spec_size // self.patch // 2**stage
+
+    def stage_width(self, stage: int) -> int:
+        """Width of a stage's positions."""
+        return self.embed_dim * 2**stage
+
+    @property
+    def width(self) -> int:
+        """Width of the output."""
+        return self.stage_width(len(self.depths) - 1)
+
+
+def htsat_tiny() -> HtsatConfig:
+    """HTSAT-tiny: 768 wide."""
+    return HtsatConfig()
+
+
+def htsat_base() -> HtsatConfig:
+    """HTSAT-base: 1024 wide."""
+    return HtsatConfig(embed_dim=128, depths=(2, 2, 12, 2))
+
+
+class HtsatOutput(NamedTuple):
+    """What an `Htsat` gives.
+
+    Attributes:
+      pooled: mean of `map` over frequency and time.
+      map: the last stage's positions, back in order of frequency and time.
+    """
+
+    pooled: Float[Array, "b d"]
+    map: Float[Array, "b frequency time d"]
+
+
+def bicubic_matrix(source: int, target: int) -> Float32[np.ndarray, "target source"]:
+    """Matrix that interpolates a sequence by cubic convolution, both ends kept in place.
+
+    Args:
+      source: length of the sequence.
+      target: length to interpolate to, 2 or more.
+
+    Returns:
+      Rows of four weights that sum to 1; beyond an end the end's value counts again.
+
+    Reference:
+      Keys 1981 with a = -0.75, the kernel of PyTorch's `bicubic` with `align_corners=True`.
+    """
+    a = -0.75
+    # In float32, as PyTorch does, so that weights trained there see the same positions.
+    place = np.arange(target, dtype=np.float32) * np.float32((source - 1) / (target - 1))
+    left = np.floor(place).astype(int)
+    matrix = np.zeros((target, source))
+    for tap in (-1, 0, 1, 2):
+        x = np.abs(place - (left + tap))
+        near = ((a + 2) * x - (a + 3)) * x**2 + 1
+        far = a * (((x - 5) * x + 8) * x - 4)
+        column = np.clip(left + tap, 0, source - 1)
+        np.add.at(matrix, (np.arange(target), column), np.where(x <= 1, near, far))
+    return matrix.astype(np.float32)
+
+
+def relative_position_index(window: int) -> Int[np.ndarray, "n n"]:
+    """Row of the bias table for each pair of the window**2 positions of a window.
+
+    Returns:
+      (dy + window - 1) * (2 * window - 1) + dx + window - 1, of query minus key.
+
+    Example:
+      >>> relative_position_index(2)[0].tolist()
+      [4, 3, 1, 0]
+    """
+    y, x = np.divmod(np.arange(window**2), window)
+    dy = y[:, None] - y + window - 1
+    dx = x[:, None] - x + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def to_windows(x: Float[Array, "b y x d"], window: int) -> Float[Array, "b w n d"]:
+    """Cuts a grid into windows, row by row, of window**2 positions each."""
+    batch, side, _, width = x.shape
+    count = side // window
+    x = x.reshape(batch, count, window, count, window, width).swapaxes(2, 3)
+    return x.reshape(batch, count**2, window**2, width)
+
+
+def from_windows(windows: Float[Array, "b w n d"], window: int) -> Float[Array, "b y x d"]:
+    """Puts the windows of `to_windows` back into their square grid."""
+    batch, total, _, width = windows.shape
+    count = round(total**0.5)
+    x = windows.reshape(batch, count, count, window, window, width).swapaxes(2, 3)
+    return x.reshape(batch, count * window, count * window, width)
+
+
+def shift_mask(side: int, window: int, shift: int) -> Float32[np.ndarray, "w n n"]:
+    """Bias that keeps apart, in a window of the rolled grid, what the roll brought together.
+
+    Returns:
+      -100 where two positions of a window lie on different sides of the grid's edge, else 0.
+
+    Reference:
+      Liu et al., Swin Transformer, arXiv 2103.14030.
+    """
+    beyond = (np.arange(side) >= side - shift).astype(np.int64)
+    region = 2 * beyond[:, None] + beyond
+    count = side // window
+    region = region.reshape(count, window, count, window).swapaxes(1, 2).reshape(count**2, -1)
+    return np.where(region[:, :, None] != region[:, None], -100.0, 0.0).astype(np.float32)
+
+
+class HtsatBlock(nn.Module):
+    """Window attention and MLP, each on a normalised input and added to it (pre-norm)."""
+
+    heads: int
+    window: int
+    shift: int
+    mlp_ratio: float
+    attention_dropout: float
+    drop_path: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x d"], train: bool = False) -> Float[Array, "b y x d"]:
+        """Applies the block to a square grid."""
+        norm = functools.partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        table = self.param(
+            "position_bias", _weights_init, ((2 * self.window - 1) ** 2, self.heads), jnp.float32
+        )
+        bias = table[relative_position_index(self.window)].transpose(2, 0, 1)
+        mixed = norm(name="attention_norm")(x)
+        if self.shift:
+            mixed = jnp.roll(mixed, (-self.shift, -self.shift), axis=(1, 2))
+            bias += shift_mask(x.shape[1], self.window, self.shift)[:, None]
+        mixed = SelfAttention(
+            self.heads, self.attention_dropout, self.dtype, _weights_init, name="attention"
+        )(to_windows(mixed, self.window), bias, train)
+        mixed = from_windows(mixed, self.window)
+        if self.shift:
+            mixed = jnp.roll(mixed, (self.shift, self.shift), axis=(1, 2))
+        x += StochasticDepth(self.drop_path)(mixed, train)
+        mlp = Mlp(round(self.mlp_ratio * x.shape[-1]), self.dtype, _weights_init, name="mlp")
+        return x + StochasticDepth(self.drop_path)(mlp(norm(name="mlp_norm")(x)), train)
+
+
+class PatchMerging(nn.Module):
+    """Halves both sides of the grid and doubles the width."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y2 x2 2*d"]:
+        """Joins each 2 x 2 neighbours in the order (y, x) = 00, 10, 01, 11."""
+        batch, side, _, width = x.shape
+        x = x.reshape(batch, side // 2, 2, side // 2, 2, width).transpose(0, 1, 3, 4, 2, 5)
+        x = x.reshape(batch, side // 2, side // 2, 4 * width)
+        x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        return nn.Dense(
+            2 * width,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=_weights_init,
+            name="reduction",
+        )(x)
+
+
+class Htsat(nn.Module):
+    """Encodes log-mel spectrograms; collections `params` and `batch_stats`.
+
+    Attributes:
+      config: sizes.
+      dtype: compute type; parameters are float32.
+    """
+
+    config: HtsatConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, log_mel: Float[Array, "b l m"], train: bool = False) -> HtsatOutput:
+        """Encodes a batch.
+
+        Args:
+          log_mel: level of every mel bin in dB, `config.frames` frames or fewer.
+          train: normalises by the batch's own statistics (and keeps a running mean of them in
+            `batch_stats`, which must be mutable), and drops out (rng stream `dropout`).
+
+        Returns:
+          The pooled vector, and the map that it is the mean of.
+
+        Raises:
+          InputError: too many frames or a wrong number of mel bins.
+        """
+        config = self.config
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=jnp.float32,
+            use_fast_variance=False,
+            name="input_norm",
+        )(self._checked(log_mel))
+        if x.shape[1] < config.frames:
+            matrix = bicubic_matrix(x.shape[1], config.frames)
+            x = jnp.einsum("jl,blm->bjm", matrix, x, precision="highest")
+        x = nn.Dense(config.embed_dim, dtype=self.dtype, name="patch_embedding")(self._patches(x))
+        x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="patch_norm")(x)
+
+        rates = iter(np.linspace(0, config.drop_path, sum(config.depths)).tolist())
+        for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+            if stage:
+                x = PatchMerging(self.dtype, name=f"merging_{stage - 1}")(x)
+            side = x.shape[1]
+            for index in range(depth):
+                x = HtsatBlock(
+                    heads=heads,
+                    window=min(config.window, side),
+                    shift=config.window // 2 if index % 2 and side > config.window else 0,
+                    mlp_ratio=config.mlp_ratio,
+                    attention_dropout=config.attention_dropout,
+                    drop_path=next(rates),
+                    dtype=self.dtype,
+                    name=f"stage_{stage}_block_{index}",
+                )(x, train)
+        x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        return self._unfolded(x)
+
+    def _checked(self, log_mel: Float[Array, "b l m"]) -> Float32[Array, "b l m"]:
+        _, frames, mels = log_mel.shape
+        if mels != self.config.mels:
+            raise InputError(
+                f"log_mel: {mels} mel bins, but the encoder takes {self.config.mels}; "
+                "compute the features with as many"
+            )
+        if not 1 <= frames <= self.config.frames:
+            raise InputError(
+                f"log_mel: {frames} frames, but the encoder takes 1 to {self.config.frames}; "
+                "cut the audio into windows"
+            )
+        return log_mel.astype(jnp.float32)
+
+    def _patches(self, x: Float[Array, "b l m"]) -> Float[Array, "b y x patch*patch"]:
+        """Folds the spectrogram into its square, and the square into patches (mel, frame)."""
+        config, side = self.config, self.config.side(0)
+        rows = config.mels // config.patch
+        x = x.reshape(x.shape[0], config.segments, side, config.patch, rows, config.patch)
+        return x.transpose(0, 1, 4, 2, 5, 3).reshape(x.shape[0], side, side, config.patch**2)
+
+    def _unfolded(self, x: Float[Array, "b y x d"]) -> HtsatOutput:
+        """Lays the segments behind each other again."""
+        batch, side, _, width = x.shape
+        bins = side // self.config.segments
+        x = x.reshape(batch, self.config.segments, bins, side, width).swapaxes(1, 2)
+        x = x.reshape(batch, bins, self.config.segments * side, width)
+        return HtsatOutput(jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype), x)

@@ -1,0 +1,102 @@
+"""Layers that more than one encoder is made of: self-attention, its MLP, stochastic depth."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
+
+# The one-pass variance loses digits where a channel's mean is far above its spread.
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+
+# normal(0.02) without truncation, as in BERT.
+bert_init = nn.initializers.normal(0.02)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the last-but-one axis; softmax in float32.
+
+    The joint projection holds queries, keys and values in this order, heads inside each.
+
+    Attributes:
+      heads: number of heads; divides the width.
+      dropout: rate on the attention weights in training.
+      dtype: compute type; parameters are float32.
+      kernel_init: initialiser of both projections.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Callable = bert_init
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*b n d"], bias: Float32[Array, "..."], train: bool = False
+    ) -> Float[Array, "*b n d"]:
+        """Mixes the n positions of each row.
+
+        Args:
+          x: inputs.
+          bias: added to the logits, broadcast against [*b, heads, n, n]; a very negative value
+            hides a key.
+          train: applies dropout (rng stream `dropout`).
+
+        Returns:
+          The attended values after the output projection.
+        """
+        width = x.shape[-1]
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        qkv = dense(3 * width, name="qkv")(x)
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        # Heads before positions: plain batched products, on CPUs up to twice as fast.
+        query, key, value = (jnp.swapaxes(qkv[..., part, :, :], -2, -3) for part in range(3))
+        query = query * (width // self.heads) ** -0.5
+        logits = jnp.matmul(query, key.mT, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
+        weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
+        mixed = jnp.swapaxes(weights @ value, -2, -3).reshape(x.shape)
+        return dense(width, name="out")(mixed)
+
+
+class Mlp(nn.Module):
+    """Dense, exact GELU, dense back to the input's width.
+
+    Attributes:
+      hidden: width between the two.
+      dtype: compute type; parameters are float32.
+      kernel_init: initialiser of both.
+    """
+
+    hidden: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Callable = bert_init
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Applies the MLP to every position by itself."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        hidden = nn.gelu(dense(self.hidden, name="up")(x), approximate=False)
+        return dense(x.shape[-1], name="down")(hidden)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for whole examples in training, and scales what stays.
+
+    Attributes:
+      rate: probability that an example's branch is dropped.
+
+    Reference:
+      Huang et al., Deep Networks with Stochastic Depth, arXiv 1603.09382.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, branch: Float[Array, "b *d"], train: bool = False) -> Float[Array, "b *d"]:
+        """Returns `branch`, in training with some rows zero (rng stream `dropout`)."""
+        rest = tuple(range(1, branch.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=rest)(branch, deterministic=not train)

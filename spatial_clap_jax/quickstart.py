@@ -1,0 +1,46 @@
+"""The whole way once, on built-in sounds: render, train, evaluate, export."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spatial_clap_jax import report
+from spatial_clap_jax.data.builders import open_scenes, render_scenes
+from spatial_clap_jax.evaluate import evaluate, write_results
+from spatial_clap_jax.export import export
+from spatial_clap_jax.inference import load
+from spatial_clap_jax.train.experiment import load_config
+from spatial_clap_jax.train.trainer import train
+
+# The config of scenes and that of the model, for each system.
+SYSTEMS = {"spatial_clap": ("scenes.py", "spatial_clap.py")}
+
+
+def quickstart(system: str, out: str | Path, seed: int = 0) -> dict[str, Any]:
+    """Renders, trains, evaluates on unseen rooms and clips, exports, and prints a table.
+
+    Args:
+      system: one of `SYSTEMS`.
+      out: folder for everything that is made; what is there already is not made again.
+      seed: of scenes and training.
+
+    Returns:
+      The results.
+    """
+    out = Path(out)
+    scenes_config, model_config = SYSTEMS[system]
+    recipe = replace(load_config(scenes_config, "quickstart"), seed=seed)
+    experiment = replace(load_config(model_config, "quickstart"), seed=seed)
+    render_scenes(recipe, "synthetic", out / "scenes")
+    train(experiment, out / "scenes", out / "run")
+    results = evaluate(load(out / "run"), open_scenes(out / "scenes"), split="test")
+    write_results(results, out / "results.json")
+    report.plot_results(results, out / "results.png")
+    exported = export(out / "run", out / "exported", "stablehlo")
+    report.print_results(results)
+    console = Console()
+    for path in (out / "scenes", out / "run", out / "results.json", out / "results.png", *exported):
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    return results

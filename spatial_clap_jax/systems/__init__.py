@@ -1,0 +1,1 @@
+"""One file a system: features, encoders, loss and embeddings on one screen."""

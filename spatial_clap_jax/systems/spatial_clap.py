@@ -1,0 +1,291 @@
+"""Spatial-CLAP: stereo audio and text in one space that holds content and place.
+
+    (L + R) / 2 -> log-mel         -> content encoder  --+
+                                                         +-> fusion MLP -> unit embedding
+    L, R        -> spatial planes  -> spatial encoder  --+
+    caption     -> text encoder    -> projection MLP ----------------> unit embedding
+
+Reference: Seki et al., arXiv 2509.14785.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from spatial_clap_jax import features
+from spatial_clap_jax.features import LogMelConfig
+from spatial_clap_jax.losses.contrastive import (
+    ContrastiveConfig,
+    clamped_scale,
+    in_batch_accuracy,
+    info_nce,
+)
+from spatial_clap_jax.models.cnn import Cnn, CnnConfig
+from spatial_clap_jax.models.crnn import Crnn, CrnnConfig
+from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
+from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
+from spatial_clap_jax.systems.base import Batch, Loss, Variables
+
+
+@dataclass(frozen=True)
+class SpecAugmentConfig:
+    """Bands of time and frequency that are hidden in training.
+
+    Attributes:
+      time_masks: bands of time.
+      time_width: their greatest width in frames.
+      frequency_masks: bands of frequency.
+      frequency_width: their greatest width in mel bands.
+    """
+
+    time_masks: int = 2
+    time_width: int = 64
+    frequency_masks: int = 2
+    frequency_width: int = 8
+
+
+@dataclass(frozen=True)
+class SpatialClapConfig:
+    """Spatial-CLAP's shape; the defaults are the released architecture.
+
+    Attributes:
+      sample_rate_hz: rate of the stereo audio that comes in.
+      window_s: its length in seconds.
+      content: content encoder, HTSAT or a small CNN.
+      content_mel: its front end; the mean of the channels is resampled to its rate.
+      spatial: spatial encoder.
+      spatial_planes: 'magnitude_phase' (STFT planes of CASE) or 'mel_cross' (log-mel,
+        mel-band cross-spectrum and level difference).
+      spatial_mel: front end of 'mel_cross', at `sample_rate_hz`.
+      text: text encoder.
+      fusion_width: hidden width of the fusion and text projection MLPs.
+      joint_width: width of the joint space.
+      spec_augment: masks on the features in training; None for none.
+      equaliser_db: spread of the random smooth equaliser on mel features in training, in dB.
+    """
+
+    sample_rate_hz: int = 16_000
+    window_s: float = 10.0
+    content: HtsatConfig | CnnConfig = field(default_factory=HtsatConfig)
+    content_mel: LogMelConfig = field(default_factory=LogMelConfig)
+    spatial: CrnnConfig = field(default_factory=CrnnConfig)
+    spatial_planes: Literal["magnitude_phase", "mel_cross"] = "magnitude_phase"
+    spatial_mel: LogMelConfig | None = None
+    text: TextConfig = field(default_factory=roberta_base)
+    fusion_width: int = 512
+    joint_width: int = 512
+    spec_augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)
+    equaliser_db: float = 0.0
+
+    def build(self, loss: ContrastiveConfig, dtype: DTypeLike = jnp.float32) -> "SpatialClap":
+        """The system of this shape, trained by `loss`, computing in `dtype`."""
+        return SpatialClap(self, loss, dtype)
+
+
+class ProjectionMlp(nn.Module):
+    """Linear, ReLU, linear: into the joint space.
+
+    Attributes:
+      hidden: width between the two.
+      width: of the result.
+      dtype: of the computation.
+    """
+
+    hidden: int
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
+
+
+def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Rows scaled to length one, in float32; a zero row stays zero."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
+
+
+def below_peak(level_db: Float[Array, "b l m"], depth_db: float = 80.0) -> Float[Array, "b l m"]:
+    """Levels relative to each example's loudest cell, floored, scaled to [-2, 2].
+
+    A joint gain then changes nothing: how loud a recording was made is neither content
+    nor place.
+    """
+    peak = level_db.max(axis=(1, 2), keepdims=True)
+    return jnp.maximum(level_db - peak, -depth_db) * (4 / depth_db) + 2
+
+
+def random_equaliser(
+    rng: jax.Array, examples: int, mels: int, spread: float, order: int = 4
+) -> Float[Array, "b m"]:
+    """Smooth random curves over mel bands, sums of the first cosines.
+
+    Args:
+      rng: key.
+      examples: curves to draw.
+      mels: bands.
+      spread: standard deviation of the curve, in the units it will be added to.
+      order: cosines; the highest has `order` half periods over the bands.
+
+    Returns:
+      One curve an example. Both channels share it, so level differences stay.
+
+    Reference: our choice.
+    """
+    band = (jnp.arange(mels) + 0.5) / mels
+    cosines = jnp.cos(jnp.pi * band * jnp.arange(1, order + 1)[:, None])
+    return jax.random.normal(rng, (examples, order)) @ cosines * (spread * (2 / order) ** 0.5)
+
+
+class SpatialClapModule(nn.Module):
+    """The encoders and projections under one tree of parameters.
+
+    Attributes:
+      config: shapes.
+      initial_scale: exp(logit_scale) at first.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    config: SpatialClapConfig
+    initial_scale: float
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        if isinstance(config.content, HtsatConfig):
+            self.content = Htsat(config.content, self.dtype)
+        else:
+            self.content = Cnn(config.content, self.dtype)
+        self.spatial = Crnn(config.spatial, self.dtype)
+        self.fusion = ProjectionMlp(config.fusion_width, config.joint_width, self.dtype)
+        self.text = TextEncoder(config.text, self.dtype)
+        self.text_projection = ProjectionMlp(config.fusion_width, config.joint_width, self.dtype)
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(jnp.log(self.initial_scale)), ()
+        )
+
+    def __call__(self, batch: Batch, train: bool) -> tuple[Array, Array, Array]:
+        """Audio and text embeddings of a batch, and the logit scale."""
+        audio = self.embed_audio(batch["audio"], train)
+        text = self.embed_text(batch["tokens"], batch["token_mask"], train)
+        return audio, text, self.logit_scale
+
+    def embed_audio(self, audio: Float[Array, "b 2 t"], train: bool) -> Float[Array, "b d"]:
+        content = self._content(audio, train)
+        spatial = self.spatial(self._spatial_planes(audio, train), train)
+        joined = jnp.concatenate([content, spatial.astype(content.dtype)], axis=-1)
+        return unit(self.fusion(joined))
+
+    def embed_text(
+        self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"], train: bool
+    ) -> Float[Array, "b d"]:
+        return unit(self.text_projection(self.text(tokens, mask, train).pooled))
+
+    def _content(self, audio: Float[Array, "b 2 t"], train: bool) -> Float[Array, "b d"]:
+        config = self.config
+        mono = audio.mean(axis=1)
+        mono = features.resample(mono, config.sample_rate_hz, config.content_mel.sample_rate_hz)
+        log_mel = features.log_mel(mono, config.content_mel)
+        if isinstance(self.content, Htsat):
+            return self.content(self._hidden(log_mel, train), train).pooled
+        return self.content(self._hidden(below_peak(log_mel), train), train)
+
+    def _spatial_planes(self, audio: Float[Array, "b 2 t"], train: bool) -> Array:
+        config = self.config
+        if config.spatial_planes == "magnitude_phase":
+            # 512 of the 513 bins are pooled into 64; the pool itself drops the last one.
+            return features.magnitude_phase(audio)
+        assert config.spatial_mel is not None
+        planes = features.mel_cross(audio, config.spatial_mel)
+        planes = jnp.concatenate([below_peak(planes[..., 0])[..., None], planes[..., 1:]], axis=-1)
+        return self._hidden(planes, train)
+
+    def _hidden(self, x: Array, train: bool) -> Array:
+        """Equalised and masked at random in training, as it is otherwise."""
+        config = self.config
+        if not train:
+            return x
+        if config.equaliser_db:
+            curve = random_equaliser(
+                self.make_rng("augment"), x.shape[0], x.shape[2], config.equaliser_db / 20
+            )[:, None, :]
+            x = x + curve if x.ndim == 3 else x.at[..., 0].add(curve)
+        if config.spec_augment is None:
+            return x
+        masks = config.spec_augment
+        return features.spec_augment(
+            self.make_rng("augment"),
+            x,
+            masks.time_masks,
+            masks.time_width,
+            masks.frequency_masks,
+            masks.frequency_width,
+        )
+
+
+@dataclass(frozen=True)
+class SpatialClap:
+    """Spatial-CLAP as pure functions; see `systems.base.System`."""
+
+    config: SpatialClapConfig
+    objective: ContrastiveConfig
+    dtype: DTypeLike = jnp.float32
+    channels: int = 2
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.config.sample_rate_hz
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.config.window_s * self.config.sample_rate_hz)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.text.max_tokens
+
+    @cached_property
+    def module(self) -> SpatialClapModule:
+        return SpatialClapModule(self.config, self.objective.initial_scale, self.dtype)
+
+    def init(self, rng: jax.Array) -> Variables:
+        batch = {
+            "audio": jnp.zeros((2, self.channels, self.window_samples)),
+            "tokens": jnp.zeros((2, self.max_tokens), jnp.int32),
+            "token_mask": jnp.ones((2, self.max_tokens), bool),
+        }
+        variables = self.module.init({"params": rng}, batch, train=False)
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    def loss(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Loss:
+        dropout, augment = jax.random.split(rng)
+        (audio, text, logit_scale), updated = self.module.apply(
+            variables,
+            batch,
+            train,
+            rngs={"dropout": dropout, "augment": augment},
+            mutable=["batch_stats"],
+        )
+        scale = clamped_scale(logit_scale, self.objective)
+        value = info_nce(audio, text, scale, batch["meaning"])
+        metrics = in_batch_accuracy(audio, text, batch["group"], batch["meaning"])
+        metrics["scale"] = scale
+        return Loss(value, metrics, updated.get("batch_stats", {}))
+
+    def embed_audio(
+        self, variables: Variables, audio: Float[Array, "b 2 t"]
+    ) -> Float[Array, "b d"]:
+        return self.module.apply(variables, audio, False, method="embed_audio")
+
+    def embed_text(
+        self, variables: Variables, tokens: Int[Array, "b n"], token_mask: Bool[Array, "b n"]
+    ) -> Float[Array, "b d"]:
+        return self.module.apply(variables, tokens, token_mask, False, method="embed_text")

@@ -1,0 +1,1 @@
+"""Experiment, optimiser, mesh, step, checkpoint and the loop."""

@@ -1,0 +1,349 @@
+"""Checkpoints of a run, and the description that makes them loadable without its command.
+
+A run's folder holds
+
+    description.json        configuration, preprocessing, tokenizer, library versions
+    checkpoints/<step>/     state (arrays) and data_state (one JSON file a process)
+
+We take Orbax's v1 API. A trial of 0.12.8 saw it do all that is needed: saves in the
+background that a donated step cannot disturb, retention of the newest N and every K-th,
+items of our own written by every process, restore of a part of the tree and onto another
+mesh, a save on SIGTERM through `jax.distributed`, and after a kill in mid-save nothing but
+a temporary folder that is never listed. It refuses a wrong shape late and casts a wrong
+dtype in silence, so both are checked here before anything is read.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from spatial_clap_jax.errors import InputError
+
+PyTree = Any
+_DESCRIBED_LIBRARIES = ("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+
+
+class RunCheckpoints:
+    """The checkpoints of one run: saved in the background, listed only when whole.
+
+    Every process of a run makes one and calls its methods in the same order. The folder
+    must be one that all of them see.
+
+    Args:
+      workdir: the run's folder; made when missing.
+      keep: how many of the newest checkpoints stay.
+      keep_every: checkpoints whose step is a multiple of this stay as well.
+
+    Raises:
+      InputError: `workdir` is a bucket's address, or a count is below 1.
+
+    Reference: our choice.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 3, keep_every: int | None = None):
+        for name, count in (("keep", keep), ("keep_every", keep_every)):
+            if count is not None and count < 1:
+                raise InputError(f"{name}: {count} is below 1; keep at least one checkpoint.")
+        policies = ocp.training.preservation_policies
+        newest = policies.LatestN(keep)
+        kept = [newest] if keep_every is None else [newest, policies.EveryNSteps(keep_every)]
+        self._folder = run_folder(workdir) / "checkpoints"
+        self._checkpointer = ocp.training.Checkpointer(
+            str(self._folder.absolute()),
+            # Orbax annotates its own policies with a protocol that they do not fit.
+            preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, state: PyTree, data_state: dict, *, wait: bool = False) -> None:
+        """Saves a step in the background; a step that is already saved is left as it is.
+
+        Args:
+          step: the number of steps taken so far.
+          state: pytree of JAX or NumPy arrays and Python numbers; PRNG keys as raw uint32
+            key data. Its arrays may be donated as soon as this returns.
+          data_state: plain JSON state of this process's data iterator.
+          wait: whether to return only when the checkpoint is whole on disk.
+
+        Raises:
+          InputError: the folder holds a later step, so this run is not its continuation.
+        """
+        newest = self._checkpointer.latest
+        if newest is not None and newest.step > step:
+            raise InputError(
+                f"{self._folder}: holds step {newest.step}, later than step {step} to be saved; "
+                "resume from the newest step, or take another workdir."
+            )
+        if newest is None or newest.step < step:
+            items = {"state": state, "data_state": _DataState(data_state)}
+            self._checkpointer.save_checkpointables_async(step, items, force=True)
+        if wait:
+            self.wait()
+
+    def latest(self) -> int | None:
+        """Returns the newest step on disk, or None; waits for a save that is under way."""
+        self.wait()
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict]:
+        """Restores a state bit for bit, onto whatever devices `abstract_state` asks for.
+
+        Args:
+          abstract_state: tree of `jax.ShapeDtypeStruct` with shardings (Python numbers
+            where the state has them), of the saved tree's structure.
+          step: which one; the newest when None.
+
+        Returns:
+          The state, and the data-iterator state of this process.
+
+        Raises:
+          InputError: there is no such checkpoint, it cannot be read, its arrays are not
+            those of `abstract_state`, or another number of processes saved it.
+        """
+        self.wait()
+        folder = _step_folder(self._folder, step)
+        with _unreadable_is_input_error(folder):
+            _check_fits(folder, _saved_tree(folder), abstract_state)
+            _check_processes(folder)
+            data_state = _DataState()
+            # One after the other: of two, Orbax abandons the one when the other fails.
+            ocp.load_checkpointables(str(folder), {"data_state": data_state})
+            loaded = ocp.load_checkpointables(str(folder), {"state": abstract_state})
+        return loaded["state"], data_state.value
+
+    def wait(self) -> None:
+        """Waits until all that was saved is on disk; raises what went wrong in doing so."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background work."""
+        self._checkpointer.close()
+
+
+def load_params(
+    workdir: str | Path,
+    step: int | None = None,
+    subtrees: tuple[str, ...] = ("variables", "average"),
+) -> tuple[dict[str, PyTree], int]:
+    """Loads parts of a checkpoint as NumPy arrays, without its model, mesh or optimiser.
+
+    Args:
+      workdir: the run's folder.
+      step: which checkpoint; the newest when None.
+      subtrees: top-level names of the state; those that this run has not are left out,
+        except the first.
+
+    Returns:
+      A dict of name to tree (nested dicts and lists), and the step.
+
+    Raises:
+      InputError: there is no such checkpoint, it cannot be read, or it has no `subtrees[0]`.
+    """
+    folder = _step_folder(run_folder(workdir) / "checkpoints", step)
+    with _unreadable_is_input_error(folder):
+        saved = _saved_tree(folder)
+        if subtrees[0] not in saved:
+            raise InputError(
+                f"{folder}: its state has no {subtrees[0]!r} (it has {', '.join(sorted(saved))}); "
+                "give the folder of a run that trained a model."
+            )
+        wanted = {name: saved[name] for name in subtrees if saved.get(name) is not None}
+        abstract = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf,
+            wanted,
+        )
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            loaded: Any = ocp.load(str(folder), abstract, checkpointable_name="state")
+    return loaded, int(folder.name)
+
+
+def write_description(workdir: str | Path, description: dict) -> None:
+    """Writes `description.json`: what a run needs to be loaded without its command.
+
+    Args:
+      workdir: the run's folder; made when missing.
+      description: plain JSON (configuration, preprocessing, tokenizer's JSON text). The
+        versions of Python and of the libraries are added under "versions".
+    """
+    described = {**description, "versions": _versions()}
+    if jax.process_index() == 0:
+        text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(run_folder(workdir) / "description.json", text + "\n")
+
+
+def read_description(workdir: str | Path) -> dict:
+    """Reads what `write_description` wrote.
+
+    Raises:
+      InputError: the file is missing or is not a JSON object.
+    """
+    path = run_folder(workdir) / "description.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file, so this is not the folder of a run; "
+            "give the --workdir of a training."
+        )
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); restore the file.") from error
+    if not isinstance(description, dict):
+        raise InputError(f"{path}: holds no JSON object; restore the file.")
+    return description
+
+
+def run_folder(workdir: str | Path) -> Path:
+    """Returns a run's folder as a path, refusing a bucket's address.
+
+    Raises:
+      InputError: `workdir` reads like `gs://bucket/run`, which a path would turn into a
+        local folder named 'gs:'.
+    """
+    if "://" in str(workdir):
+        raise InputError(
+            f"workdir: {workdir!s} is no path of a file system; "
+            "mount the bucket (gcsfuse) and give the mounted path."
+        )
+    return Path(workdir).expanduser()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash, finds the old text or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class _DataState:
+    """One JSON file a process, saved and restored by Orbax beside the arrays."""
+
+    def __init__(self, value: dict | None = None):
+        # Encoded at once: the iterator moves on while the save runs in the background.
+        self._text = json.dumps(value)
+
+    @property
+    def value(self) -> dict:
+        return json.loads(self._text)
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        async def write() -> None:
+            folder = Path(await directory.await_creation())
+            (folder / _process_file(jax.process_index())).write_text(self._text, "utf-8")
+
+        return write()
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        async def read() -> None:
+            path = Path(directory) / _process_file(jax.process_index())
+            self._text = path.read_text("utf-8")
+            if not isinstance(json.loads(self._text), dict):
+                raise ValueError(f"{path.name} holds no JSON object")
+
+        return read()
+
+
+def _process_file(index: int) -> str:
+    return f"process_{index}_of_{jax.process_count()}.json"
+
+
+def _check_processes(folder: Path) -> None:
+    names = sorted(path.name for path in (folder / "data_state").glob("process_*.json"))
+    if names and _process_file(jax.process_index()) not in names:
+        count = names[0].removesuffix(".json").split("_of_")[1]
+        raise InputError(
+            f"{folder}: saved by {count} processes, now there are {jax.process_count()}; "
+            "resume with as many, so that no example is skipped or repeated."
+        )
+
+
+def _saved_tree(folder: Path) -> Any:
+    """The saved tree's structure, shapes and dtypes."""
+    tree = ocp.metadata(str(folder), "state").metadata
+    # Orbax logs a damaged file and gives None.
+    if tree is None:
+        raise ValueError("the list of its arrays is damaged")
+    return tree
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps on disk; Orbax gives a folder its plain number only when it is whole."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _step_folder(folder: Path, step: int | None) -> Path:
+    steps = _steps(folder)
+    if not steps:
+        raise InputError(
+            f"{folder}: holds no checkpoint; give the workdir of a run that has saved one."
+        )
+    if step is not None and step not in steps:
+        listed = ", ".join(map(str, steps))
+        raise InputError(f"{folder}: has no step {step}; take one of {listed}.")
+    return folder.absolute() / str(steps[-1] if step is None else step)
+
+
+@contextlib.contextmanager
+def _unreadable_is_input_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    # Orbax and TensorStore raise many kinds for a damaged file, among them KeyError,
+    # ValueError, FileNotFoundError and their own.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        earlier = [step for step in _steps(folder.parent) if step < int(folder.name)]
+        remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
+        raise InputError(
+            f"{folder}: cannot be read, a checkpoint must be whole ({reason}); "
+            f"copy it again, or remove this folder to {remedy}."
+        ) from error
+
+
+def _check_fits(folder: Path, saved: PyTree, abstract: PyTree) -> None:
+    """Raises InputError, naming the first path, unless shapes and dtypes are the saved ones."""
+    there, here = _shapes(saved), _shapes(abstract)
+    for path in sorted(there.keys() | here.keys()):
+        if there.get(path, "absent") != here.get(path, "absent"):
+            raise InputError(
+                f"{folder}: {path} is {there.get(path, 'absent')} in the checkpoint and "
+                f"{here.get(path, 'absent')} in this model; use the configuration it was "
+                "trained with."
+            )
+
+
+def _shapes(tree: PyTree) -> dict[str, str]:
+    def kind(leaf: Any) -> str:
+        return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "shape") else "a number"
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): kind(leaf) for path, leaf in leaves
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _DESCRIBED_LIBRARIES:
+        # The package itself has no version where it is used from a source folder.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

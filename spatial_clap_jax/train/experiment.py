@@ -1,0 +1,120 @@
+"""What a run is made of: one frozen description from which everything is built."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from spatial_clap_jax.data.pipeline import PipelineConfig
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.systems.base import System
+from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
+from spatial_clap_jax.train.optim import OptimizerConfig
+from spatial_clap_jax.train.sharding import MeshShape
+
+SIZES = ("quickstart", "small", "base")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run.
+
+    Attributes:
+      name: of the run, for people.
+      model: the system's shape.
+      loss: what is minimised.
+      data: how batches are made.
+      optimizer: how parameters move.
+      steps: length of the run and of the learning-rate schedule.
+      seed: of initial variables, sample order, augmentation and dropout.
+      precision: of the computation; 'auto' is bfloat16 on accelerators and float32 on a
+        CPU. Parameters and losses are float32 always.
+      ema_decay: of the moving average of the variables that is evaluated and exported;
+        None evaluates the last variables.
+      tokenizer: a tokenizer.json; None trains a small one on the captions of the data.
+      log_every: steps between lines of the metrics log.
+      checkpoint_every: steps between checkpoints.
+      keep: checkpoints to keep.
+      mesh: how the devices are laid out.
+      wandb: also log to Weights & Biases (extra `wandb`).
+    """
+
+    name: str
+    model: SpatialClapConfig = field(default_factory=SpatialClapConfig)
+    loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    data: PipelineConfig = field(default_factory=PipelineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 100_000
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    ema_decay: float | None = None
+    tokenizer: Path | None = None
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 3
+    mesh: MeshShape = field(default_factory=MeshShape)
+    wandb: bool = False
+
+    def build_system(self) -> System:
+        """The system, computing in the precision that this machine asks for."""
+        return self.model.build(self.loss, compute_dtype(self.precision))
+
+
+def compute_dtype(precision: Literal["auto", "float32", "bfloat16"]) -> DTypeLike:
+    """The type to compute in, decided by the backend where `precision` is 'auto'."""
+    if precision == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(precision)
+
+
+def load_config(path: str | Path, size: str) -> Any:
+    """What a config file's `get_config(size)` gives.
+
+    Args:
+      path: a Python file that defines `get_config(size)`, or the name of a shipped one.
+      size: one of `SIZES`.
+
+    Returns:
+      An `Experiment` or a `SceneRecipe`.
+
+    Raises:
+      InputError: no such file or size, or a file that defines no `get_config`.
+    """
+    if size not in SIZES:
+        raise InputError(f"--size {size}: unknown; choose one of {', '.join(SIZES)}")
+    module = _import_file(_find_config(Path(path)))
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{path}: defines no get_config(size); see configs/spatial_clap.py")
+    return module.get_config(size)
+
+
+def _find_config(path: Path) -> Path:
+    if path.is_file():
+        return path
+    package = Path(str(resources.files("spatial_clap_jax")))
+    # In an installed package the configs lie inside, in a checkout beside it.
+    for folder in (package / "configs", package.parent / "configs"):
+        shipped = folder / f"{path.name.removesuffix('.py')}.py"
+        # A path that was meant to be somewhere else is not replaced by a shipped file.
+        if shipped.is_file() and path.parent in (Path(), Path("configs")):
+            return shipped
+    raise InputError(f"{path}: no such config; give a file like configs/spatial_clap.py")
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: is no Python file; give a file like configs/spatial_clap.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"{path}: line {error.lineno}: {error.msg}; mend the file") from None
+    return module

@@ -1,0 +1,139 @@
+"""The log of a run: one JSON object a line, the same scalars for TensorBoard, W&B if asked."""
+
+import importlib
+import json
+import math
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train.checkpoint import run_folder, write_atomically
+
+_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends scalars by step; a resumed run's log reads as if it had never stopped.
+
+    Only process 0 writes, the others' calls do nothing. TensorBoard's files lie in
+    `workdir/tensorboard`.
+
+    Args:
+      workdir: the run's folder; made when missing.
+      resume_step: the step of the checkpoint that the run goes on from: rows of later
+        steps, which it will write again, are dropped. None starts anew: all are. So
+        write a step's row before its checkpoint is saved.
+      wandb: send the scalars to Weights & Biases as well.
+
+    Raises:
+      InputError: `wandb` is not installed, or the log is damaged before its last line.
+
+    Reference: our choice.
+    """
+
+    def __init__(self, workdir: str | Path, resume_step: int | None = None, *, wandb: bool = False):
+        self._file = self._tensorboard = self._wandb = None
+        if jax.process_index() != 0:
+            return
+        folder = run_folder(workdir)
+        if wandb:
+            self._wandb = _start_wandb(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        last = -1 if resume_step is None else resume_step
+        if (folder / _FILE).exists():
+            rows = [row for row in read_metrics(folder) if row["step"] <= last]
+            write_atomically(folder / _FILE, "".join(_line(row) for row in rows))
+        self._file = (folder / _FILE).open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=last + 1, write_to_disk=True
+        )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one row and flushes it.
+
+        Args:
+          step: steps done.
+          metrics: name to number (Python, NumPy or JAX scalar).
+        """
+        if self._file is None or self._tensorboard is None:
+            return
+        row = {name: _number(value) for name, value in metrics.items()}
+        self._file.write(_line({"step": step, **row}))
+        self._file.flush()
+        for name, value in row.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log(row, step=step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None and self._tensorboard is not None:
+            self._file.close()
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """Reads a run's log, in the order it was written; a torn last line is left out.
+
+    Returns:
+      Rows of {"step": int, name: number}, with NaN and infinities as floats.
+
+    Raises:
+      InputError: there is no log, or a line before the last is damaged.
+    """
+    path = run_folder(workdir) / _FILE
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the --workdir of a training.")
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    # What follows the last line end is empty, or a row whose writing was cut short.
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            rows.append({"step": int(row.pop("step")), **{k: _decoded(v) for k, v in row.items()}})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: line {number} is no metrics row ({error}); remove that line."
+            ) from error
+    return rows
+
+
+def _line(row: dict) -> str:
+    # JSON knows no NaN and no infinity: they are written as strings, "nan" and "inf".
+    finite = {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _decoded(value: Any) -> float | int:
+    return float(value) if isinstance(value, str) else value
+
+
+def _number(value: Any) -> float | int:
+    return value if isinstance(value, int) else value.item() if hasattr(value, "item") else value
+
+
+def _start_wandb(folder: Path) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise InputError(
+            'wandb: is not installed; pip install "spatial-clap-jax[wandb]", or leave it off.'
+        ) from error
+    # The id makes a resumed run go on in the same W&B run.
+    path = folder / "wandb_id.txt"
+    if not path.exists():
+        write_atomically(path, uuid.uuid4().hex)
+    return wandb.init(
+        project="spatial-clap-jax", name=folder.name, id=path.read_text(), resume="allow"
+    )

@@ -1,0 +1,115 @@
+"""AdamW with warm-up and cosine, decay mask, clipping, and rules on parameter paths."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+
+from spatial_clap_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move. Rules are (regular expression, value) on '/'-joined paths.
+
+    Attributes:
+      learning_rate: peak of the schedule.
+      warmup_steps: steps of linear rise from zero.
+      final_share: share of the peak that is left at the last step, after a half cosine.
+      weight_decay: decoupled, on matrices only (not biases, norms, scales, positions).
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      clip_norm: greatest global norm of a gradient; 0 for none.
+      rate_rules: the first rule that matches a path multiplies its learning rate.
+      frozen: paths that match any of these never move.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 500
+    final_share: float = 0.0
+    weight_decay: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
+    rate_rules: tuple[tuple[str, float], ...] = ()
+    frozen: tuple[str, ...] = ()
+
+
+def map_by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Applies `function(path, leaf)` to every leaf, the path joined by '/'."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        tree,
+    )
+
+
+def _is_decayed(path: str, leaf: jax.Array) -> bool:
+    # Tables that are looked up, not multiplied, are no matrices in this sense.
+    is_table = re.search(r"(positions|token_types|relative_position)", path) is not None
+    return leaf.ndim >= 2 and not is_table
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then a half cosine to the last step."""
+    warmup = min(config.warmup_steps, max(steps // 2, 1))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(steps, warmup + 1),
+        end_value=config.learning_rate * config.final_share,
+    )
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, params: Any
+) -> optax.GradientTransformation:
+    """AdamW of the config over `steps` steps.
+
+    Args:
+      config: rates and rules.
+      steps: length of the schedule.
+      params: the parameters or their shapes; rules are checked against their paths.
+
+    Returns:
+      A transformation of gradients to updates; frozen parameters keep no moments.
+
+    Raises:
+      InputError: a rule is no regular expression, or matches no parameter.
+    """
+    paths: list[str] = []
+    map_by_path(lambda path, leaf: paths.append(path), params)
+    for rule in (*config.frozen, *(rule for rule, _ in config.rate_rules)):
+        try:
+            matched = any(re.search(rule, path) for path in paths)
+        except re.error as error:
+            raise InputError(
+                f"optimizer: rule {rule!r} is no regular expression ({error})"
+            ) from None
+        if not matched:
+            tops = ", ".join(sorted({path.split("/")[0] for path in paths}))
+            raise InputError(
+                f"optimizer: rule {rule!r} matches no parameter; paths start with {tops}"
+            )
+
+    def scaled(path: str, update: jax.Array) -> jax.Array:
+        return update * next((f for rule, f in config.rate_rules if re.search(rule, path)), 1.0)
+
+    moved = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(config.b1, config.b2),
+        optax.add_decayed_weights(config.weight_decay, partial(map_by_path, _is_decayed)),
+        optax.scale_by_learning_rate(make_schedule(config, steps)),
+        optax.stateless(lambda updates, _: map_by_path(scaled, updates)),
+    )
+    if not config.frozen:
+        return moved
+    labels = map_by_path(
+        lambda path, _: "frozen" if any(re.search(r, path) for r in config.frozen) else "moved",
+        params,
+    )
+    return optax.partition({"moved": moved, "frozen": optax.set_to_zero()}, labels)

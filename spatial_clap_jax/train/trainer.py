@@ -1,0 +1,255 @@
+"""The training loop, on one screen; it resumes by itself."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from spatial_clap_jax.data.builders import open_scenes
+from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
+from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import sharding
+from spatial_clap_jax.train.checkpoint import (
+    RunCheckpoints,
+    read_description,
+    run_folder,
+    write_description,
+)
+from spatial_clap_jax.train.configs_io import to_plain
+from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.metrics_log import MetricsLog
+from spatial_clap_jax.train.optim import make_optimizer
+from spatial_clap_jax.train.progress import TrainProgress
+from spatial_clap_jax.train.step import TrainState, init_state, jit_step
+
+# What may change from one start of a run to the next: it changes no result.
+_FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep", "wandb", "tokenizer")
+_FREE_TO_CHANGE_DATA = ("workers", "threads", "prefetch")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gives.
+
+    Attributes:
+      workdir: the run's folder, which holds its checkpoints and logs.
+      step: steps done.
+      metrics: the last logged row.
+    """
+
+    workdir: Path
+    step: int
+    metrics: dict[str, float]
+
+
+def train(
+    experiment: Experiment, data: str | Path, workdir: str | Path, *, progress: bool = True
+) -> TrainResult:
+    """Trains to `experiment.steps`, from the newest checkpoint of `workdir` if it has one.
+
+    Args:
+      experiment: the run.
+      data: folder of rendered scenes.
+      workdir: the run's folder; made when missing.
+      progress: show a progress bar (or, where there is no terminal, lines).
+
+    Returns:
+      Where the run ended.
+
+    Raises:
+      InputError: the data or the folder do not fit the experiment.
+    """
+    workdir = Path(workdir)
+    scenes = open_scenes(data)
+    with ExitStack() as stack:
+        tokenizer = describe_run(experiment, scenes, workdir)
+        mesh = sharding.make_mesh(shape=experiment.mesh)
+        start, step = build_state_and_step(experiment, mesh)
+        checkpoints = RunCheckpoints(workdir, experiment.keep)
+        stack.callback(checkpoints.close)
+        batches = train_batches(
+            scenes,
+            experiment.data,
+            tokenizer,
+            scl=experiment.loss.scl,
+            seed=experiment.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stack.callback(batches.close)
+        state, done = restore_or_init(start, checkpoints, batches)
+        log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
+        stack.callback(log.close)
+        captions = experiment.data.captions_per_batch
+        bar = stack.enter_context(TrainProgress(experiment.steps, captions, show=progress))
+        bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
+
+        row: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
+        steps = range(done + 1, experiment.steps + 1)
+        for finished, batch in zip(steps, _on_devices(batches, mesh, bar), strict=False):
+            previous, (state, metrics) = metrics, step(state, batch)
+            # The step before is waited for, so that the host runs one step ahead, no more.
+            jax.block_until_ready(previous)
+            last = finished == experiment.steps
+            bar.advance(finished)
+            if finished % experiment.log_every == 0 or last:
+                row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                row |= bar.rates()
+                log.write(finished, row)
+                bar.show(finished, row)
+            if finished % experiment.checkpoint_every == 0 or last:
+                checkpoints.save(finished, state._asdict(), batches.get_state(), wait=last)
+        return TrainResult(workdir, max(done, experiment.steps), row)
+
+
+def _on_devices(batches: TrainBatches, mesh: Mesh, bar: TrainProgress) -> Iterator[dict]:
+    """Batches on the devices; the time that the loop waits for them is counted."""
+    while True:
+        began = time.perf_counter()
+        batch = sharding.put_batch(next(batches), mesh)
+        bar.waited(time.perf_counter() - began)
+        yield batch
+
+
+def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
+    """The initial state as a jitted function with shardings, and the jitted step.
+
+    Args:
+      experiment: the run.
+      mesh: the devices.
+
+    Returns:
+      `start`, a jitted function of nothing that draws the sharded `TrainState` (its
+      `eval_shape` says the shapes), and `step(state, batch) -> (state, metrics)`.
+    """
+    system = experiment.build_system()
+    key = jax.random.key(experiment.seed)
+    shapes = jax.eval_shape(system.init, key)["params"]
+    optimizer = make_optimizer(experiment.optimizer, experiment.steps, shapes)
+    averaged = experiment.ema_decay is not None
+    fresh = partial(init_state, system, optimizer, key, averaged=averaged)
+    shardings = sharding.shard_by_rules(jax.eval_shape(fresh), (), mesh)
+    start = jax.jit(fresh, out_shardings=shardings)
+    step = jit_step(
+        system,
+        optimizer,
+        experiment.ema_decay,
+        jax.random.fold_in(key, 1),
+        shardings,
+        sharding.batch_sharding(mesh),
+    )
+    return start, step
+
+
+def restore_or_init(
+    start: Any, checkpoints: RunCheckpoints, batches: TrainBatches
+) -> tuple[TrainState, int]:
+    """The newest checkpoint's state with its place in the data, or a fresh state.
+
+    Returns:
+      The state, and the number of steps that it has done.
+    """
+    done = checkpoints.latest()
+    if done is None:
+        return start(), 0
+    abstract = jax.tree.map(
+        lambda shape, like: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=like),
+        start.eval_shape(),
+        start.lower().compile().output_shardings,
+    )
+    saved, data_state = checkpoints.restore(abstract._asdict(), done)
+    batches.set_state(data_state)
+    return TrainState(**saved), done
+
+
+def describe_run(experiment: Experiment, scenes: Any, workdir: Path) -> Tokenizer:
+    """Writes what makes the run loadable without its command; checks it on a resume.
+
+    Args:
+      experiment: the run.
+      scenes: the opened data.
+      workdir: the run's folder.
+
+    Returns:
+      The run's tokenizer: the one in `workdir` on a resume, else the experiment's, else
+      a small one trained on the captions of the data.
+
+    Raises:
+      InputError: the folder holds a run of another experiment or other data, or the data
+        do not fit the model.
+    """
+    plain = to_plain(experiment)
+    fingerprint = scenes.manifest["fingerprint"]
+    if (run_folder(workdir) / "description.json").is_file():
+        found = read_description(workdir)
+        differences = _differences(_comparable(found["experiment"]), _comparable(plain))
+        if found["data_fingerprint"] != fingerprint:
+            differences.append("data: another recipe, seed or source")
+        if differences:
+            raise InputError(
+                f"{workdir}: holds a run that differs: {'; '.join(differences)}; "
+                "take another --workdir, or the same settings."
+            )
+        return Tokenizer.from_json(found["tokenizer"], found["max_tokens"])
+    system = experiment.build_system()
+    recipe, corpus = scenes.manifest["recipe"], scenes.manifest["caption_corpus"]
+    rate, seconds = recipe["sample_rate_hz"], recipe["duration_s"]
+    if rate != system.sample_rate_hz or round(rate * seconds) != system.window_samples:
+        raise InputError(
+            f"--data: scenes of {seconds:g} s at {rate} Hz, but the model takes "
+            f"{system.window_samples / system.sample_rate_hz:g} s at {system.sample_rate_hz} Hz; "
+            "render scenes of that length and rate, or set --model.window-s."
+        )
+    vocabulary = experiment.model.text.vocabulary
+    if experiment.tokenizer is None:
+        # The words that join captions are learned too.
+        joined = [f"{a}, and {b}." for a, b in pairwise(corpus)]
+        tokenizer = Tokenizer.train(joined, vocabulary, system.max_tokens)
+    else:
+        tokenizer = Tokenizer.from_file(experiment.tokenizer, system.max_tokens)
+        if tokenizer.vocabulary_size > vocabulary:
+            raise InputError(
+                f"--tokenizer {experiment.tokenizer}: has {tokenizer.vocabulary_size} tokens, the "
+                f"model takes {vocabulary}; set --model.text.vocabulary."
+            )
+    write_description(
+        workdir,
+        {
+            "experiment": plain,
+            "data_fingerprint": fingerprint,
+            "tokenizer": tokenizer.to_json(),
+            "max_tokens": system.max_tokens,
+            "preprocessing": {
+                "sample_rate_hz": system.sample_rate_hz,
+                "channels": system.channels,
+                "window_samples": system.window_samples,
+            },
+        },
+    )
+    return tokenizer
+
+
+def _comparable(experiment: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in experiment.items() if k not in _FREE_TO_CHANGE}
+    kept["data"] = {k: v for k, v in kept["data"].items() if k not in _FREE_TO_CHANGE_DATA}
+    return kept
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Dotted keys with both values, where two plain trees differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            line
+            for key in sorted(there.keys() | here.keys())
+            for line in _differences(there.get(key), here.get(key), f"{path}.{key}".strip("."))
+        ]
+    return [] if there == here else [f"{path} {there!r} there, {here!r} here"]

@@ -1,0 +1,373 @@
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fakes import FakeScenes, fake_group
+
+from spatial_clap_jax.data.pipeline import (
+    PipelineConfig,
+    collate,
+    evaluation_scenes,
+    meanings,
+    train_batches,
+)
+from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.errors import InputError
+
+SCENES = FakeScenes()
+PLAIN = {"gain_db": (0.0, 0.0), "swap": False, "shift": False, "redraw": False}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(SCENES.manifest["caption_corpus"], 1000, 32)
+
+
+def config(captions: int = 16, **changes) -> PipelineConfig:
+    return PipelineConfig(captions_per_batch=captions, **changes)
+
+
+def batches(tokenizer, count, config, scenes=SCENES, scl=True, seed=0, **parts):
+    iterator = train_batches(scenes, config, tokenizer, scl=scl, seed=seed, **parts)
+    try:
+        return list(itertools.islice(iterator, count))
+    finally:
+        iterator.close()
+
+
+def run(*arguments):
+    """A Python process of its own that imports from where this one does."""
+    path = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def stored_rows(split):
+    """Every member of a split as it is stored: (waveform, caption) by audio bytes."""
+    return {
+        wave.tobytes(): (group, i)
+        for group in evaluation_scenes(SCENES, split)
+        for i, wave in enumerate(group.waveforms())
+    }
+
+
+def test_batch_holds_the_stored_groups_when_nothing_is_augmented(tokenizer):
+    (batch,) = batches(tokenizer, 1, config(**PLAIN))
+    assert {name: (array.dtype.name, array.shape) for name, array in batch.items()} == {
+        "audio": ("float32", (16, 2, 800)),
+        "tokens": ("int32", (16, 32)),
+        "token_mask": ("bool", (16, 32)),
+        "group": ("int32", (16,)),
+        "meaning": ("int32", (16,)),
+    }
+    stored = stored_rows("train_k1") | stored_rows("train_k2")
+    rows = [stored[audio.tobytes()] for audio in batch["audio"]]
+    assert [len(group.clips) for group, _ in rows] == [1] * 4 + [2] * 12
+    tokens, mask = tokenizer.encode([group.captions[i] for group, i in rows])
+    np.testing.assert_array_equal(batch["tokens"], tokens)
+    np.testing.assert_array_equal(batch["token_mask"], mask)
+    assert batch["meaning"].tolist() == [meanings(group)[i] for group, i in rows]
+    for first in range(4, 16, 2):  # Members side by side.
+        assert [rows[first][1], rows[first + 1][1]] == [0, 1]
+        assert rows[first][0].scene_id == rows[first + 1][0].scene_id
+        assert batch["group"][first] == batch["group"][first + 1]
+        assert batch["meaning"][first] != batch["meaning"][first + 1]
+    assert len(set(batch["group"].tolist())) == 4 + 6
+
+
+def test_without_scl_a_batch_has_as_many_captions_of_twice_as_many_mixtures(tokenizer):
+    scenes = FakeScenes(groups=24)
+    members = set()
+    for batch in batches(tokenizer, 4, config(**PLAIN), scenes, scl=False):
+        assert batch["audio"].shape == (16, 2, 800)
+        assert len(set(batch["group"].tolist())) == 16
+        audio = {
+            wave.tobytes(): i
+            for g in scenes.source("train_k2")
+            for i, wave in enumerate(g.waveforms())
+        }
+        members.update(found := [audio[row.tobytes()] for row in batch["audio"][4:]])
+        assert len(found) == 12
+    assert members == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("splits", "share", "singles"),
+    [
+        (("train_k1",), 0.75, 16),
+        (("train_k2",), 0.25, 0),
+        (("train_k1", "train_k2"), 0.0, 16),
+        (("train_k1", "train_k2"), 0.5, 8),
+        (("train_k1", "train_k2"), 1.0, 0),
+        (("train_k1", "train_k2", "train_k3"), 0.7, 4),
+    ],
+)
+@pytest.mark.parametrize("scl", [True, False])
+def test_the_splits_that_exist_decide_on_the_mix(tokenizer, splits, share, singles, scl):
+    scenes = FakeScenes(groups=16, splits=splits)
+    (batch,) = batches(tokenizer, 1, config(**PLAIN, mixture_share=share), scenes, scl=scl)
+    single_ids = set(collate(FakeScenes(16).source("train_k1"), tokenizer)["group"].tolist())
+    is_single = [number in single_ids for number in batch["group"].tolist()]
+    assert is_single == [True] * singles + [False] * (16 - singles)
+
+
+def test_each_epoch_holds_every_group_once_in_a_new_order(tokenizer):
+    # 8 groups of each kind: two batches of 4 singles and 4 mixtures are an epoch.
+    epochs = []
+    stream = batches(tokenizer, 6, config(12, mixture_share=2 / 3, **PLAIN))
+    for first, second in zip(stream[::2], stream[1::2], strict=True):
+        singles = [*first["group"][:4], *second["group"][:4]]
+        mixtures = [*first["group"][4::2], *second["group"][4::2]]
+        assert len(set(singles)) == len(set(mixtures)) == 8
+        epochs.append((singles, mixtures))
+    assert {frozenset(singles) for singles, _ in epochs} == {frozenset(epochs[0][0])}
+    for kind in (0, 1):
+        assert len({tuple(epoch[kind]) for epoch in epochs}) == 3
+
+
+def test_augmentation_is_drawn_anew_in_each_epoch_from_the_seed_alone(tokenizer):
+    full = config(32, mixture_share=0.5)
+    stream = batches(tokenizer, 3, full)
+    for a, b in zip(stream, batches(tokenizer, 3, full), strict=True):
+        assert_same(a, b)
+    other = batches(tokenizer, 3, full, seed=1)
+    assert not np.array_equal(stream[0]["group"], other[0]["group"])
+    # 8 mixtures a batch are an epoch, so each batch has every mixture once.
+    seen = {}
+    for batch in stream:
+        for row in range(16, 32):
+            seen.setdefault(int(batch["group"][row]), []).append(batch["audio"][row].tobytes())
+    assert all(len(set(audio)) == 6 for audio in seen.values())
+    captions = {row.tobytes() for batch in stream for row in batch["tokens"][16:]}
+    assert len(captions) > 30
+
+
+@pytest.mark.parametrize(
+    ("switch", "changed"),
+    [
+        ({}, set()),
+        ({"gain_db": (-6.0, 6.0)}, {"audio"}),
+        ({"swap": True}, {"audio", "tokens", "meaning"}),
+        ({"shift": True}, {"audio"}),
+        ({"redraw": True}, {"tokens"}),
+    ],
+)
+def test_each_switch_changes_what_it_says(tokenizer, switch, changed):
+    (plain,) = batches(tokenizer, 1, config(**PLAIN))
+    (batch,) = batches(tokenizer, 1, config(**(PLAIN | switch)))
+    differs = {name for name in batch if not np.array_equal(batch[name], plain[name])}
+    assert differs - {"token_mask"} == changed
+
+
+@pytest.mark.parametrize("scl", [True, False])
+@pytest.mark.parametrize("captions", [16, 24])
+def test_processes_share_what_one_process_would_see(tokenizer, scl, captions):
+    settings = config(captions, mixture_share=0.6)
+    whole = batches(tokenizer, 2, settings, scl=scl)
+    for count in (2, 4):
+        parts = [
+            batches(tokenizer, 2, settings, scl=scl, process_index=i, process_count=count)
+            for i in range(count)
+        ]
+        for step in range(2):
+            joined = {
+                name: np.concatenate([part[step][name] for part in parts]) for name in whole[0]
+            }
+            assert_same(joined, whole[step])
+            if scl:
+                for part in parts:
+                    groups = part[step]["group"].tolist()
+                    singles = max(captions - 2 * round(captions * 0.3), 0)
+                    mixed = [g for g in groups if whole[step]["group"].tolist().index(g) >= singles]
+                    assert mixed[::2] == mixed[1::2]
+
+
+def test_state_continues_with_the_next_batch(tokenizer):
+    iterator = train_batches(SCENES, config(), tokenizer, scl=True, seed=3)
+    first, state = next(iterator), json.loads(json.dumps(iterator.get_state()))
+    second = next(iterator)
+    iterator.set_state(state)
+    assert iterator.get_state() == state
+    assert_same(next(iterator), second)
+    iterator.set_state({"step": 0})
+    iterator.start_prefetch()
+    assert_same(next(iterator), first)
+    iterator.close()
+    iterator.close()
+    with pytest.raises(ValueError, match="closed iterator"):
+        next(iterator)
+
+
+_CONTINUE = """
+import hashlib, json, multiprocessing, sys
+from fakes import FakeScenes
+from spatial_clap_jax.data.pipeline import PipelineConfig, train_batches
+from spatial_clap_jax.data.tokens import Tokenizer
+
+if __name__ == "__main__":
+    scenes, digests, left = FakeScenes(), [], []
+    tokenizer = Tokenizer.train(scenes.manifest["caption_corpus"], 1000, 32)
+    for workers in (2, 0):
+        config = PipelineConfig(captions_per_batch=16, workers=workers)
+        iterator = train_batches(scenes, config, tokenizer, scl=True, seed=5)
+        iterator.set_state(json.loads(sys.argv[1]))
+        for _ in range(3):
+            batch = next(iterator)
+            digests.append(
+                hashlib.sha256(b"".join(batch[k].tobytes() for k in sorted(batch))).hexdigest()
+            )
+        left.append(len(multiprocessing.active_children()))
+        iterator.close()  # Batches beyond the third are under way.
+        left.append(len(multiprocessing.active_children()))
+    print(json.dumps([digests, left]))
+"""
+
+
+def test_a_fresh_process_continues_and_leaves_nothing_behind(tokenizer, tmp_path):
+    """Saved without workers, continued with two and with none; the tracker warns of leaks."""
+    iterator = train_batches(SCENES, config(), tokenizer, scl=True, seed=5)
+    for _ in range(2):
+        next(iterator)
+    state = json.dumps(iterator.get_state())
+    expected = []
+    for _ in range(3):
+        batch = next(iterator)
+        content = b"".join(batch[name].tobytes() for name in sorted(batch))
+        expected.append(hashlib.sha256(content).hexdigest())
+    iterator.close()
+    script = tmp_path / "continue.py"
+    script.write_text(_CONTINUE)
+    done = run(str(script), state)
+    digests, children = json.loads(done.stdout)
+    assert digests == expected + expected
+    assert children == [2, 0, 0, 0]
+    assert "leaked" not in done.stderr
+
+
+def test_no_jax_on_the_way_of_the_workers():
+    """Grain takes JAX's tree functions if it finds them; nothing of ours asks for JAX."""
+    code = (
+        "import sys\n"
+        "sys.modules['jax'] = None\n"
+        "from fakes import FakeScenes\n"
+        "from spatial_clap_jax.data.pipeline import PipelineConfig, train_batches\n"
+        "from spatial_clap_jax.data.tokens import Tokenizer\n"
+        "scenes = FakeScenes()\n"
+        "tokenizer = Tokenizer.train(scenes.manifest['caption_corpus'], 300, 64)\n"
+        "config = PipelineConfig(captions_per_batch=8)\n"
+        "batches = train_batches(scenes, config, tokenizer, scl=True, seed=0)\n"
+        "print(next(batches)['audio'].shape, [m for m in sys.modules if m.startswith('jaxlib')])"
+    )
+    done = run("-c", code)
+    assert done.stdout == "(8, 2, 800) []\n"
+
+
+def test_collate_scales_int16_to_float32(tokenizer):
+    groups = [fake_group("train", k, 1) for k in (1, 2, 3)]
+    batch = collate(groups, tokenizer)
+    expected = np.concatenate([g.audio.astype(np.float64) * g.scale for g in groups])
+    np.testing.assert_allclose(batch["audio"], expected, rtol=1e-6)
+    assert batch["group"].tolist() == [
+        number
+        for g, number in zip(groups, batch["group"][[0, 1, 3]], strict=True)
+        for _ in g.captions
+    ]
+
+
+def test_meaning_is_the_set_of_contents_in_directions():
+    group = fake_group("train", 2, 0)
+    plain = dataclasses.replace(
+        group,
+        categories=("dog", "bell"),
+        azimuth_deg=np.float32([60.0, 0.0]),
+        permutations=np.int32([[0, 1], [1, 0]]),
+    )
+    straight, crossed = meanings(plain)
+    assert straight != crossed
+    # Told in the other order, somewhere else in the same direction, by another clip: the same.
+    turned = dataclasses.replace(
+        plain,
+        categories=("bell", "dog"),
+        clips=("x", "y"),
+        azimuth_deg=np.float32([-5.0, 80.0]),
+    )
+    assert meanings(turned) == [straight, crossed]
+    mirrored = dataclasses.replace(plain, azimuth_deg=-plain.azimuth_deg)
+    assert set(meanings(mirrored)).isdisjoint({straight, crossed})
+    # Without a category the clip is the content.
+    nameless = dataclasses.replace(plain, categories=("", ""), clips=("dog", "bell"))
+    assert set(meanings(nameless)).isdisjoint({straight, crossed})
+    other = dataclasses.replace(nameless, clips=("dog", "bell2"))
+    assert set(meanings(other)).isdisjoint(meanings(nameless))
+
+
+def test_numbers_of_meanings_and_groups_never_change(tokenizer):
+    """Not `hash`, which each process seeds anew; fixed here once and for all."""
+    group = fake_group("train", 2, 0)
+    assert collate([group], tokenizer)["group"].tolist() == [1489971749, 1489971749]
+    assert meanings(group) == [-205330957, -472042642]
+
+
+def test_evaluation_scenes_come_as_stored_and_in_order():
+    ids = [group.scene_id for group in evaluation_scenes(SCENES, "test_k3")]
+    assert ids == [f"test_k3/{i}" for i in range(8)]
+    first = list(evaluation_scenes(SCENES, "test_k3", limit=2))
+    assert [group.scene_id for group in first] == ids[:2]
+    np.testing.assert_array_equal(first[1].audio, fake_group("test", 3, 1).audio)
+    assert len(list(evaluation_scenes(SCENES, "test_k3", limit=100))) == 8
+    with pytest.raises(InputError, match=r"split: 'test_k4' is not one of \['test_k1', "):
+        evaluation_scenes(SCENES, "test_k4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"captions_per_batch": 0}, "captions_per_batch: 0 is too small; give at least 1"),
+        ({"workers": -1}, "workers: -1 is too small; give at least 0"),
+        ({"threads": 0}, "threads: 0 is too small; give at least 1"),
+        ({"prefetch": 0}, "prefetch: 0 is too small; give at least 1"),
+        ({"mixture_share": 1.5}, "mixture_share: 1.5 is no share; give 0 to 1"),
+        ({"gain_db": (3.0, -3.0)}, r"gain_db: \(3.0, -3.0\) is no range; give the lower gain"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        PipelineConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("captions", "processes", "splits", "message"),
+    [
+        (16, 3, SCENES.splits, "captions_per_batch: 16 does not divide among 3 processes"),
+        (12, 4, SCENES.splits, "each of 4 processes 3 captions, which would split a scene group"),
+        (7, 1, ("train_k2",), "captions_per_batch: 7 is odd, .* give an even number"),
+        (8, 1, ("test_k1",), r"no split train_k1 or train_k2 among \['test_k1'\]; render some"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(tokenizer, captions, processes, splits, message):
+    scenes = FakeScenes(splits=splits)
+    with pytest.raises(InputError, match=message):
+        batches(tokenizer, 0, config(captions), scenes, process_count=processes)
+
+
+def test_an_empty_split_is_refused(tokenizer):
+    with pytest.raises(InputError, match="split: 'train_k1' holds no scenes; render it again"):
+        batches(tokenizer, 0, config(), FakeScenes(groups=0))

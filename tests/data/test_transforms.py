@@ -1,0 +1,200 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from fakes import fake_group
+
+from spatial_clap_jax.acoustics.captions import compose_caption
+from spatial_clap_jax.data import transforms
+from spatial_clap_jax.errors import InputError
+
+GROUPS = [fake_group("train", k, 3) for k in (1, 2, 3)]
+EACH_GROUP = pytest.mark.parametrize("group", GROUPS, ids=["k1", "k2", "k3"])
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def pair(**changes):
+    """A dog at +70, a bell at 0; member 0 tells of the bell first."""
+    group = dataclasses.replace(
+        GROUPS[1],
+        audio=np.int16([[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]),
+        scale=0.5,
+        categories=("dog", "bell"),
+        contents=(("a barking dog", "a dog barks"), ("a bell rings",)),
+        azimuth_deg=np.float32([70.0, 0.0]),
+        permutations=np.int32([[0, 1], [1, 0]]),
+        captions=(
+            "a bell rings in front, and a dog barks on the left side.",
+            "a barking dog in front, and a bell rings on the left side.",
+        ),
+    )
+    return dataclasses.replace(group, **changes)
+
+
+def assert_same(a, b):
+    for field in dataclasses.fields(a):
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        same = np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
+        assert same, field.name
+
+
+def between_channels(group):
+    """Level ratio and phase difference between the channels, for each member and frequency."""
+    left, right = np.moveaxis(np.fft.rfft(group.waveforms().astype(np.float64)), 1, 0)
+    loud = np.abs(left) > 1e-3 * np.abs(left).max()
+    return np.where(loud, right, 0) / np.where(loud, left, 1)
+
+
+@EACH_GROUP
+@pytest.mark.parametrize(
+    "transform",
+    [
+        transforms.time_shift,
+        transforms.redraw_captions,
+        lambda group, rng: transforms.joint_gain(group, rng, (-6.0, 6.0)),
+    ],
+    ids=["shift", "redraw", "gain"],
+)
+def test_no_transform_but_the_swap_touches_what_lies_between_the_channels(group, transform, rng):
+    before = [np.copy(group.audio), group.scale]
+    after = transform(group, rng)
+    np.testing.assert_allclose(
+        between_channels(after), between_channels(group), rtol=1e-6, atol=1e-9
+    )
+    untouched = dataclasses.replace(
+        after, audio=group.audio, scale=group.scale, captions=group.captions
+    )
+    assert_same(untouched, group)
+    np.testing.assert_array_equal(group.audio, before[0])
+    assert group.scale == before[1]
+
+
+def test_member_directions():
+    assert transforms.member_directions(pair()) == [[0, 2], [2, 0]]
+
+
+def test_draw_member_keeps_sound_words_and_places_together(rng):
+    group, seen = pair(), set()
+    for _ in range(20):
+        member = transforms.draw_member(group, rng)
+        i = group.captions.index(member.captions[0])
+        seen.add(i)
+        np.testing.assert_array_equal(member.audio, group.audio[[i]])
+        np.testing.assert_array_equal(member.permutations, group.permutations[[i]])
+    assert seen == {0, 1}
+
+
+@EACH_GROUP
+def test_joint_gain_is_one_number_in_range(group, rng):
+    gains_db = []
+    for _ in range(50):
+        louder = transforms.joint_gain(group, rng, (-6.0, 3.0))
+        assert louder.audio is group.audio
+        gains_db.append(20 * np.log10(louder.scale / group.scale))
+    assert -6.0 <= min(gains_db) < -4.5
+    assert 2.0 < max(gains_db) <= 3.0
+    twice = transforms.joint_gain(group, rng, (20.0, 20.0))
+    assert twice.scale == pytest.approx(10 * group.scale)
+
+
+def test_swap_by_hand():
+    swapped = transforms.swap_channels(pair())
+    np.testing.assert_array_equal(
+        swapped.audio, [[[4, 5, 6], [1, 2, 3]], [[10, 11, 12], [7, 8, 9]]]
+    )
+    assert swapped.azimuth_deg.tolist() == [-70.0, 0.0]
+    assert swapped.captions == (
+        "a bell rings in front, and a dog barks on the right side.",
+        "a barking dog in front, and a bell rings on the right side.",
+    )
+    assert transforms.member_directions(swapped) == [[4, 2], [2, 4]]
+
+
+@EACH_GROUP
+def test_swap_inverts_what_lies_between_the_channels(group):
+    swapped = transforms.swap_channels(group)
+    left, right = group.audio[:, 0], group.audio[:, 1]
+    np.testing.assert_array_equal(swapped.audio[:, 0], right)
+    np.testing.assert_array_equal(swapped.audio[:, 1], left)
+    assert transforms.member_directions(swapped) == [
+        [4 - d for d in row] for row in transforms.member_directions(group)
+    ]
+    assert swapped.scale == group.scale
+
+
+@EACH_GROUP
+def test_swapped_twice_is_the_identity(group):
+    once = transforms.swap_channels(group)
+    assert once.captions != group.captions or set(np.abs(group.azimuth_deg) <= 18) == {True}
+    assert_same(transforms.swap_channels(once), group)
+
+
+def test_swap_mirrors_phrases_inside_contents_alone_by_place():
+    """A content that itself speaks of a side is the clip's own and stays as it is."""
+    group = pair(
+        contents=(("a dog barks on the left side",), ("a bell rings",)),
+        captions=(
+            "a dog barks on the left side on the left side, and a bell rings in front.",
+            "a bell rings on the left side, and a dog barks on the left side in front.",
+        ),
+    )
+    assert transforms.swap_channels(group).captions == (
+        "a dog barks on the left side on the right side, and a bell rings in front.",
+        "a bell rings on the right side, and a dog barks on the left side in front.",
+    )
+
+
+def test_random_swap_swaps_with_its_probability(rng):
+    group = pair()
+    swaps = [transforms.random_swap(group, rng) is not group for _ in range(200)]
+    assert 75 < sum(swaps) < 125
+    assert transforms.random_swap(group, rng, 0.0) is group
+    assert_same(transforms.random_swap(group, rng, 1.0), transforms.swap_channels(group))
+
+
+def test_swap_refuses_what_it_cannot_mirror():
+    with pytest.raises(InputError, match=r"train_k2/3: 4 channels; a channel swap mirrors stereo"):
+        transforms.swap_channels(pair(audio=np.zeros((2, 4, 3), np.int16)))
+    with pytest.raises(InputError, match=r"train_k2/3: caption 'noise\.' is not composed .*`swap`"):
+        transforms.swap_channels(pair(captions=("noise.", "noise.")))
+
+
+@EACH_GROUP
+def test_time_shift_rolls_each_member_by_one_number(group, rng):
+    shifts = set()
+    for _ in range(5):
+        shifted = transforms.time_shift(group, rng)
+        for before, after in zip(group.audio, shifted.audio, strict=True):
+            found = [
+                s for s in range(before.shape[-1]) if np.array_equal(np.roll(before, s, -1), after)
+            ]
+            assert found
+            shifts.update(found)
+    assert len(shifts) > 4
+
+
+@EACH_GROUP
+def test_redrawn_captions_are_true_and_reach_every_wording(group, rng):
+    directions = transforms.member_directions(group)
+    orders = list(itertools.permutations(range(len(group.clips))))
+    true = [
+        {
+            compose_caption(contents, row, order): contents
+            for contents in itertools.product(*group.contents)
+            for order in orders
+        }
+        for row in directions
+    ]
+    seen = [set() for _ in directions]
+    for _ in range(400):
+        captions = transforms.redraw_captions(group, rng).captions
+        wordings = {true[i][caption] for i, caption in enumerate(captions)}
+        assert len(wordings) == 1, "members of a group differ in phrasing"
+        for i, caption in enumerate(captions):
+            seen[i].add(caption)
+    assert [len(s) for s in seen] == [len(t) for t in true]

@@ -1,0 +1,107 @@
+"""Small scenes without files or rooms, for tests of everything that reads scene groups."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from spatial_clap_jax.acoustics.captions import compose_caption
+from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS, direction_index
+from spatial_clap_jax.data.scenes import SceneGroup
+
+# category: (tone in Hz, contents)
+CATEGORIES = {
+    "bell": (440.0, ("a bell rings", "the sound of a bell")),
+    "dog": (700.0, ("a dog barks", "a barking dog", "the barking of a dog")),
+    "rain": (1100.0, ("rain falls", "it rains")),
+    "siren": (1700.0, ("a siren wails", "a wailing siren")),
+    "": (2500.0, ("someone walks over gravel",)),
+}
+_AZIMUTHS_DEG = (70.0, 30.0, 0.0, -30.0, -70.0)
+
+
+def fake_group(
+    split: str, k: int, index: int, samples: int = 800, sample_rate_hz: int = 16_000
+) -> SceneGroup:
+    """A group of k tones, each with its own category, panned to k places in distinct directions.
+
+    The azimuth sets level and delay between the channels: +70 is loud and early on the left. Clip
+    and place follow from `split`, `k` and `index`, so that groups differ but never change.
+    """
+    rng = np.random.default_rng([*split.encode(), k, index])
+    names = [list(CATEGORIES)[i] for i in rng.permutation(len(CATEGORIES))[:k]]
+    azimuth_deg = np.float32([_AZIMUTHS_DEG[i] for i in rng.permutation(5)[:k]])
+    azimuth_deg += rng.uniform(-10.0, 10.0, k).astype(np.float32)
+    permutations = np.int32(list(itertools.permutations(range(k))))
+    time_s = np.arange(samples) / sample_rate_hz
+    audio = np.zeros((len(permutations), 2, samples))
+    for member, row in enumerate(permutations):
+        for name, place in zip(names, row, strict=True):
+            left = np.sin(np.radians(azimuth_deg[place]))  # -1 right, +1 left
+            for channel, side in enumerate((left, -left)):
+                phase = 2 * np.pi * CATEGORIES[name][0] * (time_s + 2e-4 * side)
+                audio[member, channel] += (1.0 + 0.8 * side) * np.sin(phase + index)
+    scale = float(np.abs(audio).max() / (0.9 * 32767))
+    directions = [[direction_index(float(azimuth_deg[i])) for i in row] for row in permutations]
+    contents = tuple(CATEGORIES[name][1] for name in names)
+    return SceneGroup(
+        scene_id=f"{split}_k{k}/{index}",
+        audio=np.round(audio / scale).astype(np.int16),
+        scale=scale,
+        sample_rate_hz=sample_rate_hz,
+        clips=tuple(f"{name or 'gravel'}-{index}" for name in names),
+        categories=tuple(names),
+        contents=contents,
+        azimuth_deg=azimuth_deg,
+        elevation_deg=np.zeros(k, np.float32),
+        distance_m=np.full(k, 1.5, np.float32),
+        permutations=permutations,
+        captions=tuple(
+            compose_caption([c[0] for c in contents], row, rng.permutation(k).tolist())
+            for row in directions
+        ),
+        room="fake",
+        room_size_m=np.float32([6.0, 5.0, 3.0]),
+        t60_s=0.3,
+        seed=index,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeScenes:
+    """What `open_scenes` gives, in memory: `{train,validation,test}_k{1,2,3}`, but no train_k3.
+
+    Attributes:
+      groups: number of groups in each split.
+      samples: length of the audio.
+      sample_rate_hz: its rate.
+      splits: names of the splits that exist.
+    """
+
+    groups: int = 8
+    samples: int = 800
+    sample_rate_hz: int = 16_000
+    splits: tuple[str, ...] = (
+        *("train_k1", "train_k2"),
+        *("validation_k1", "validation_k2"),
+        *("test_k1", "test_k2", "test_k3"),
+    )
+
+    def source(self, split: str) -> list[SceneGroup]:
+        name, k = split.split("_k")
+        return [
+            fake_group(name, int(k), i, self.samples, self.sample_rate_hz)
+            for i in range(self.groups)
+        ]
+
+    @property
+    def manifest(self) -> dict[str, list[str]]:
+        return {
+            "categories": [name for name in CATEGORIES if name],
+            "caption_corpus": [
+                compose_caption([content], [direction])
+                for _, contents in CATEGORIES.values()
+                for content in contents
+                for direction in range(len(STEREO_DIRECTIONS))
+            ],
+        }

@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from spatial_clap_jax.models.layers import LayerNorm, Mlp, SelfAttention, StochasticDepth
+
+
+def attention_weights(width):
+    draw = lambda *shape: np.random.default_rng(0).normal(size=shape).astype(np.float32)  # noqa: E731
+    return {
+        "qkv": {"kernel": draw(width, 3 * width), "bias": draw(3 * width)},
+        "out": {"kernel": draw(width, width), "bias": draw(width)},
+    }
+
+
+def test_attention_equals_flax_multi_head_attention():
+    x = jax.random.normal(jax.random.key(1), (2, 5, 12))
+    bias = jax.random.normal(jax.random.key(2), (3, 5, 5))
+    ours, params = SelfAttention(heads=3), attention_weights(12)
+    kernel, offset = params["qkv"]["kernel"], params["qkv"]["bias"]
+    parts = {
+        name: {
+            "kernel": kernel[:, 12 * i : 12 * (i + 1)].reshape(12, 3, 4),
+            "bias": offset[12 * i : 12 * (i + 1)].reshape(3, 4),
+        }
+        for i, name in enumerate(("query", "key", "value"))
+    }
+    parts["out"] = {
+        "kernel": params["out"]["kernel"].reshape(3, 4, 12),
+        "bias": params["out"]["bias"],
+    }
+    biased = lambda q, k, v, **_: nn.dot_product_attention(q, k, v, bias=bias)  # noqa: E731
+    theirs = nn.MultiHeadDotProductAttention(num_heads=3, attention_fn=biased)
+    np.testing.assert_allclose(
+        jax.jit(ours.apply)({"params": params}, x, bias),
+        jax.jit(theirs.apply)({"params": parts}, x),
+        atol=1e-4,
+    )
+
+
+def test_attention_takes_any_leading_axes():
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4, 8))
+    bias = jax.random.normal(jax.random.key(2), (3, 1, 4, 4))
+    apply = jax.jit(SelfAttention(heads=2).apply)
+    variables = {"params": attention_weights(8)}
+    whole = apply(variables, x, bias)
+    for window in range(3):
+        single = apply(variables, x[:, window], bias[window])
+        np.testing.assert_allclose(whole[:, window], single, atol=1e-5)
+
+
+def test_mlp_uses_the_exact_gelu():
+    x = jnp.array([[-2.0], [0.5]])
+    one = {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}
+    y = Mlp(hidden=1).apply({"params": {"up": one, "down": one}}, x)
+    # x * Phi(x); the tanh approximation gives -0.04540 and 0.34571.
+    np.testing.assert_allclose(y, [[-0.04550026], [0.34573123]], atol=1e-6)
+
+
+def test_layer_norm_survives_a_large_mean():
+    x = 1e4 + jnp.array([[-1.0, 0.0, 1.0]])
+    norm = LayerNorm()
+    y = norm.apply({"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}, x)
+    np.testing.assert_allclose(y, [[-1.2247449, 0, 1.2247449]], atol=1e-3)
+
+
+def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
+    layer = StochasticDepth(0.25)
+    x = jnp.ones((4000, 2, 3))
+    y = layer.apply({}, x, True, rngs={"dropout": jax.random.key(0)})
+    rows = np.asarray(y).reshape(4000, -1)
+    assert (rows == rows[:, :1]).all()
+    np.testing.assert_allclose(np.unique(rows), [0.0, 4 / 3], rtol=1e-6)
+    np.testing.assert_allclose(np.mean(rows), 1.0, atol=0.03)
+    np.testing.assert_array_equal(layer.apply({}, x), x)

@@ -1,0 +1,201 @@
+"""Spatial-CLAP: its published sizes, its laws, and two steps of every shipped config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.systems.spatial_clap import (
+    ProjectionMlp,
+    SpatialClapConfig,
+    below_peak,
+    random_equaliser,
+    unit,
+)
+from spatial_clap_jax.train.experiment import SIZES, Experiment, load_config
+from spatial_clap_jax.train.optim import make_optimizer
+from spatial_clap_jax.train.step import init_state, train_step
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shrunk(size: str) -> Experiment:
+    """A shipped config with the same parts, each as narrow and shallow as it goes."""
+    experiment = load_config("configs/spatial_clap.py", size)
+    model = experiment.model
+    if isinstance(model.content, HtsatConfig):
+        content = dataclasses.replace(
+            model.content, embed_dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1)
+        )
+        window_s = 2.0
+    else:
+        content = dataclasses.replace(model.content, channels=(8, 8, 8), width=16, heads=2)
+        window_s = 0.5
+    text = dataclasses.replace(
+        model.text, vocabulary=300, width=16, heads=2, layers=1, mlp_width=16, max_tokens=12
+    )
+    spatial = dataclasses.replace(
+        model.spatial,
+        channels=(8, 8, 8),
+        frame_width=16,
+        gru_width=8,
+        gru_layers=1,
+        heads=2,
+        width=16,
+    )
+    model = dataclasses.replace(
+        model, content=content, window_s=window_s, text=text, spatial=spatial, joint_width=16
+    )
+    return dataclasses.replace(experiment, model=model)
+
+
+def random_batch(experiment: Experiment, rows: int = 4) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    system = experiment.build_system()
+    tokens = experiment.model.text.max_tokens
+    return {
+        "audio": jnp.asarray(rng.normal(size=(rows, 2, system.window_samples)), jnp.float32) * 0.1,
+        "tokens": jnp.asarray(rng.integers(5, 300, size=(rows, tokens)), jnp.int32),
+        "token_mask": jnp.asarray(np.arange(tokens) < rng.integers(2, tokens, size=(rows, 1))),
+        "group": jnp.arange(rows) // 2,
+        "meaning": jnp.arange(rows),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_two_shrunk_steps_of_every_shipped_config(size):
+    experiment = shrunk(size)
+    system, batch = experiment.build_system(), random_batch(experiment)
+    # At full warm-up the very first step would not move.
+    config = dataclasses.replace(experiment.optimizer, warmup_steps=1)
+    shapes = jax.eval_shape(system.init, jax.random.key(0))["params"]
+    optimizer = make_optimizer(config, 10, shapes)
+    averaged = experiment.ema_decay is not None
+    state = jax.jit(
+        lambda: init_state(system, optimizer, jax.random.key(0), averaged=averaged)
+    )()
+    step = jax.jit(
+        lambda state, batch: train_step(
+            system, optimizer, experiment.ema_decay, jax.random.key(1), state, batch
+        )
+    )
+    before = state.variables["params"]
+    for _ in range(2):
+        state, metrics = step(state, batch)
+        assert all(np.isfinite(float(metrics[name])) for name in metrics)
+    after = state.variables["params"]
+    still = jax.tree_util.tree_map_with_path(
+        lambda path, a, b: jax.tree_util.keystr(path) if bool((a == b).all()) else None,
+        before,
+        after,
+    )
+    unmoved = [path for path in jax.tree.leaves(still) if "score" not in path]
+    # Unused rows of a table stay where they are; a whole kernel that stays is dead.
+    assert unmoved == []
+    assert int(state.step) == 2
+
+
+def test_the_released_architecture_has_its_published_sizes():
+    experiment = load_config("configs/spatial_clap.py", "base")
+    system = experiment.build_system()
+    params = jax.eval_shape(system.init, jax.random.key(0))["params"]
+    assert count(params["spatial"]) == 1_095_616
+    assert count(params["fusion"]) == 918_528
+    assert count(params["text"]) == 124_645_632
+    assert params["fusion"]["hidden"]["kernel"].shape == (1024 + 256, 512)
+    assert system.sample_rate_hz == 16_000
+    assert system.window_samples == 160_000
+
+
+def test_projection_mlp_by_hand():
+    params = {
+        "hidden": {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(2)},
+        "out": {"kernel": jnp.array([[2.0], [5.0]]), "bias": jnp.array([1.0])},
+    }
+    out = ProjectionMlp(2, 1).apply({"params": params}, jnp.array([[3.0], [-3.0]]))
+    np.testing.assert_allclose(out, [[7.0], [16.0]])
+
+
+def test_unit_rows():
+    np.testing.assert_allclose(unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
+
+
+def test_below_peak_by_hand_and_blind_to_gain():
+    level = jnp.array([[[-10.0, -50.0], [-200.0, -90.0]]])
+    np.testing.assert_allclose(below_peak(level), [[[2.0, 0.0], [-2.0, -2.0]]])
+    np.testing.assert_allclose(below_peak(level + 13.0), below_peak(level), atol=1e-6)
+
+
+def test_equaliser_has_the_spread_that_was_asked_for():
+    curves = random_equaliser(jax.random.key(0), 2000, 64, spread=0.3)
+    assert float(jnp.sqrt((curves**2).mean())) == pytest.approx(0.3, rel=0.05)
+    # Smooth: neighbours differ by little.
+    assert float(jnp.abs(jnp.diff(curves, axis=1)).max()) < 0.2
+
+
+@pytest.fixture(scope="module")
+def small():
+    experiment = shrunk("small")
+    system = experiment.build_system()
+    return system, jax.jit(system.init)(jax.random.key(3)), random_batch(experiment, 5)
+
+
+def test_embeddings_are_unit_and_do_not_depend_on_the_batch(small):
+    system, variables, batch = small
+    audio = system.embed_audio(variables, batch["audio"])
+    text = system.embed_text(variables, batch["tokens"], batch["token_mask"])
+    for many, embed, inputs in (
+        (audio, system.embed_audio, (batch["audio"],)),
+        (text, system.embed_text, (batch["tokens"], batch["token_mask"])),
+    ):
+        np.testing.assert_allclose(jnp.linalg.norm(many, axis=1), 1.0, atol=1e-5)
+        one = jnp.concatenate([embed(variables, *(x[i : i + 1] for x in inputs)) for i in range(5)])
+        np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_swapped_channels_are_another_scene_to_the_spatial_side_only(small):
+    system, variables, batch = small
+    both = {
+        name: system.module.apply(variables, audio, False, method=method)
+        for name, audio, method in (
+            ("content", batch["audio"], "_content"),
+            ("content swapped", batch["audio"][:, ::-1], "_content"),
+            ("planes", batch["audio"], "_spatial_planes"),
+            ("planes swapped", batch["audio"][:, ::-1], "_spatial_planes"),
+        )
+    }
+    np.testing.assert_allclose(both["content"], both["content swapped"], atol=1e-5)
+    # Level difference and the sine of the phase change sign; the rest stays.
+    mirrored = both["planes swapped"] * jnp.array([1, 1, -1, -1])
+    np.testing.assert_allclose(both["planes"], mirrored, atol=1e-3)
+    swapped = system.embed_audio(variables, batch["audio"][:, ::-1])
+    assert float(jnp.abs(swapped - system.embed_audio(variables, batch["audio"])).max()) > 1e-4
+
+
+def test_a_joint_gain_changes_nothing_in_small(small):
+    system, variables, batch = small
+    loud = system.embed_audio(variables, batch["audio"] * 4.0)
+    np.testing.assert_allclose(system.embed_audio(variables, batch["audio"]), loud, atol=1e-4)
+
+
+def test_training_draws_follow_from_the_key_alone(small):
+    system, variables, batch = small
+    losses = [
+        float(system.loss(variables, batch, jax.random.key(seed), train=True).value)
+        for seed in (7, 7, 8)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_initial_scale_is_the_configs():
+    config = dataclasses.replace(shrunk("small").model)
+    assert isinstance(config, SpatialClapConfig)
+    system = config.build(ContrastiveConfig(initial_scale=12.0))
+    shapes = jax.jit(system.init)(jax.random.key(0))["params"]
+    assert float(jnp.exp(shapes["logit_scale"])) == pytest.approx(12.0)

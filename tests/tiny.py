@@ -1,0 +1,143 @@
+"""A tiny Spatial-CLAP: scenes, experiment and saved run of half a second and a few weights."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from spatial_clap_jax.data.pipeline import PipelineConfig
+from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
+from spatial_clap_jax.data.sources import SourceOptions
+from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.features import LogMelConfig
+from spatial_clap_jax.models.cnn import CnnConfig
+from spatial_clap_jax.models.crnn import CrnnConfig
+from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
+from spatial_clap_jax.train.checkpoint import RunCheckpoints, write_description
+from spatial_clap_jax.train.configs_io import to_plain
+from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.optim import OptimizerConfig
+
+RATE_HZ = 16_000
+WINDOW = 8_000
+MAX_TOKENS = 24
+CAPTIONS = ("a dog barks on the left side.", "rain falls in front, and a bell rings in front.")
+
+
+def tiny_recipe() -> SceneRecipe:
+    """Scenes of the synthetic bank for `tiny_experiment`, rendered in seconds."""
+    return SceneRecipe(
+        name="tiny",
+        sample_rate_hz=RATE_HZ,
+        duration_s=WINDOW / RATE_HZ,
+        room_counts=RoomCounts(train=2, validation=1, test=1),
+        places_per_room=5,
+        group_counts=GroupCounts(
+            *(8, 8, 0),
+            *(2, 2, 0),
+            *(4, 4, 4),
+        ),
+        sources=SourceOptions(synthetic_clips=(2, 1, 1)),
+    )
+
+
+def tiny_experiment() -> Experiment:
+    """Both encoders of the small sizes at a width that compiles in a second."""
+    mel = LogMelConfig(
+        sample_rate_hz=RATE_HZ, n_fft=256, hop=160, mels=16, low_hz=50.0, high_hz=8000.0
+    )
+    return Experiment(
+        name="tiny",
+        model=SpatialClapConfig(
+            sample_rate_hz=RATE_HZ,
+            window_s=WINDOW / RATE_HZ,
+            content=CnnConfig(channels=(8,), pools=((1, 2),), width=16, heads=2),
+            content_mel=mel,
+            spatial=CrnnConfig(
+                patch=(4, 4),
+                channels=(8,),
+                pools=((1, 2),),
+                order="norm_first",
+                frame_width=16,
+                gru_width=8,
+                gru_layers=1,
+                pooling="attention",
+                heads=4,
+                width=16,
+            ),
+            spatial_planes="mel_cross",
+            spatial_mel=mel,
+            text=TextConfig(
+                vocabulary=320,
+                width=16,
+                layers=1,
+                heads=2,
+                mlp_width=32,
+                max_tokens=MAX_TOKENS,
+            ),
+            fusion_width=16,
+            joint_width=12,
+            spec_augment=None,
+        ),
+        data=PipelineConfig(captions_per_batch=8),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        steps=2,
+        log_every=1,
+        checkpoint_every=1,
+    )
+
+
+def random_variables(experiment: Experiment, seed: int = 0) -> dict:
+    """Variables of the experiment's shapes, every one of them drawn, as NumPy arrays."""
+    shapes = jax.eval_shape(experiment.build_system().init, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: rng.uniform(0.05, 0.3, leaf.shape).astype(np.float32)  # noqa: E731
+    signs = lambda leaf: rng.choice(np.float32([-1, 1]), leaf.shape)  # noqa: E731
+    return {
+        "params": jax.tree.map(lambda leaf: draw(leaf) * signs(leaf), shapes["params"]),
+        # Variances must be positive.
+        "batch_stats": jax.tree.map(draw, shapes["batch_stats"]),
+    }
+
+
+def save_tiny_run(
+    workdir: Path, steps: tuple[int, ...] = (1, 2), averaged: bool = True
+) -> Experiment:
+    """Saves a run as the trainer does; at step n, drawn variables n and their average n + 100.
+
+    Args:
+      workdir: folder to write.
+      steps: checkpoints to save.
+      averaged: whether a moving average was kept.
+
+    Returns:
+      The experiment of the run.
+    """
+    experiment = tiny_experiment()
+    tokenizer = Tokenizer.train(CAPTIONS, experiment.model.text.vocabulary, MAX_TOKENS)
+    write_description(
+        workdir,
+        {
+            "experiment": to_plain(experiment),
+            "data_fingerprint": "0123456789abcdef",
+            "tokenizer": tokenizer.to_json(),
+            "max_tokens": MAX_TOKENS,
+            "preprocessing": {
+                "sample_rate_hz": RATE_HZ,
+                "channels": 2,
+                "window_samples": WINDOW,
+            },
+        },
+    )
+    checkpoints = RunCheckpoints(workdir)
+    for step in steps:
+        state = {
+            "step": np.int32(step),
+            "variables": random_variables(experiment, step),
+            "optimizer": {"count": np.int32(step)},
+            "average": random_variables(experiment, step + 100) if averaged else {},
+        }
+        checkpoints.save(step, state, {"step": step}, wait=True)
+    checkpoints.close()
+    return experiment

@@ -1,0 +1,344 @@
+"""Checkpoints: bit for bit, on any devices, whole or refused."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import spatial_clap_jax
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train.checkpoint import (
+    RunCheckpoints,
+    load_params,
+    read_description,
+    write_description,
+)
+
+
+class State(NamedTuple):
+    step: Any
+    variables: Any
+    optimizer: Any
+    average: Any
+    key: Any
+    epoch: int
+
+
+def make_state(step: int) -> State:
+    # Bit patterns that arithmetic or a text format would change.
+    edge = np.array([1e-45, -0.0, 3.4028235e38, np.nan, 1 / 3, np.inf, -1e-40, 7], np.float32)
+    params = {
+        "dense": {"kernel": jnp.asarray(np.tile(edge, (8, 1)).T), "bias": jnp.asarray(edge)},
+        "scale": jnp.asarray(2.5, jnp.bfloat16),
+    }
+    optimizer = optax.masked(optax.adamw(1e-3), {"dense": True, "scale": False})
+    return State(
+        step=jnp.asarray(step, jnp.int32),
+        variables={"params": params, "batch_stats": {"mean": jnp.arange(3.0)}},
+        optimizer=optimizer.init(params),
+        average={},
+        key=jax.random.key_data(jax.random.key(7)),
+        epoch=3,
+    )
+
+
+def abstract(state: Any, of_leaf: bool = False) -> Any:
+    """What to restore: on one device, or where the leaves of `state` are."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def leaf(x: Any) -> Any:
+        sharding = x.sharding if of_leaf and hasattr(x, "sharding") else device
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(lambda x: x if isinstance(x, int) else leaf(x), state)
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A run with whole checkpoints of steps 10 and 20; tests copy it before they harm it."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    checkpoints = RunCheckpoints(workdir)
+    for step in (10, 20):
+        checkpoints.save(step, make_state(step), {"position": step})
+    checkpoints.close()
+    return workdir
+
+
+def test_round_trip_bit_for_bit(saved):
+    checkpoints = RunCheckpoints(saved)
+    assert checkpoints.latest() == 20
+    for step, expected in ((None, 20), (10, 10)):
+        state, data_state = checkpoints.restore(abstract(make_state(0)), step)
+        assert_same_bits(state, make_state(expected))
+        assert data_state == {"position": expected}
+    checkpoints.close()
+
+
+def test_keeps_the_newest_and_every_kth(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=2, keep_every=4)
+    for step in range(1, 8):
+        checkpoints.save(step, {"a": jnp.ones(2)}, {})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "7"]
+
+
+def test_a_step_donated_right_after_the_save_does_not_change_it(tmp_path):
+    state = {"a": jnp.zeros(500_000)}
+    add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = add(state)
+    data_state = {"position": [1]}
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(1, state, data_state)
+    data_state["position"].append(2)
+    for _ in range(20):
+        state = add(state)
+    restored, restored_data = checkpoints.restore({"a": abstract(state["a"])})
+    np.testing.assert_array_equal(restored["a"], 1.0)
+    assert restored_data == {"position": [1]}
+    checkpoints.close()
+
+
+def test_a_saved_step_is_left_and_an_earlier_one_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    checkpoints = RunCheckpoints(tmp_path / "run")
+    checkpoints.save(20, make_state(1), {"position": 1}, wait=True)
+    assert checkpoints.restore(abstract(make_state(0)))[1] == {"position": 20}
+    with pytest.raises(InputError, match="holds step 20, later than step 15"):
+        checkpoints.save(15, make_state(15), {})
+    checkpoints.close()
+
+
+KILLED = """
+import os, sys
+import jax.numpy as jnp
+from spatial_clap_jax.train import checkpoint
+
+checkpoints = checkpoint.RunCheckpoints(sys.argv[1])
+checkpoints.save(1, {"a": jnp.ones(3)}, {}, wait=True)
+checkpoint._process_file = lambda index: os._exit(9)
+checkpoints.save(2, {"a": jnp.ones(3)}, {}, wait=True)
+"""
+
+
+def test_a_killed_save_leaves_no_checkpoint(tmp_path):
+    with start(KILLED, tmp_path) as process:
+        assert process.wait(120) == 9, process.communicate()
+    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert len(left) == 2, "killed before it began to write"
+    assert load_params(tmp_path, subtrees=("a",))[1] == 1
+    checkpoints = RunCheckpoints(tmp_path)
+    assert checkpoints.latest() == 1
+    checkpoints.save(3, {"a": jnp.ones(3)}, {})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
+
+
+def damaged_runs(whole: Path, folder: Path) -> Iterator[Path]:
+    """Copies of a run's only step, each with one file cut to half or gone."""
+    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+        for harm in (Path.unlink, lambda file: os.truncate(file, file.stat().st_size // 2)):
+            run = folder / f"{path.name}-{harm.__name__}"
+            shutil.copytree(whole, run / "checkpoints" / "20")
+            harm(run / "checkpoints" / "20" / path.relative_to(whole))
+            yield run
+            shutil.rmtree(run)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_any_damaged_file_gives_the_same_bits_or_an_input_error(saved, tmp_path):
+    refusals = []
+    for run in damaged_runs(saved / "checkpoints" / "20", tmp_path):
+        checkpoints = RunCheckpoints(run)
+        try:
+            state, data_state = checkpoints.restore(abstract(make_state(0)))
+        except InputError as error:
+            refusals.append(str(error))
+        else:
+            assert_same_bits(state, make_state(20))
+            assert data_state == {"position": 20}
+        checkpoints.close()
+    for refusal in refusals:
+        assert str(tmp_path) in refusal
+        assert "20: cannot be read, a checkpoint must be whole" in refusal
+        assert "\n" not in refusal
+    assert len(refusals) >= 6
+
+
+def test_an_emptied_step_names_the_step_to_go_on_from(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
+    (tmp_path / "run" / "checkpoints" / "20").mkdir()
+    checkpoints = RunCheckpoints(tmp_path / "run")
+    message = r"20: cannot be read.*remove this folder to go on from step 10"
+    with pytest.raises(InputError, match=message):
+        checkpoints.restore(abstract(make_state(0)))
+    with pytest.raises(InputError, match=message):
+        load_params(tmp_path / "run")
+    checkpoints.close()
+
+
+def test_load_params_needs_no_model(saved):
+    loaded, step = load_params(saved)
+    assert step == 20
+    assert_same_bits(loaded, {"variables": make_state(20).variables, "average": {}})
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
+    assert load_params(saved, 10, ("epoch", "nothing"))[0] == {"epoch": 3}
+
+
+def test_missing_checkpoints_and_subtrees(saved, tmp_path):
+    with pytest.raises(InputError, match="holds no checkpoint; give the workdir"):
+        load_params(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(InputError, match="has no step 15; take one of 10, 20"):
+        load_params(saved, 15)
+    with pytest.raises(InputError, match=r"no 'weights' .it has average, epoch"):
+        load_params(saved, subtrees=("weights",))
+    with pytest.raises(InputError, match=r"gs://bucket/run is no path.*gcsfuse"):
+        RunCheckpoints("gs://bucket/run")
+    with pytest.raises(InputError, match="keep: 0 is below 1"):
+        RunCheckpoints(tmp_path, keep=0)
+    checkpoints = RunCheckpoints(tmp_path)
+    assert checkpoints.latest() is None
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        checkpoints.restore({})
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"step": np.zeros((), np.float32)}, r"step is int32\[\] .* and float32\[\] in this"),
+        ({"key": np.zeros(3, np.uint32)}, r"key is uint32\[2\] .* and uint32\[3\] in this"),
+        (
+            {"average": {"w": np.zeros(2, np.float32)}},
+            r"average/w is absent .* and float32\[2\] in this",
+        ),
+        ({"optimizer": {}}, r"optimizer/.* in the checkpoint and absent in this model"),
+    ],
+)
+def test_another_model_is_refused_by_path(saved, changed, message):
+    checkpoints = RunCheckpoints(saved)
+    with pytest.raises(InputError, match=message):
+        checkpoints.restore(abstract(make_state(0)._replace(**changed)))
+    checkpoints.close()
+
+
+SHARDED = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_checkpoint import *
+
+port, index, devices = map(int, sys.argv[3:])
+if port:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, index)
+mesh = jax.make_mesh((devices,), ("d",), (jax.sharding.AxisType.Auto,))
+
+def put(x):
+    if isinstance(x, int):
+        return x
+    spec = jax.sharding.PartitionSpec(*(("d",) if x.shape[:1] == (8,) else ()))
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: np.asarray(x)[i])
+
+state = jax.tree.map(put, make_state(5))
+checkpoints = RunCheckpoints(sys.argv[1])
+checkpoints.save(5, state, {"process": index})
+restored, data_state = checkpoints.restore(abstract(state, of_leaf=True))
+assert data_state == {"process": index}
+assert len(restored.variables["params"]["dense"]["kernel"].sharding.device_set) == devices
+for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+    if not isinstance(a, int):
+        assert a.sharding == b.sharding
+        for mine, theirs in zip(a.addressable_shards, b.addressable_shards, strict=True):
+            assert_same_bits(mine.data, theirs.data)
+checkpoints.close()
+"""
+
+
+def start(script: str, *arguments: Any, devices: int = 1) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    root = str(Path(spatial_clap_jax.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def save_sharded(workdir: Path, processes: int, devices: int) -> None:
+    """Fresh processes save `make_state(5)` split over simulated devices, and restore it."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1] if processes > 1 else 0
+    here = Path(__file__).parent
+    running = [
+        start(SHARDED, workdir, here, port, index, devices, devices=devices // processes)
+        for index in range(processes)
+    ]
+    for process in running:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+
+
+def test_eight_devices_to_eight_and_to_one(tmp_path):
+    save_sharded(tmp_path, processes=1, devices=8)
+    checkpoints = RunCheckpoints(tmp_path)
+    state, data_state = checkpoints.restore(abstract(make_state(0)))
+    checkpoints.close()
+    assert_same_bits(state, make_state(5))
+    assert data_state == {"process": 0}
+    assert_same_bits(load_params(tmp_path)[0]["variables"], make_state(5).variables)
+
+
+def test_two_processes_each_keep_their_data_state(tmp_path):
+    save_sharded(tmp_path, processes=2, devices=2)
+    assert_same_bits(load_params(tmp_path)[0]["variables"], make_state(5).variables)
+    checkpoints = RunCheckpoints(tmp_path)
+    with pytest.raises(InputError, match="saved by 2 processes, now there are 1; resume with"):
+        checkpoints.restore(abstract(make_state(0)))
+    checkpoints.close()
+
+
+def test_description_round_trip_and_versions(tmp_path):
+    write_description(tmp_path / "run", {"config": {"rate": 0.1}, "tokenizer": '{"größe": 1}'})
+    description = read_description(tmp_path / "run")
+    assert description["config"] == {"rate": 0.1}
+    assert description["tokenizer"] == '{"größe": 1}'
+    assert description["versions"]["jax"] == jax.__version__
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["description.json"]
+
+
+def test_a_failed_write_keeps_the_old_description(tmp_path):
+    write_description(tmp_path, {"rate": 1})
+    with pytest.raises(TypeError):
+        write_description(tmp_path, {"rate": object()})
+    assert read_description(tmp_path)["rate"] == 1
+
+
+def test_bad_descriptions(tmp_path):
+    with pytest.raises(InputError, match=r"description.json: no such file.*--workdir"):
+        read_description(tmp_path)
+    for text, message in (('{"config"', "not readable as JSON"), ("[]", "no JSON object")):
+        (tmp_path / "description.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_description(tmp_path)

@@ -1,0 +1,198 @@
+"""Whole small runs: they learn, resume to the same bits, compile once, refuse what does not fit."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_experiment
+
+from spatial_clap_jax.data.builders import open_scenes
+from spatial_clap_jax.data.pipeline import train_batches
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import sharding, trainer
+from spatial_clap_jax.train.checkpoint import load_params, read_description
+from spatial_clap_jax.train.metrics_log import read_metrics
+
+STEPS = 4
+
+
+def experiment(**changes):
+    return dataclasses.replace(
+        tiny_experiment(), steps=STEPS, log_every=1, checkpoint_every=2, ema_decay=0.9, **changes
+    )
+
+
+def arrays_of(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    tree, _ = load_params(workdir, step, ("variables", "average", "optimizer", "step"))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_scenes, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    trainer.train(experiment(), tiny_scenes, workdir, progress=False)
+    return workdir
+
+
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(straight, tiny_scenes, tmp_path):
+    real_step = trainer.jit_step
+
+    def stops_after_three(*args):
+        step, calls = real_step(*args), []
+
+        def wrapped(state, batch):
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            calls.append(None)
+            return step(state, batch)
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "jit_step", stops_after_three)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(experiment(), tiny_scenes, tmp_path / "run", progress=False)
+    # Step 3 was done but not saved: the resumed run does it again from step 2.
+    result = trainer.train(experiment(), tiny_scenes, tmp_path / "run", progress=False)
+    assert result.step == STEPS
+    ours, theirs = arrays_of(tmp_path / "run"), arrays_of(straight)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    timing = {"clips_per_s", "data_wait_share"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in timing} for row in read_metrics(run)]
+        for run in (tmp_path / "run", straight)
+    ]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_trained_again(straight, tiny_scenes):
+    before = arrays_of(straight)
+    result = trainer.train(experiment(), tiny_scenes, straight, progress=False)
+    assert result.step == STEPS
+    for name, value in arrays_of(straight).items():
+        np.testing.assert_array_equal(before[name], value, err_msg=name)
+
+
+def test_every_parameter_moves_and_the_average_lags_behind(straight):
+    first, last = arrays_of(straight, 2), arrays_of(straight, 4)
+    params = [name for name in last if name.startswith("['variables']['params']")]
+    # Softmax over positions does not change when all scores move together.
+    still = [n for n in params if np.array_equal(first[n], last[n]) and "score" not in n]
+    assert not still
+    for name in params:
+        averaged = last[name.replace("['variables']", "['average']")]
+        assert averaged.shape == last[name].shape
+    assert any(
+        not np.array_equal(last[n], last[n.replace("['variables']", "['average']")])
+        for n in params
+    )
+
+
+def test_the_run_describes_itself(straight):
+    found = read_description(straight)
+    assert found["experiment"]["steps"] == STEPS
+    assert found["preprocessing"]["channels"] == 2
+    assert json.loads(found["tokenizer"])["version"]
+
+
+def test_the_step_compiles_once(tiny_scenes):
+    ours = experiment()
+    mesh = sharding.make_mesh(shape=ours.mesh)
+    start, step = trainer.build_state_and_step(ours, mesh)
+    tokenizer = trainer.describe_run.__globals__["Tokenizer"].train(["a b"], 300, 24)
+    state = start()
+    with train_iterator(tiny_scenes, ours, tokenizer) as batches:
+        for _ in range(3):
+            state, _ = step(state, sharding.put_batch(next(batches), mesh))
+    assert step._cache_size() == 1
+
+
+class train_iterator:
+    """Batches as a context."""
+
+    def __init__(self, scenes, ours, tokenizer):
+        self.batches = train_batches(open_scenes(scenes), ours.data, tokenizer, scl=True, seed=0)
+
+    def __enter__(self):
+        return self.batches
+
+    def __exit__(self, *_):
+        self.batches.close()
+
+
+@pytest.mark.parametrize("scl", [True, False])
+def test_frozen_sub_trees_stay(tiny_scenes, tmp_path, scl):
+    ours = experiment()
+    ours = dataclasses.replace(
+        ours,
+        steps=2,
+        optimizer=dataclasses.replace(ours.optimizer, frozen=(r"^text/",)),
+        loss=dataclasses.replace(ours.loss, scl=scl),
+    )
+    trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False)
+    mesh = sharding.make_mesh(shape=ours.mesh)
+    fresh = trainer.build_state_and_step(ours, mesh)[0]().variables["params"]
+    tree, _ = load_params(tmp_path / "run", 2, ("variables",))
+    params = tree["variables"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, fresh["text"], params["text"])
+    assert not np.array_equal(
+        fresh["fusion"]["out"]["kernel"], params["fusion"]["out"]["kernel"]
+    )
+
+
+def test_another_experiment_is_refused_and_the_differences_named(straight, tiny_scenes):
+    other = dataclasses.replace(experiment(), seed=5)
+    with pytest.raises(InputError, match=r"holds a run that differs: seed 0 there, 5 here"):
+        trainer.train(other, tiny_scenes, straight, progress=False)
+
+
+def test_what_changes_no_result_may_change(straight, tiny_scenes):
+    other = dataclasses.replace(experiment(), log_every=3, keep=7)
+    assert trainer.train(other, tiny_scenes, straight, progress=False).step == STEPS
+
+
+def test_scenes_of_another_length_are_refused(tiny_scenes, tmp_path):
+    ours = experiment()
+    ours = dataclasses.replace(ours, model=dataclasses.replace(ours.model, window_s=3.0))
+    with pytest.raises(InputError, match=r"--data: scenes of .* but the model takes 3 s"):
+        trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+DEVICES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from tiny import tiny_experiment
+import dataclasses, jax
+from spatial_clap_jax.train import trainer
+from spatial_clap_jax.train.metrics_log import read_metrics
+if __name__ == "__main__":
+    assert len(jax.devices()) == int(sys.argv[4])
+    ours = dataclasses.replace(tiny_experiment(), steps=3, log_every=1)
+    trainer.train(ours, sys.argv[2], sys.argv[3], progress=False)
+"""
+
+
+def test_one_device_equals_eight(tiny_scenes, tmp_path):
+    for devices in (1, 8):
+        subprocess.run(
+            [sys.executable, "-c", DEVICES, str(Path(__file__).parents[1]), str(tiny_scenes)]
+            + [str(tmp_path / str(devices)), str(devices)],
+            check=True,
+            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        )
+    one, eight = (read_metrics(tmp_path / str(n)) for n in (1, 8))
+    for left, right in zip(one, eight, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
+        assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-4)
