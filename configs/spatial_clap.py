@@ -36,7 +36,7 @@ def small() -> Experiment:
             spatial=CrnnConfig(
                 patch=(4, 4),
                 channels=(64, 96, 128),
-                pools=((1, 2), (1, 2), (1, 1)),
+                pools=((1, 2), (1, 1), (1, 1)),
                 order="norm_first",
                 frame_width=256,
                 gru_width=128,
@@ -61,7 +61,7 @@ def small() -> Experiment:
             equaliser_db=6.0,
         ),
         loss=ContrastiveConfig(initial_scale=20.0),
-        data=PipelineConfig(captions_per_batch=64),
+        data=PipelineConfig(captions_per_batch=64, mixture_share=0.875),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             warmup_steps=100,
@@ -70,7 +70,7 @@ def small() -> Experiment:
             # The audio side learns faster from nothing; the temperature must find its place early.
             rate_rules=((r"^(content|spatial|fusion)/", 2.0), (r"^logit_scale$", 5.0)),
         ),
-        steps=2000,
+        steps=2200,
         ema_decay=0.998,
         log_every=20,
         checkpoint_every=250,
@@ -96,7 +96,7 @@ def quickstart() -> Experiment:
         experiment,
         name="spatial_clap_quickstart",
         model=model,
-        data=PipelineConfig(captions_per_batch=32),
+        data=PipelineConfig(captions_per_batch=32, mixture_share=0.875),
         steps=600,
         checkpoint_every=200,
     )
@@ -113,7 +113,7 @@ def base() -> Experiment:
             text=roberta_base(),
         ),
         data=PipelineConfig(captions_per_batch=512, workers=8),
-        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2000, weight_decay=1e-4),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2200, weight_decay=1e-4),
         steps=50_000,
         checkpoint_every=1000,
     )

@@ -5,7 +5,9 @@ Heavy imports stand inside the commands, so that `--help` and mistakes answer at
 
 import contextlib
 import difflib
+import inspect
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -343,7 +345,6 @@ def _signature_only(function: Callable) -> Callable:
 
     nothing.__doc__ = function.__doc__
     nothing.__annotations__ = function.__annotations__
-    import inspect
 
     nothing.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return nothing
@@ -351,12 +352,12 @@ def _signature_only(function: Callable) -> Callable:
 
 def _unbox(text: str) -> str:
     """What tyro said in a box, on one line, without its title and its advice."""
-    body = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    kept: list[str] = []
-    for line in body:
-        if set(line) <= {"─"}:
-            break
-        kept.append(line)
+    lines = [line.strip("│|╭╮╰╯+ ") for line in text.splitlines()]
+    # The title comes first; on a plain terminal it stands on a line of its own above a rule.
+    body = [line for line in lines if line][1:]
+    if body and not body[0].strip("─-"):
+        body = body[1:]
+    kept = itertools.takewhile(lambda line: line.strip("─-"), body)
     return _one_line(" ".join(kept)) or _one_line(text)
 
 

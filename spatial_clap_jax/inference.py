@@ -8,11 +8,9 @@ is embedded at the same time nor on the machine.
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ PROGRAMS = {"audio": "audio.stablehlo", "text": "text.stablehlo"}
 TENSORS = "model.safetensors"
 # Rows of every batch: small, because a single recording costs as much as a full batch.
 _BATCH = 8
+_NUMBERS = (int, float, np.integer, np.floating)
 _MANIFEST_KEYS = {
     "format": str,
     "format_version": int,
@@ -202,13 +201,13 @@ def _checked_audio(audio: Any, channels: int) -> Float32[np.ndarray, "b c t"]:
 
 
 def _checked_rate(rate_hz: Any) -> int:
-    fits = isinstance(rate_hz, Real) and not isinstance(rate_hz, bool)
-    if not fits or not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ or rate_hz != int(rate_hz):
+    value = float(rate_hz) if isinstance(rate_hz, _NUMBERS) else -1.0
+    if not LOWEST_RATE_HZ <= value <= HIGHEST_RATE_HZ or not value.is_integer():
         raise InputError(
             f"sample_rate_hz: {rate_hz!r}; it must be a whole number of Hz within "
             f"{LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ}: give the rate of the recording."
         )
-    return int(rate_hz)
+    return int(value)
 
 
 def save_embedding(embedding: Float32[np.ndarray, "*b d"], path: str | Path) -> None:
@@ -232,27 +231,16 @@ def save_embedding(embedding: Float32[np.ndarray, "*b d"], path: str | Path) -> 
             f"{path}: holds something else than an embedding and is not overwritten; "
             "name another file."
         )
-    partial = None
+    fresh = path.with_name(f".{path.name}.partial")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            partial = Path(file.name)
+        with fresh.open("wb") as file:
             np.save(file, np.asarray(embedding, np.float32))
-        # Temporary files are private; this one is to be as readable as any other.
-        partial.chmod(0o666 & ~_umask())
-        partial.replace(path)
+        fresh.replace(path)
     except OSError as error:
+        fresh.unlink(missing_ok=True)
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); name another file."
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _is_embedding(path: Path) -> bool:
@@ -319,8 +307,8 @@ def load(path: str | Path, step: int | None = None) -> AudioTextModel:
         window_samples=system.window_samples,
         tokenizer=model.tokenizer,
         step=model.step,
-        audio_program=lambda batch: audio(variables, batch),
-        text_program=lambda tokens, mask: text(variables, tokens, mask),
+        audio_program=partial(audio, variables),
+        text_program=partial(text, variables),
     )
 
 
@@ -534,11 +522,7 @@ def _build_system(source: Path, experiment: dict[str, Any]) -> System:
 
 def flatten(tree: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Arrays of nested dicts by their '/'-joined path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in leaves
-    }
+    return {path: np.asarray(leaf) for path, leaf in _leaves(tree)}
 
 
 def _fitted(
@@ -561,9 +545,7 @@ def _fitted(
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves
-    ]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
 def _kind(described: tuple[tuple[int, ...], Any] | None) -> str:

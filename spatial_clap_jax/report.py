@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
@@ -60,6 +61,11 @@ def results_table(results: Mapping[str, Score], title: str | None = None) -> Tab
             str(score["n"]),
         )
     return table
+
+
+def print_results(results: Mapping[str, Score], title: str | None = None) -> None:
+    """Prints `results_table` to standard output."""
+    Console().print(results_table(results, title))
 
 
 def plot_results(

@@ -11,8 +11,9 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
 @pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes of half a second from the synthetic bank, for whole small runs."""
-    from spatial_clap_jax.data.builders import render_scenes
     from tiny import tiny_recipe
+
+    from spatial_clap_jax.data.builders import render_scenes
 
     out = tmp_path_factory.mktemp("tiny") / "scenes"
     render_scenes(tiny_recipe(), "synthetic", out, workers=1, progress=False)

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 import spatial_clap_jax
 
 PACKAGE = Path(spatial_clap_jax.__file__).parent

@@ -1,5 +1,7 @@
 """A tiny Spatial-CLAP: scenes, experiment and saved run of half a second and a few weights."""
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.features import LogMelConfig
+from spatial_clap_jax.inference import AudioTextModel, load
 from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.crnn import CrnnConfig
 from spatial_clap_jax.models.text import TextConfig
@@ -33,11 +36,7 @@ def tiny_recipe() -> SceneRecipe:
         duration_s=WINDOW / RATE_HZ,
         room_counts=RoomCounts(train=2, validation=1, test=1),
         places_per_room=5,
-        group_counts=GroupCounts(
-            *(8, 8, 0),
-            *(2, 2, 0),
-            *(4, 4, 4),
-        ),
+        group_counts=GroupCounts(8, 8, 0, 2, 2, 0, 4, 4, 4),
         sources=SourceOptions(synthetic_clips=(2, 1, 1)),
     )
 
@@ -95,31 +94,35 @@ def random_variables(experiment: Experiment, seed: int = 0) -> dict:
     draw = lambda leaf: rng.uniform(0.05, 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     signs = lambda leaf: rng.choice(np.float32([-1, 1]), leaf.shape)  # noqa: E731
     return {
-        "params": jax.tree.map(lambda leaf: draw(leaf) * signs(leaf), shapes["params"]),
+        "params": jax.tree.map(lambda s: np.asarray(draw(s) * signs(s)), shapes["params"]),
         # Variances must be positive.
         "batch_stats": jax.tree.map(draw, shapes["batch_stats"]),
     }
 
 
 def save_tiny_run(
-    workdir: Path, steps: tuple[int, ...] = (1, 2), averaged: bool = True
-) -> Experiment:
-    """Saves a run as the trainer does; at step n, drawn variables n and their average n + 100.
+    workdir: Path,
+    steps: tuple[int, ...] = (1, 2),
+    averaged: bool = True,
+    experiment: Experiment | None = None,
+) -> Path:
+    """Saves a run as the trainer does; at step n, variables drawn by n, their average by n + 100.
 
     Args:
       workdir: folder to write.
       steps: checkpoints to save.
       averaged: whether a moving average was kept.
+      experiment: of the run, of the tiny one's lengths and rate; the tiny one when None.
 
     Returns:
-      The experiment of the run.
+      The folder.
     """
-    experiment = tiny_experiment()
+    experiment = experiment or tiny_experiment()
     tokenizer = Tokenizer.train(CAPTIONS, experiment.model.text.vocabulary, MAX_TOKENS)
     write_description(
         workdir,
         {
-            "experiment": to_plain(experiment),
+            "experiment": to_plain(replace(experiment, tokenizer=Path("/home/me/tokenizer.json"))),
             "data_fingerprint": "0123456789abcdef",
             "tokenizer": tokenizer.to_json(),
             "max_tokens": MAX_TOKENS,
@@ -133,11 +136,23 @@ def save_tiny_run(
     checkpoints = RunCheckpoints(workdir)
     for step in steps:
         state = {
-            "step": np.int32(step),
+            "step": np.array(step, np.int32),
             "variables": random_variables(experiment, step),
-            "optimizer": {"count": np.int32(step)},
+            "optimizer": {"count": np.array(step, np.int32)},
             "average": random_variables(experiment, step + 100) if averaged else {},
         }
         checkpoints.save(step, state, {"step": step}, wait=True)
     checkpoints.close()
-    return experiment
+    return workdir
+
+
+@functools.cache
+def shared_run(folder: Path) -> Path:
+    """A saved tiny run, one a session; give `tmp_path_factory.getbasetemp()`."""
+    return save_tiny_run(folder / "tiny_run")
+
+
+@functools.cache
+def shared_model(folder: Path) -> AudioTextModel:
+    """The model of `shared_run`, compiled once."""
+    return load(shared_run(folder))

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import grain
 import numpy as np
@@ -29,6 +29,7 @@ _ENDLESS = 2**40
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Scenes(Protocol):
     """What the pipeline needs of an opened data set; `open_scenes` gives one.
 

@@ -7,7 +7,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import soxr
@@ -173,6 +173,7 @@ class SceneGroup:
         return self.audio.astype(np.float32) * np.float32(self.scale)
 
 
+@runtime_checkable
 class Material(Protocol):
     """What groups are drawn from; see `data/material.py`."""
 

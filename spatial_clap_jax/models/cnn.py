@@ -5,6 +5,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -44,7 +45,7 @@ class ConvBlock(nn.Module):
     channels: int
     pool: tuple[int, int]
     order: Literal["norm_first", "activation_first"] = "norm_first"
-    dtype: jnp.dtype = jnp.float32  # type: ignore[assignment]
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l f c"], train: bool) -> Float[Array, "b l2 f2 d"]:
@@ -74,7 +75,7 @@ class AttentionPool(nn.Module):
 
     heads: int
     width: int
-    dtype: jnp.dtype = jnp.float32  # type: ignore[assignment]
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b e"]:
@@ -114,7 +115,7 @@ class Cnn(nn.Module):
     """
 
     config: CnnConfig
-    dtype: jnp.dtype = jnp.float32  # type: ignore[assignment]
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, log_mel: Float[Array, "b l m"], train: bool) -> Float[Array, "b d"]:

@@ -6,6 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -70,7 +71,7 @@ class Gru(nn.Module):
         b_in = self.param("input_bias", initial, (3 * self.width,))
         w_state = self.param("state_kernel", initial, (self.width, 3 * self.width))
         b_state = self.param("state_bias", initial, (3 * self.width,))
-        w_in, b_in, w_state, b_state, x = nn.dtypes.promote_dtype(
+        w_in, b_in, w_state, b_state, x = promote_dtype(
             w_in, b_in, w_state, b_state, x, dtype=self.dtype
         )
         projected = (x @ w_in + b_in).swapaxes(0, 1)

@@ -1,6 +1,6 @@
 """What training, evaluation and export know of a system, and nothing more."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -25,6 +25,7 @@ class Loss(NamedTuple):
     batch_stats: Variables
 
 
+@runtime_checkable
 class System(Protocol):
     """An audio-text model as pure functions over a pytree of variables.
 

@@ -10,7 +10,7 @@ Reference: Seki et al., arXiv 2509.14785.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -32,10 +32,17 @@ from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
 from spatial_clap_jax.systems.base import Batch, Loss, Variables
 
+# Levels reach this far below the loudest cell, and span 4 units.
+_DEPTH_DB = 80.0
+_DB_PER_UNIT = _DEPTH_DB / 4
+
 
 @dataclass(frozen=True)
 class SpecAugmentConfig:
-    """Bands of time and frequency that are hidden in training.
+    """Bands of time and frequency that are hidden from the content encoder in training.
+
+    The spatial encoder is not masked: tying contents to places is what is hard to learn, and
+    it is the less well learned the less both can be seen together.
 
     Attributes:
       time_masks: bands of time.
@@ -66,8 +73,9 @@ class SpatialClapConfig:
       text: text encoder.
       fusion_width: hidden width of the fusion and text projection MLPs.
       joint_width: width of the joint space.
-      spec_augment: masks on the features in training; None for none.
-      equaliser_db: spread of the random smooth equaliser on mel features in training, in dB.
+      spec_augment: masks on the content encoder's log-mel in training; None for none.
+      equaliser_db: spread of the random smooth equaliser on mel levels in training, in dB;
+        0 for none. Not for HTSAT.
     """
 
     sample_rate_hz: int = 16_000
@@ -113,14 +121,14 @@ def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
 
 
-def below_peak(level_db: Float[Array, "b l m"], depth_db: float = 80.0) -> Float[Array, "b l m"]:
-    """Levels relative to each example's loudest cell, floored, scaled to [-2, 2].
+def below_peak(level_db: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
+    """Levels relative to each example's loudest cell, floored 80 dB below, as [-2, 2].
 
     A joint gain then changes nothing: how loud a recording was made is neither content
     nor place.
     """
     peak = level_db.max(axis=(1, 2), keepdims=True)
-    return jnp.maximum(level_db - peak, -depth_db) * (4 / depth_db) + 2
+    return jnp.maximum(level_db - peak, -_DEPTH_DB) / _DB_PER_UNIT + 2
 
 
 def random_equaliser(
@@ -195,8 +203,9 @@ class SpatialClapModule(nn.Module):
         mono = features.resample(mono, config.sample_rate_hz, config.content_mel.sample_rate_hz)
         log_mel = features.log_mel(mono, config.content_mel)
         if isinstance(self.content, Htsat):
-            return self.content(self._hidden(log_mel, train), train).pooled
-        return self.content(self._hidden(below_peak(log_mel), train), train)
+            return self.content(self._masked(log_mel, train), train).pooled
+        level = self._equalised(below_peak(log_mel), train)
+        return self.content(self._masked(level, train), train)
 
     def _spatial_planes(self, audio: Float[Array, "b 2 t"], train: bool) -> Array:
         config = self.config
@@ -205,30 +214,30 @@ class SpatialClapModule(nn.Module):
             return features.magnitude_phase(audio)
         assert config.spatial_mel is not None
         planes = features.mel_cross(audio, config.spatial_mel)
-        planes = jnp.concatenate([below_peak(planes[..., 0])[..., None], planes[..., 1:]], axis=-1)
-        return self._hidden(planes, train)
+        level = self._equalised(below_peak(planes[..., 0]), train)
+        return jnp.concatenate([level[..., None], planes[..., 1:]], axis=-1)
 
-    def _hidden(self, x: Array, train: bool) -> Array:
-        """Equalised and masked at random in training, as it is otherwise."""
-        config = self.config
-        if not train:
-            return x
-        if config.equaliser_db:
-            curve = random_equaliser(
-                self.make_rng("augment"), x.shape[0], x.shape[2], config.equaliser_db / 20
-            )[:, None, :]
-            x = x + curve if x.ndim == 3 else x.at[..., 0].add(curve)
-        if config.spec_augment is None:
-            return x
-        masks = config.spec_augment
-        return features.spec_augment(
+    def _equalised(self, level: Float[Array, "b l m"], train: bool) -> Float[Array, "b l m"]:
+        if not train or not self.config.equaliser_db:
+            return level
+        spread = self.config.equaliser_db / _DB_PER_UNIT
+        b, _, m = level.shape
+        return level + random_equaliser(self.make_rng("augment"), b, m, spread)[:, None, :]
+
+    def _masked(self, level: Float[Array, "b l m"], train: bool) -> Float[Array, "b l m"]:
+        masks = self.config.spec_augment
+        if not train or masks is None:
+            return level
+        mean = level.mean(axis=(1, 2), keepdims=True)
+        hidden = features.spec_augment(
             self.make_rng("augment"),
-            x,
+            level - mean,
             masks.time_masks,
             masks.time_width,
             masks.frequency_masks,
             masks.frequency_width,
         )
+        return hidden + mean
 
 
 @dataclass(frozen=True)
@@ -267,13 +276,14 @@ class SpatialClap:
 
     def loss(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Loss:
         dropout, augment = jax.random.split(rng)
-        (audio, text, logit_scale), updated = self.module.apply(
+        forward: Any = self.module.apply(
             variables,
             batch,
             train,
             rngs={"dropout": dropout, "augment": augment},
             mutable=["batch_stats"],
         )
+        (audio, text, logit_scale), updated = forward
         scale = clamped_scale(logit_scale, self.objective)
         value = info_nce(audio, text, scale, batch["meaning"])
         metrics = in_batch_accuracy(audio, text, batch["group"], batch["meaning"])
@@ -283,9 +293,10 @@ class SpatialClap:
     def embed_audio(
         self, variables: Variables, audio: Float[Array, "b 2 t"]
     ) -> Float[Array, "b d"]:
-        return self.module.apply(variables, audio, False, method="embed_audio")
+        return cast(Array, self.module.apply(variables, audio, False, method="embed_audio"))
 
     def embed_text(
         self, variables: Variables, tokens: Int[Array, "b n"], token_mask: Bool[Array, "b n"]
     ) -> Float[Array, "b d"]:
-        return self.module.apply(variables, tokens, token_mask, False, method="embed_text")
+        inputs = (tokens, token_mask, False)
+        return cast(Array, self.module.apply(variables, *inputs, method="embed_text"))

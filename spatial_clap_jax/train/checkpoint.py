@@ -14,13 +14,18 @@ dtype in silence, so both are checked here before anything is read.
 """
 
 import contextlib
+import functools
+import gc
 import importlib.metadata
 import json
+import logging
 import os
 import platform
-from collections.abc import Awaitable, Iterator
+import sys
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -29,6 +34,7 @@ from orbax.checkpoint import v1 as ocp
 from spatial_clap_jax.errors import InputError
 
 PyTree = Any
+T = TypeVar("T")
 _DESCRIBED_LIBRARIES = ("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
@@ -57,12 +63,13 @@ class RunCheckpoints:
         newest = policies.LatestN(keep)
         kept = [newest] if keep_every is None else [newest, policies.EveryNSteps(keep_every)]
         self._folder = run_folder(workdir) / "checkpoints"
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self._folder.absolute()),
-            # Orbax annotates its own policies with a protocol that they do not fit.
-            preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
-            cleanup_tmp_directories=True,
-        )
+        with _orbax_kept_quiet():
+            self._checkpointer = ocp.training.Checkpointer(
+                str(self._folder.absolute()),
+                # Orbax annotates its own policies with a protocol that they do not fit.
+                preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
+                cleanup_tmp_directories=True,
+            )
 
     def save(self, step: int, state: PyTree, data_state: dict, *, wait: bool = False) -> None:
         """Saves a step in the background; a step that is already saved is left as it is.
@@ -112,14 +119,16 @@ class RunCheckpoints:
         """
         self.wait()
         folder = _step_folder(self._folder, step)
-        with _unreadable_is_input_error(folder):
+
+        def read() -> tuple[PyTree, dict]:
             _check_fits(folder, _saved_tree(folder), abstract_state)
             _check_processes(folder)
             data_state = _DataState()
-            # One after the other: of two, Orbax abandons the one when the other fails.
             ocp.load_checkpointables(str(folder), {"data_state": data_state})
             loaded = ocp.load_checkpointables(str(folder), {"state": abstract_state})
-        return loaded["state"], data_state.value
+            return loaded["state"], data_state.value
+
+        return _read_whole(folder, read)
 
     def wait(self) -> None:
         """Waits until all that was saved is on disk; raises what went wrong in doing so."""
@@ -150,7 +159,8 @@ def load_params(
       InputError: there is no such checkpoint, it cannot be read, or it has no `subtrees[0]`.
     """
     folder = _step_folder(run_folder(workdir) / "checkpoints", step)
-    with _unreadable_is_input_error(folder):
+
+    def read() -> dict[str, PyTree]:
         saved = _saved_tree(folder)
         if subtrees[0] not in saved:
             raise InputError(
@@ -166,7 +176,9 @@ def load_params(
         context.pytree.loading.partial_load = True
         with context:
             loaded: Any = ocp.load(str(folder), abstract, checkpointable_name="state")
-    return loaded, int(folder.name)
+        return loaded
+
+    return _read_whole(folder, read), int(folder.name)
 
 
 def write_description(workdir: str | Path, description: dict) -> None:
@@ -300,22 +312,62 @@ def _step_folder(folder: Path, step: int | None) -> Path:
     return folder.absolute() / str(steps[-1] if step is None else step)
 
 
+def _read_whole(folder: Path, read: Callable[[], T]) -> T:
+    """Calls `read`, turning what a damaged file raises into an InputError."""
+    with _orbax_kept_quiet():
+        try:
+            return read()
+        except InputError:
+            raise
+        # Orbax and TensorStore raise many kinds for a damaged file, among them KeyError,
+        # ValueError, FileNotFoundError and their own.
+        except Exception as error:
+            _ignore_abandoned_reads()
+            reason = _root_reason(error)
+        # Collected here, the abandoned reads do not complain at the program's end.
+        gc.collect()
+    earlier = [step for step in _steps(folder.parent) if step < int(folder.name)]
+    remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
+    raise InputError(
+        f"{folder}: cannot be read, a checkpoint must be whole ({reason}); "
+        f"copy it again, or remove this folder to {remedy}."
+    )
+
+
 @contextlib.contextmanager
-def _unreadable_is_input_error(folder: Path) -> Iterator[None]:
+def _orbax_kept_quiet() -> Iterator[None]:
+    """Orbax logs what it also raises."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        yield
-    except InputError:
-        raise
-    # Orbax and TensorStore raise many kinds for a damaged file, among them KeyError,
-    # ValueError, FileNotFoundError and their own.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        earlier = [step for step in _steps(folder.parent) if step < int(folder.name)]
-        remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
-        raise InputError(
-            f"{folder}: cannot be read, a checkpoint must be whole ({reason}); "
-            f"copy it again, or remove this folder to {remedy}."
-        ) from error
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@functools.cache
+def _ignore_abandoned_reads() -> None:
+    """Keeps stderr clean of the reads that Orbax abandons, from now on and only of them.
+
+    When one read of many fails, Orbax closes its event loop under the others, and each of
+    them says so when it ends: seconds later for a large checkpoint.
+    """
+    report = sys.unraisablehook
+    complaints = ("Event loop is closed", "Encountered error while reading array index")
+
+    def report_others(unraisable: Any) -> None:
+        if not str(unraisable.exc_value).startswith(complaints):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+
+
+def _root_reason(error: BaseException) -> str:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    text = str(error).split(" [tensorstore_spec")[0]
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _check_fits(folder: Path, saved: PyTree, abstract: PyTree) -> None:

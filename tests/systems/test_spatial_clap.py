@@ -77,9 +77,7 @@ def test_two_shrunk_steps_of_every_shipped_config(size):
     shapes = jax.eval_shape(system.init, jax.random.key(0))["params"]
     optimizer = make_optimizer(config, 10, shapes)
     averaged = experiment.ema_decay is not None
-    state = jax.jit(
-        lambda: init_state(system, optimizer, jax.random.key(0), averaged=averaged)
-    )()
+    state = jax.jit(lambda: init_state(system, optimizer, jax.random.key(0), averaged=averaged))()
     step = jax.jit(
         lambda state, batch: train_step(
             system, optimizer, experiment.ema_decay, jax.random.key(1), state, batch

@@ -93,8 +93,7 @@ def test_every_parameter_moves_and_the_average_lags_behind(straight):
         averaged = last[name.replace("['variables']", "['average']")]
         assert averaged.shape == last[name].shape
     assert any(
-        not np.array_equal(last[n], last[n.replace("['variables']", "['average']")])
-        for n in params
+        not np.array_equal(last[n], last[n.replace("['variables']", "['average']")]) for n in params
     )
 
 
@@ -145,9 +144,7 @@ def test_frozen_sub_trees_stay(tiny_scenes, tmp_path, scl):
     tree, _ = load_params(tmp_path / "run", 2, ("variables",))
     params = tree["variables"]["params"]
     jax.tree.map(np.testing.assert_array_equal, fresh["text"], params["text"])
-    assert not np.array_equal(
-        fresh["fusion"]["out"]["kernel"], params["fusion"]["out"]["kernel"]
-    )
+    assert not np.array_equal(fresh["fusion"]["out"]["kernel"], params["fusion"]["out"]["kernel"])
 
 
 def test_another_experiment_is_refused_and_the_differences_named(straight, tiny_scenes):
@@ -186,11 +183,12 @@ if __name__ == "__main__":
 
 def test_one_device_equals_eight(tiny_scenes, tmp_path):
     for devices in (1, 8):
+        arguments = (Path(__file__).parents[1], tiny_scenes, tmp_path / str(devices), devices)
+        flag = f"--xla_force_host_platform_device_count={devices}"
         subprocess.run(
-            [sys.executable, "-c", DEVICES, str(Path(__file__).parents[1]), str(tiny_scenes)]
-            + [str(tmp_path / str(devices)), str(devices)],
+            [sys.executable, "-c", DEVICES, *map(str, arguments)],
             check=True,
-            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            env={**os.environ, "XLA_FLAGS": flag},
         )
     one, eight = (read_metrics(tmp_path / str(n)) for n in (1, 8))
     for left, right in zip(one, eight, strict=True):
