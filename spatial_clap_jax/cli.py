@@ -31,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"spatial-clap: {_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        # A full disk, a folder that may not be written: where and what, no traceback.
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"spatial-clap: {place}{error.strerror or _one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("spatial-clap: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -89,7 +94,7 @@ def quickstart_command(arguments: list[str]) -> None:
 
 def render_command(arguments: list[str]) -> None:
     """Render scenes from clips with captions."""
-    config, size = _peek(arguments, default="scenes.py", default_size="small")
+    config, size = _peek(arguments, default="scenes.py")
     from spatial_clap_jax.data.builders import render_scenes
     from spatial_clap_jax.data.scenes import SceneRecipe
     from spatial_clap_jax.train.experiment import load_config
@@ -106,7 +111,7 @@ def render_command(arguments: list[str]) -> None:
         rirs: Path | None = None,
         workers: int | None = None,
         beam_runner: str | None = None,
-        beam_options: tuple[str, ...] = (),
+        beam_options: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         recipe: Annotated[SceneRecipe, tyro.conf.arg(name="")] = recipe_default,
     ) -> None:
         """Renders a config's scenes from clips into a folder of records.
@@ -120,7 +125,7 @@ def render_command(arguments: list[str]) -> None:
             distance_m, room), in place of simulated rooms.
           workers: processes; default: one a core.
           beam_runner: render under Apache Beam with this runner (extra `beam`).
-          beam_options: options of the Beam runner.
+          beam_options: an option of the Beam runner; may be given several times.
           recipe: everything that decides which scenes are rendered.
         """
         data = render_scenes(
@@ -141,7 +146,7 @@ def render_command(arguments: list[str]) -> None:
 
 def train_command(arguments: list[str]) -> None:
     """Train a system on rendered scenes; resumes by itself."""
-    config, size = _peek(arguments, default="spatial_clap.py", default_size="base")
+    config, size = _peek(arguments, default="spatial_clap.py")
     from spatial_clap_jax.train.experiment import Experiment, load_config
     from spatial_clap_jax.train.trainer import train
 
@@ -153,7 +158,7 @@ def train_command(arguments: list[str]) -> None:
         config: tyro.conf.Positional[Path],
         data: Path,
         workdir: Path,
-        size: str = "base",
+        size: str = "small",
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = experiment_default,
     ) -> None:
         """Trains a config's experiment; goes on from the newest checkpoint in --workdir.
@@ -199,22 +204,33 @@ def evaluate_command(arguments: list[str]) -> None:
         """
         from spatial_clap_jax import report
         from spatial_clap_jax.data.builders import open_scenes
-        from spatial_clap_jax.evaluate import evaluate, evaluate_recordings, write_results
+        from spatial_clap_jax.evaluate import (
+            check_results_path,
+            evaluate_in_detail,
+            evaluate_recordings,
+            write_results,
+        )
         from spatial_clap_jax.inference import load
 
         if (data is None) == (scenes is None):
             raise InputError("evaluate: give either --data DIR or --scenes FILE.csv")
+        if out is not None:
+            check_results_path(out)
+        if plot is not None:
+            report.check_plot_path(plot)
         model = load(run, step=step)
-        if scenes is not None:
-            results = evaluate_recordings(model, scenes)
+        confusion = None
+        if data is not None:
+            found = evaluate_in_detail(model, open_scenes(data), split=split, gallery=gallery)
+            results, confusion = found.results, found.direction_confusion
         else:
-            assert data is not None
-            results = evaluate(model, open_scenes(data), split=split, gallery=gallery)
+            assert scenes is not None
+            results = evaluate_recordings(model, scenes)
         report.print_results(results)
         if out is not None:
             write_results(results, out)
         if plot is not None:
-            report.plot_results(results, plot)
+            report.plot_results(results, plot, confusion)
 
     _call(run, arguments, "evaluate")
 
@@ -252,6 +268,7 @@ def embed_command(arguments: list[str]) -> None:
         audio: tyro.conf.Positional[Path],
         text: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         out: Path | None = None,
+        step: int | None = None,
     ) -> None:
         """Embeds a recording of any length and rate, and says how near each text is.
 
@@ -260,14 +277,19 @@ def embed_command(arguments: list[str]) -> None:
           audio: a recording with the channels that the model takes.
           text: a text; may be given several times.
           out: write the embedding of the recording to this .npy file.
+          step: checkpoint of a run to take; default: the newest.
         """
         from spatial_clap_jax.data.audio import read_audio
         from spatial_clap_jax.inference import load, save_embedding
 
         if not text and out is None:
             raise InputError('embed: give --text "..." (any number of times), or --out FILE.npy')
-        model = load(run)
-        embedding = model.embed_audio(*read_audio(audio))
+        recording = read_audio(audio)
+        model = load(run, step=step)
+        try:
+            embedding = model.embed_audio(*recording)
+        except InputError as error:
+            raise InputError(f"{audio}: {error}") from error
         if out is not None:
             save_embedding(embedding, out)
         if text:
@@ -288,16 +310,23 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def _peek(arguments: list[str], default: str, default_size: str) -> tuple[str, str]:
+def _peek(arguments: list[str], default: str) -> tuple[str, str]:
     """The config file and size, looked up before the options that they are defaults of."""
-    size = default_size
+    size = "small"
     for i, word in enumerate(arguments):
         if word == "--size" and i + 1 < len(arguments):
             size = arguments[i + 1]
         elif word.startswith("--size="):
             size = word.removeprefix("--size=")
-    config = arguments[0] if arguments and not arguments[0].startswith("-") else default
-    return config, size
+    if not arguments or {"-h", "--help"} & set(arguments):
+        first = arguments[0] if arguments and not arguments[0].startswith("-") else default
+        return first, size
+    if arguments[0].startswith("-"):
+        raise InputError(
+            f"{arguments[0]}: the config comes first; give a file like configs/{default} before "
+            "the options"
+        )
+    return arguments[0], size
 
 
 def _call(function: Callable[..., T], arguments: list[str], name: str) -> T:

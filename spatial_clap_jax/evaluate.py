@@ -6,12 +6,9 @@ sources nobody counts, are scored under `{task}/recordings`.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -22,6 +19,7 @@ from spatial_clap_jax.acoustics.captions import category_phrasings, compose_capt
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.data.audio import read_audio
 from spatial_clap_jax.data.pipeline import Scenes, meanings
+from spatial_clap_jax.data.recordings import read_recordings
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.transforms import member_directions
 from spatial_clap_jax.errors import InputError
@@ -38,13 +36,11 @@ from spatial_clap_jax.metrics.zero_shot import (
 __all__ = [
     "Embedder",
     "Evaluation",
-    "Recording",
     "Results",
     "check_results_path",
     "evaluate",
     "evaluate_in_detail",
     "evaluate_recordings",
-    "read_recordings",
     "write_results",
 ]
 
@@ -52,7 +48,6 @@ RECALL_AT = (1, 5, 10)
 SOURCES = (1, 2, 3)
 # What a clip of no known category is called in the prompts of the direction classes.
 ANY_SOUND = "a sound"
-RECORDING_COLUMNS = ("filename", "caption", "wrong_captions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +189,13 @@ def evaluate_recordings(
     """
     rows = read_recordings(csv_path)
     captions = sorted({row.caption for row in rows})
+    texts = sorted({text for row in rows for text in (row.caption, *row.wrong)})
     with _progress(progress) as bar:
+        # Texts first: one that is too long is found before the long part.
+        try:
+            vectors = embed_texts(embedder, texts, batch_size, bar, "captions")
+        except InputError as error:
+            raise InputError(f"{csv_path}: {error}") from error
         task = bar.add_task("recordings", total=len(rows))
         audio = []
         for row in rows:
@@ -212,8 +213,6 @@ def evaluate_recordings(
             )
             bar.advance(task)
         audio = np.stack(audio)
-        texts = sorted({text for row in rows for text in (row.caption, *row.wrong)})
-        vectors = embed_texts(embedder, texts, batch_size, bar, "captions")
     text_of = dict(zip(texts, vectors, strict=True))
 
     relevant = np.array([[caption == row.caption for row in rows] for caption in captions])
@@ -237,98 +236,6 @@ def evaluate_recordings(
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """One row of a table of recordings.
-
-    Attributes:
-      path: the audio file.
-      caption: what it holds.
-      wrong: captions that it does not fit.
-      place: file and row, for messages.
-    """
-
-    path: Path
-    caption: str
-    wrong: tuple[str, ...]
-    place: str
-
-
-def read_recordings(csv_path: str | Path) -> list[Recording]:
-    """Reads and checks a table of recordings; the columns are those of `evaluate_recordings`.
-
-    Args:
-      csv_path: the table, UTF-8; further columns are ignored.
-
-    Returns:
-      Its rows, at least one.
-
-    Raises:
-      InputError: names the file, the row (the first below the header is 1) and the rule it breaks.
-    """
-    path = Path(csv_path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or ()
-            table = list(reader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a csv file.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a UTF-8 csv table ({error}); save it as one.") from error
-    missing = [column for column in RECORDING_COLUMNS if column not in columns]
-    if missing:
-        raise InputError(
-            f"{path}: column(s) {', '.join(missing)} missing; the header must name "
-            f"{', '.join(RECORDING_COLUMNS)}."
-        )
-    if not table:
-        raise InputError(f"{path}: holds no row; give at least one recording.")
-    seen: dict[Path, int] = {}
-    recordings = []
-    for number, cells in enumerate(table, start=1):
-        recording = _recording(cells, path.parent, f"{path}: row {number}")
-        first = seen.setdefault(recording.path, number)
-        if first != number:
-            raise InputError(
-                f"{recording.place}: filename '{cells['filename']}' stands in row {first} too; "
-                "give each recording one row."
-            )
-        recordings.append(recording)
-    return recordings
-
-
-def _recording(cells: Mapping[str, Any], folder: Path, place: str) -> Recording:
-    if None in cells or None in cells.values():
-        raise InputError(
-            f"{place}: has not as many cells as the header; quote cells that hold a comma."
-        )
-    filename, caption, wrong = (cells[column].strip() for column in RECORDING_COLUMNS)
-    if not filename or "\0" in filename:
-        raise InputError(
-            f"{place}: filename {filename!r} is no name; name a file inside the csv's folder."
-        )
-    audio = Path(os.path.realpath(folder / filename))
-    if not audio.is_relative_to(os.path.realpath(folder)):
-        raise InputError(
-            f"{place}: filename '{filename}' leaves the csv's folder; give paths inside it."
-        )
-    if not os.path.isfile(audio):
-        raise InputError(f"{place}: filename '{filename}' is no file; give one that exists.")
-    if not caption:
-        raise InputError(f"{place}: caption is empty; say what is heard and where.")
-    wrongs = tuple(dict.fromkeys(text.strip() for text in wrong.split("|"))) if wrong else ()
-    if "" in wrongs:
-        raise InputError(
-            f"{place}: wrong_captions '{wrong}' holds an empty caption; put text around each '|'."
-        )
-    if caption in wrongs:
-        raise InputError(
-            f"{place}: wrong_captions holds the caption '{caption}' itself; remove it there."
-        )
-    return Recording(audio, caption, wrongs, place)
-
-
 def _embed_split(
     embedder: Embedder, name: str, groups: Sequence[SceneGroup], batch_size: int, bar: Progress
 ) -> _EmbeddedSplit:
@@ -336,29 +243,35 @@ def _embed_split(
     starts = [0]
     meaning, directions, categories = [], [], []
     sample_rate_hz = int(groups[0].sample_rate_hz)
+    for index in range(len(groups)):
+        group = groups[index]
+        if group.sample_rate_hz != sample_rate_hz:
+            raise InputError(
+                f"{group.scene_id}: sample_rate_hz {group.sample_rate_hz}; all scenes of a "
+                f"split must have the rate of the first, {sample_rate_hz}: render them again."
+            )
+        captions.extend(group.captions)
+        starts.append(len(captions))
+        meaning.append(meanings(group)[0])
+        directions.append(member_directions(group)[0])
+        categories.append(group.categories)
+    # Texts first: a caption that is too long for the model is found before the long part.
+    try:
+        text = embed_texts(embedder, captions, batch_size, bar, f"{name} captions")
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     task = bar.add_task(name, total=len(groups))
 
     def members() -> Iterator[Float32[np.ndarray, "c t"]]:
+        # Read again: the audio of a split need not fit into memory.
         for index in range(len(groups)):
-            group = groups[index]
-            if group.sample_rate_hz != sample_rate_hz:
-                raise InputError(
-                    f"{group.scene_id}: sample_rate_hz {group.sample_rate_hz}; all scenes of a "
-                    f"split must have the rate of the first, {sample_rate_hz}: render them again."
-                )
-            captions.extend(group.captions)
-            starts.append(len(captions))
-            meaning.append(meanings(group)[0])
-            directions.append(member_directions(group)[0])
-            categories.append(group.categories)
-            yield from group.waveforms()
+            yield from groups[index].waveforms()
             bar.advance(task)
 
     def embed(batch: list[Float32[np.ndarray, "c t"]]) -> Float32[np.ndarray, "b d"]:
         return embedder.embed_audio(np.stack(batch), sample_rate_hz)
 
     audio = embed_in_batches(members(), embed, batch_size, f"audio of {name}")
-    text = embed_texts(embedder, captions, batch_size, bar, f"{name} captions")
     return _EmbeddedSplit(
         audio, text, np.array(starts), np.array(meaning), np.array(directions), categories
     )

@@ -27,7 +27,8 @@ from safetensors.numpy import save_file
 
 from spatial_clap_jax import __version__
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.inference import (
+from spatial_clap_jax.inference import embedding_functions
+from spatial_clap_jax.stored import (
     CARD,
     FORMAT_VERSION,
     FORMATS,
@@ -36,7 +37,6 @@ from spatial_clap_jax.inference import (
     TENSORS,
     TOKENIZER,
     TrainedModel,
-    embedding_functions,
     flatten,
     read_manifest,
     read_trained,
@@ -130,7 +130,7 @@ def _refuse_foreign(target: Path, format: str) -> None:
 def _write_programs(model: TrainedModel, folder: Path) -> None:
     system = model.system
     audio, text = embedding_functions(system)
-    # Weights held by NumPy would change the arithmetic of models: in-place sums, float64.
+    # Weights held by NumPy would change the arithmetic of models, for one by float64.
     variables = jax.tree.map(jnp.asarray, model.variables)
     (b,) = jax_export.symbolic_shape("b")
     tokens = (b, system.max_tokens)

@@ -5,11 +5,8 @@ precision on every device, in batches of one shape, so that an answer depends ne
 is embedded at the same time nor on the machine.
 """
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,33 +14,26 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export as jax_export
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32
 
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import embed_in_batches
+from spatial_clap_jax.stored import (
+    MANIFEST,
+    PROGRAMS,
+    TOKENIZER,
+    checked_manifest,
+    find_model,
+    one_line,
+    read_trained,
+)
 from spatial_clap_jax.systems.base import System, Variables
 
-# What an exported folder holds; `export` writes it.
-FORMATS = ("stablehlo", "safetensors")
-FORMAT_VERSION = 1
-MANIFEST, TOKENIZER, CARD = "model.json", "tokenizer.json", "README.md"
-PROGRAMS = {"audio": "audio.stablehlo", "text": "text.stablehlo"}
-TENSORS = "model.safetensors"
 # Rows of every batch: small, because a single recording costs as much as a full batch.
 _BATCH = 8
 _NUMBERS = (int, float, np.integer, np.floating)
-_MANIFEST_KEYS = {
-    "format": str,
-    "format_version": int,
-    "step": int,
-    "weights_sha256": str,
-    "preprocessing": dict,
-    "files": dict,
-    "experiment": dict,
-}
-_PREPROCESSING_KEYS = ("sample_rate_hz", "channels", "window_samples", "max_tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,28 +243,6 @@ def _is_embedding(path: Path) -> bool:
     return bool(np.allclose(np.linalg.norm(held, axis=-1), 1.0, atol=1e-3))
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """Weights, and all that rebuilds the model around them.
-
-    Attributes:
-      experiment: the experiment as plain JSON, see `train.configs_io`.
-      system: built from it, computing in float32.
-      variables: parameters and running statistics as NumPy arrays; the moving average where
-        the run kept one.
-      tokenizer: of its texts.
-      step: training steps behind it.
-      provenance: the data's fingerprint and the versions of the training, as far as known.
-    """
-
-    experiment: dict[str, Any]
-    system: System
-    variables: Variables
-    tokenizer: Tokenizer
-    step: int
-    provenance: dict[str, Any]
-
-
 def load(path: str | Path, step: int | None = None) -> AudioTextModel:
     """Loads a trained model, ready for use.
 
@@ -346,219 +314,6 @@ def _read_program(path: Path) -> jax_export.Exported:
     # The reader raises whatever a foreign or newer layout leads it to.
     except Exception as error:
         raise InputError(
-            f"{path}: cannot be read by jax {jax.__version__} ({_one_line(error)}); update jax, "
+            f"{path}: cannot be read by jax {jax.__version__} ({one_line(error)}); update jax, "
             "or export the model again."
         ) from error
-
-
-def find_model(path: str | Path) -> Path:
-    """The folder that holds the model which `path` names: itself, or the export inside it.
-
-    Raises:
-      InputError: it holds no model, or exports of different weights.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
-        raise InputError(f"{path}: {what}; give the folder of a run or of an export.")
-    if (folder / "description.json").is_file() or (folder / MANIFEST).is_file():
-        return folder
-    inside = [folder / name for name in FORMATS if (folder / name / MANIFEST).is_file()]
-    if not inside:
-        raise InputError(
-            f"{path}: holds neither a run (description.json) nor an export ({MANIFEST}); give "
-            "the folder of a run or of an export."
-        )
-    weights = {read_manifest(place)["weights_sha256"] for place in inside}
-    if len(weights) > 1:
-        raise InputError(
-            f"{path}: holds exports of different weights; give one of "
-            f"{' and '.join(map(str, inside))}."
-        )
-    return inside[0]
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What an export says of itself, its keys checked; the files beside it are not looked at.
-
-    Raises:
-      InputError: model.json cannot be read, is none of ours, or is newer than this library.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({_one_line(error)}); copy the export again."
-        ) from error
-    wrong = [
-        key
-        for key, kind in _MANIFEST_KEYS.items()
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind)
-    ]
-    if not wrong:
-        held = manifest["preprocessing"]
-        wrong = [
-            f"preprocessing.{key}"
-            for key in _PREPROCESSING_KEYS
-            if not isinstance(held.get(key), int)
-        ]
-    if wrong:
-        raise InputError(f"{path}: lacks {', '.join(wrong)}; copy the export again.")
-    if manifest["format"] not in FORMATS or manifest["format_version"] > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: is of format {manifest['format']!r}, version {manifest['format_version']}; "
-            f"this library reads {' and '.join(FORMATS)} up to version {FORMAT_VERSION}: update it."
-        )
-    return manifest
-
-
-def checked_manifest(folder: Path, step: int | None = None) -> dict[str, Any]:
-    """`read_manifest`, and every file that it lists is what it was when it was written.
-
-    Args:
-      folder: of the export.
-      step: what its step must be, if anything.
-
-    Raises:
-      InputError: a file is missing or changed (the model card may be), or the step is another.
-    """
-    manifest = read_manifest(folder)
-    if step is not None and step != manifest["step"]:
-        raise InputError(f"{folder}: holds step {manifest['step']}, not {step}; leave --step out.")
-    needed = [*(PROGRAMS.values() if manifest["format"] == "stablehlo" else (TENSORS,)), TOKENIZER]
-    for name in needed:
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{path}: is missing from this export; copy the export again.")
-        if sha256(path) != manifest["files"].get(name):
-            raise InputError(
-                f"{path}: its SHA-256 checksum is not the one in {MANIFEST}, so it is damaged or "
-                "of another export; copy the export again."
-            )
-    return manifest
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
-    """Reads the weights of a run or of a safetensors export, and builds their system.
-
-    Args:
-      path: see `load`.
-      step: checkpoint of a run; the newest when None.
-
-    Raises:
-      InputError: there are no weights, they cannot be read, or they do not fit their system.
-    """
-    folder = find_model(path)
-    if (folder / MANIFEST).is_file():
-        return _read_tensors(folder, checked_manifest(folder, step))
-    from spatial_clap_jax.train.checkpoint import load_params, read_description
-
-    description = read_description(folder)
-    source = folder / "description.json"
-    lacking = [key for key in ("experiment", "tokenizer", "max_tokens") if key not in description]
-    if lacking:
-        raise InputError(f"{source}: lacks {', '.join(lacking)}; restore the file.")
-    system = _build_system(source, description["experiment"])
-    trees, step = load_params(folder, step, ("variables", "average"))
-    averaged = jax.tree.leaves(trees.get("average", {}))
-    variables = trees["average" if averaged else "variables"]
-    with _naming(source):
-        tokenizer = Tokenizer.from_json(description["tokenizer"], description["max_tokens"])
-    return TrainedModel(
-        experiment=description["experiment"],
-        system=system,
-        variables=_fitted(folder, system, flatten(variables)),
-        tokenizer=tokenizer,
-        step=step,
-        provenance={
-            "data_fingerprint": description.get("data_fingerprint"),
-            "trained_with": description.get("versions"),
-        },
-    )
-
-
-def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
-    if manifest["format"] != "safetensors":
-        raise InputError(
-            f"{folder}: holds compiled programs, out of which weights cannot be read; give the "
-            "folder of the run or of its safetensors export."
-        )
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{folder / TENSORS}: cannot be read ({_one_line(error)}); copy the export again."
-        ) from error
-    system = _build_system(folder / MANIFEST, manifest["experiment"])
-    max_tokens = manifest["preprocessing"]["max_tokens"]
-    return TrainedModel(
-        experiment=manifest["experiment"],
-        system=system,
-        variables=_fitted(folder / TENSORS, system, tensors),
-        tokenizer=Tokenizer.from_file(folder / TOKENIZER, max_tokens),
-        step=manifest["step"],
-        provenance=manifest.get("provenance", {}),
-    )
-
-
-def _build_system(source: Path, experiment: dict[str, Any]) -> System:
-    from spatial_clap_jax.train.configs_io import from_plain
-    from spatial_clap_jax.train.experiment import Experiment
-
-    with _naming(source):
-        built = from_plain(Experiment, experiment)
-    return replace(built, precision="float32").build_system()
-
-
-def flatten(tree: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Arrays of nested dicts by their '/'-joined path."""
-    return {path: np.asarray(leaf) for path, leaf in _leaves(tree)}
-
-
-def _fitted(
-    source: Path, system: System, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
-) -> Variables:
-    """The arrays as the tree that the system wants, each of its shape and dtype."""
-    shapes = jax.eval_shape(system.init, jax.random.key(0))
-    wanted = {path: (leaf.shape, leaf.dtype) for path, leaf in _leaves(shapes)}
-    held = {path: (array.shape, array.dtype) for path, array in arrays.items()}
-    for path in sorted(wanted.keys() | held.keys()):
-        if wanted.get(path) != held.get(path):
-            raise InputError(
-                f"{source}: {path} is {_kind(held.get(path))} there and "
-                f"{_kind(wanted.get(path))} in the model that it describes; give a whole copy "
-                "of one run or export."
-            )
-    treedef = jax.tree.structure(shapes)
-    return jax.tree.unflatten(treedef, [arrays[path] for path, _ in _leaves(shapes)])
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
-
-
-def _kind(described: tuple[tuple[int, ...], Any] | None) -> str:
-    return "absent" if described is None else f"{described[1]}{list(described[0])}"
-
-
-@contextlib.contextmanager
-def _naming(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from spatial_clap_jax import report
 from spatial_clap_jax.data.builders import open_scenes, render_scenes
-from spatial_clap_jax.evaluate import evaluate, write_results
+from spatial_clap_jax.evaluate import evaluate_in_detail, write_results
 from spatial_clap_jax.export import export
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.train.experiment import load_config
@@ -35,12 +35,12 @@ def quickstart(system: str, out: str | Path, seed: int = 0) -> dict[str, Any]:
     experiment = replace(load_config(model_config, "quickstart"), seed=seed)
     render_scenes(recipe, "synthetic", out / "scenes")
     train(experiment, out / "scenes", out / "run")
-    results = evaluate(load(out / "run"), open_scenes(out / "scenes"), split="test")
-    write_results(results, out / "results.json")
-    report.plot_results(results, out / "results.png")
+    found = evaluate_in_detail(load(out / "run"), open_scenes(out / "scenes"), split="test")
+    write_results(found.results, out / "results.json")
+    report.plot_results(found.results, out / "results.png", found.direction_confusion)
     exported = export(out / "run", out / "exported", "stablehlo")
-    report.print_results(results)
+    report.print_results(found.results)
     console = Console()
     for path in (out / "scenes", out / "run", out / "results.json", out / "results.png", *exported):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-    return results
+    return found.results

@@ -68,6 +68,20 @@ def print_results(results: Mapping[str, Score], title: str | None = None) -> Non
     Console().print(results_table(results, title))
 
 
+def check_plot_path(path: str | Path) -> None:
+    """Refuses a picture that could not be written, before the work whose result it shows.
+
+    Raises:
+      InputError: the suffix is none of png, svg and pdf, or the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+        raise InputError(
+            f"{path}: the figure cannot be written there; give a .png, .svg or .pdf path in a "
+            "folder that exists."
+        )
+
+
 def plot_results(
     results: Mapping[str, Score],
     path: str | Path,
@@ -82,14 +96,11 @@ def plot_results(
         leaves this part out.
 
     Raises:
-      InputError: matplotlib is not installed, or the picture cannot be written.
+      InputError: the picture cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "plot: matplotlib is not installed; it draws the figure: pip install matplotlib."
-        ) from error
+    from matplotlib.figure import Figure
+
+    check_plot_path(path)
     keys = _in_order(results)
     panels = 1 if direction_confusion is None else 2
     figure = Figure(figsize=(6.5 * panels, 1.5 + 0.3 * len(keys)), layout="constrained")

@@ -229,7 +229,7 @@ def test_unusable_options_are_named(options, message):
 
 def test_a_diverged_model_and_mixed_rates_are_refused():
     broken = Coded(lambda table: np.full((len(table), 4), np.nan))
-    with pytest.raises(InputError, match=r"audio of test_k1: .* NaN .* not diverged"):
+    with pytest.raises(InputError, match=r"text of test_k1 captions: .* NaN .* not diverged"):
         evaluate(broken, CodedScenes(groups=2), progress=False)
     mixed = CodedScenes(
         groups=2,

@@ -28,10 +28,11 @@ import spatial_clap_jax
 from spatial_clap_jax import export as export_module
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.export import export
-from spatial_clap_jax.inference import flatten, load, sha256
+from spatial_clap_jax.inference import load
 from spatial_clap_jax.models.crnn import CrnnConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import roberta_base
+from spatial_clap_jax.stored import flatten, sha256
 
 COMMON = {"README.md", "model.json", "tokenizer.json"}
 AUDIO = np.random.default_rng(0).uniform(-0.3, 0.3, (16, 2, WINDOW)).astype(np.float32)

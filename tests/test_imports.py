@@ -21,6 +21,7 @@ ORDER = (
     "metrics",
     "evaluate",
     "report",
+    "stored",
     "inference",
     "export",
     "quickstart",

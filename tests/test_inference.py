@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import jax
@@ -24,11 +23,17 @@ from tiny import (
 )
 
 import spatial_clap_jax
-from spatial_clap_jax import inference
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.inference import AudioTextModel, load, save_embedding, window_starts
+from spatial_clap_jax.inference import (
+    AudioTextModel,
+    embedding_functions,
+    load,
+    save_embedding,
+    window_starts,
+)
 from spatial_clap_jax.metrics.embed import Embedder
+from spatial_clap_jax.stored import read_trained
 
 SHAPE = tiny_experiment()
 
@@ -165,7 +170,7 @@ def test_another_rate_is_resampled(model):
 def test_the_moving_average_is_taken_where_it_was_kept(run, tmp_path):
     bare = save_tiny_run(tmp_path / "bare", steps=(1,), averaged=False)
     for folder, step, seed in ((run, 1, 101), (run, None, 102), (bare, 1, 1)):
-        ours = inference.read_trained(folder, step).variables
+        ours = read_trained(folder, step).variables
         jax.tree.map(np.testing.assert_array_equal, ours, random_variables(SHAPE, seed))
 
 
@@ -293,12 +298,11 @@ def test_computes_in_float32_whatever_the_training_did(run, tmp_path):
     held = json.loads(path.read_text())
     held["experiment"]["precision"] = "bfloat16"
     path.write_text(json.dumps(held))
-    ours, theirs = (inference.read_trained(folder).system for folder in (copy, run))
+    ours, theirs = (read_trained(folder).system for folder in (copy, run))
     variables = random_variables(SHAPE)
     tokens = np.ones((1, MAX_TOKENS), np.int32), np.ones((1, MAX_TOKENS), bool)
     results = [
-        str(jax.make_jaxpr(inference.embedding_functions(s)[1])(variables, *tokens))
-        for s in (ours, theirs)
+        str(jax.make_jaxpr(embedding_functions(s)[1])(variables, *tokens)) for s in (ours, theirs)
     ]
     assert results[0] == results[1]
     assert "bf16" not in results[0]
@@ -315,8 +319,3 @@ def test_the_package_brings_no_jax_until_a_model_is_loaded():
     assert spatial_clap_jax.load is load
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         _ = spatial_clap_jax.lode
-
-
-def test_the_version_is_that_of_the_project():
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    assert spatial_clap_jax.__version__ == tomllib.loads(project.read_text())["project"]["version"]

@@ -1,5 +1,4 @@
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -41,22 +40,13 @@ def test_only_scores_clearly_above_chance_are_green():
 @pytest.mark.parametrize("confusion", [None, np.eye(5, dtype=int) * 3])
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_figure_is_drawn(tmp_path, confusion, suffix):
-    pytest.importorskip("matplotlib")
     path = tmp_path / f"results.{suffix}"
     plot_results(RESULTS, path, confusion)
     assert path.stat().st_size > 5_000
 
 
 def test_a_figure_that_cannot_be_written_is_named(tmp_path):
-    pytest.importorskip("matplotlib")
     with pytest.raises(InputError, match=r"results\.docx: the figure cannot be written"):
         plot_results(RESULTS, tmp_path / "results.docx")
     with pytest.raises(InputError, match="the figure cannot be written"):
         plot_results(RESULTS, tmp_path / "absent" / "results.png")
-
-
-def test_matplotlib_is_asked_for_only_by_the_figure(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    results_table(RESULTS)
-    with pytest.raises(InputError, match="pip install matplotlib"):
-        plot_results(RESULTS, tmp_path / "results.png")

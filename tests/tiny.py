@@ -17,8 +17,9 @@ from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.crnn import CrnnConfig
 from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
-from spatial_clap_jax.train.checkpoint import RunCheckpoints, write_description
+from spatial_clap_jax.train.checkpoint import RunCheckpoints
 from spatial_clap_jax.train.configs_io import to_plain
+from spatial_clap_jax.train.description import write_description
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.optim import OptimizerConfig
 

@@ -157,7 +157,7 @@ def compose_caption(
     Raises:
       InputError: a content is empty.
 
-    Reference: papers/spatial_clap.md (template).
+    Reference: sarulab-speech/Moving-CLAP (template).
 
     Example:
       >>> compose_caption(["a dog barks", "rain falls"], [0, 2], order=[1, 0])

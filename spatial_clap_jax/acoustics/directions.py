@@ -40,7 +40,7 @@ def direction_index(azimuth_deg: float) -> int:
     Raises:
       InputError: the azimuth is not in the frontal half-plane.
 
-    Reference: papers/spatial_clap.md (edges); the rule for edges is our choice.
+    Reference: sarulab-speech/Moving-CLAP (edges); the rule for edges is our choice.
 
     Example:
       >>> direction_index(18.0), direction_index(18.1), direction_index(-18.1)

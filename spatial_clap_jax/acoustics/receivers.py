@@ -12,7 +12,7 @@ from spatial_clap_jax.errors import InputError
 class StereoPair:
     """Two omnidirectional microphones in free air, L and R, that look along +x.
 
-    Spacing and height are those of papers/spatial_clap.md; there is no head.
+    Spacing and height are those of sarulab-speech/Moving-CLAP; there is no head.
     """
 
     spacing_m: float = 0.1698
@@ -34,7 +34,7 @@ class StereoPair:
         Returns:
           L and then R, metres; L lies towards +y.
 
-        Reference: papers/spatial_clap.md.
+        Reference: sarulab-speech/Moving-CLAP.
 
         Example:
           >>> StereoPair(spacing_m=0.2).positions_m(np.array([3.0, 2.0, 1.5]))

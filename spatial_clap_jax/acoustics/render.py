@@ -25,7 +25,7 @@ def high_pass(
     Returns:
       The filtered audio.
 
-    Reference: papers/spatial_clap.md (50 Hz, 4th order); Butterworth is our choice.
+    Reference: sarulab-speech/Moving-CLAP (50 Hz, 4th order); Butterworth is our choice.
     """
     if not 0 < cutoff_hz < sample_rate_hz / 2:
         raise ValueError(
@@ -57,7 +57,7 @@ def render_members(
       The p mixtures (plain sums), cut to the clips' length; what of the reverberation
       comes later is lost.
 
-    Reference: papers/spatial_clap.md (scene groups).
+    Reference: Spatial-CLAP, arXiv 2509.14785 (permuted pairs); scene groups are our form.
 
     Example:
       With clips a, b and responses h, g, `permutations=[[0, 1], [1, 0]]` gives

@@ -15,7 +15,7 @@ class RoomRanges:
     """Ranges that room conditions are drawn from, uniformly and independently.
 
     The defaults contain the rooms of 6 x 5 x 3, 8 x 6 x 3.5 and 10 x 8 x 4 m and the
-    absorptions 0.3 to 0.5 of papers/spatial_clap.md.
+    absorptions 0.3 to 0.5 of sarulab-speech/Moving-CLAP.
     """
 
     length_m: tuple[float, float] = (5.5, 10.5)
@@ -56,7 +56,7 @@ def sample_room(rng: np.random.Generator, ranges: RoomRanges, name: str) -> Room
     Returns:
       The room.
 
-    Reference: papers/spatial_clap.md (rooms); uniform draws are our choice.
+    Reference: sarulab-speech/Moving-CLAP (rooms); uniform draws are our choice.
     """
     length, width, height = (
         float(rng.uniform(*span)) for span in (ranges.length_m, ranges.width_m, ranges.height_m)

@@ -24,7 +24,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
-from spatial_clap_jax.acoustics.rirs import RirRoom, load_measured_rirs
+from spatial_clap_jax.acoustics.measured_rirs import load_measured_rirs
+from spatial_clap_jax.acoustics.rirs import RirRoom
 from spatial_clap_jax.data import material
 from spatial_clap_jax.data.records import (
     MANIFEST,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import grain
@@ -212,22 +212,6 @@ def train_batches(
     return TrainBatches(grain.MapDataset.range(_ENDLESS).map(build), config)
 
 
-def evaluation_scenes(scenes: Scenes, split: str, limit: int | None = None) -> Iterator[SceneGroup]:
-    """The groups of a split as they were rendered, in their order.
-
-    Args:
-      scenes: the data.
-      split: `test_k2` and the like.
-      limit: take the first so many; None takes all.
-
-    Raises:
-      InputError: there is no such split.
-    """
-    source = _source(scenes, split)
-    count = len(source) if limit is None else min(limit, len(source))
-    return (source[i] for i in range(count))
-
-
 def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer) -> Batch:
     """One batch of all members of the groups, in their order.
 
@@ -264,15 +248,16 @@ def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer) -> Batch:
 def meanings(group: SceneGroup) -> list[int]:
     """A number for what each member of the group says: which contents in which directions.
 
-    A content is known by its category, or by its clip where it has none; the order does not count.
+    A content is known by its category, or by its captions where it has none: two clips of the same
+    words cannot be told apart by words. The order of the sources does not count.
     The numbers are the same in every process and run.
 
     Returns:
       p numbers, each in the range of int32.
     """
     contents = [
-        f"category {category}" if category else f"clip {clip}"
-        for category, clip in zip(group.categories, group.clips, strict=True)
+        f"category {category}" if category else f"captions {sorted(map(str.lower, contents))}"
+        for category, contents in zip(group.categories, group.contents, strict=True)
     ]
     return [
         _number("\n".join(sorted(f"{d} {c}" for c, d in zip(contents, directions, strict=True))))

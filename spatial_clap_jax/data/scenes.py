@@ -22,6 +22,10 @@ from spatial_clap_jax.acoustics.rooms import RoomRanges
 from spatial_clap_jax.data.sources import Clip, SourceOptions, active_level_db, fit_clip
 from spatial_clap_jax.errors import InputError
 
+# Active level of a source at 1 m, in dB of full scale, so that mixtures are about as loud as
+# recordings are. What is stored is scaled to its own peak; `scale` keeps the level.
+_REFERENCE_LEVEL_DB = -30.0
+
 
 @dataclasses.dataclass(frozen=True)
 class RoomCounts:
@@ -68,8 +72,8 @@ class SceneRecipe:
       group_counts: scene groups a split and a number of sources.
       permutations_k3: members of a group of three sources, 1 to 6: the identity and others drawn.
       clip_fit: what becomes of a clip that is too short: repeated, or silence around it.
-      level_range_db: sources get the same active level, then a gain drawn within plus or minus
-        this.
+      level_range_db: sources get the same active level, -30 dB of full scale at 1 m, then a gain
+        drawn within plus or minus this.
       speed_range: playing speeds drawn for training clips (pitch moves along); (1, 1) for none.
       sources: how the table of clips is read and divided.
     """
@@ -96,7 +100,27 @@ class SceneRecipe:
         _check(named, "name", self.name, "be letters, digits, '_', '-' and '.'")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "be in 0..2**63-1")
         _check(self.sample_rate_hz >= 8000, "sample_rate_hz", self.sample_rate_hz, "be >= 8000")
-        _check(self.length >= 1, "duration_s", self.duration_s, "be above 0")
+        _check(0 < self.duration_s < 3600, "duration_s", self.duration_s, "be above 0, below 3600")
+        _check(self.length >= 1, "duration_s", self.duration_s, "hold a sample")
+        _check(
+            0 < self.high_pass_hz < self.sample_rate_hz / 2,
+            "high_pass_hz",
+            self.high_pass_hz,
+            "lie above 0 and below half the sample rate",
+        )
+        # The microphones must stand in every room, with a margin from its walls.
+        _check(
+            self.receiver.spacing_m < self.rooms.width_m[0] - 1,
+            "receiver.spacing_m",
+            self.receiver.spacing_m,
+            f"be at least 1 m less than the narrowest room, {self.rooms.width_m[0]} m",
+        )
+        _check(
+            self.receiver.height_m < self.rooms.height_m[0],
+            "receiver.height_m",
+            self.receiver.height_m,
+            f"be less than the lowest room, {self.rooms.height_m[0]} m",
+        )
         _check(self.places_per_room >= 5, "places_per_room", self.places_per_room, "be >= 5")
         _check(
             self.permutations_k3 in range(1, 7),
@@ -213,7 +237,7 @@ def draw_group(
     Raises:
       InputError: the split has too few categories, or no room with k direction classes.
 
-    Reference: papers/spatial_clap.md (scene groups); the order of the draws is our choice.
+    Reference: Spatial-CLAP, arXiv 2509.14785 (permuted pairs); the rest is our choice.
     """
     seed = group_seed(recipe.seed, split, k, index)
     rng = np.random.default_rng(seed)
@@ -333,14 +357,15 @@ def _draw_places(
 def _dry(
     recipe: SceneRecipe, material: Material, clip: Clip, split: str, rng: np.random.Generator
 ) -> Float32[np.ndarray, "t"]:
-    """A clip at the mixture's length and a drawn level."""
+    """A clip at the mixture's length and a drawn level around the reference."""
     audio = material.load(clip, recipe.sample_rate_hz)
     if split == "train" and recipe.speed_range != (1.0, 1.0):
         speed = rng.uniform(*recipe.speed_range)
         audio = soxr.resample(audio, recipe.sample_rate_hz * speed, recipe.sample_rate_hz)
     audio = fit_clip(audio, recipe.length, rng, recipe.clip_fit)
     level_db = rng.uniform(-recipe.level_range_db, recipe.level_range_db)
-    return audio * np.float32(10 ** ((level_db - active_level_db(audio)) / 20))
+    gain_db = _REFERENCE_LEVEL_DB + level_db - active_level_db(audio)
+    return audio * np.float32(10 ** (gain_db / 20))
 
 
 def _check(holds: bool, field: str, value: object, rule: str) -> None:

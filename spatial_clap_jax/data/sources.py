@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import os
-import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,20 +14,11 @@ from jaxtyping import Float32
 from spatial_clap_jax.acoustics.captions import category_phrasings
 from spatial_clap_jax.data import synthetic
 from spatial_clap_jax.data.audio import read_audio, resample
+from spatial_clap_jax.data.splits import assign_splits
+from spatial_clap_jax.data.tables import Entry, merge, read_entries, read_table, split_word
 from spatial_clap_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
-# Spellings in a split column and at the end of a csv's name. 'development' is Clotho's training
-# set, while 'dev' is a validation set nearly everywhere else.
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "development"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-# Of the recordings, where a csv tells neither split nor fold.
-TEST_SHARE = 0.1
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
-_ESC_NAME = re.compile(r"\d+-(\d+)-[A-Z](-\d+)?\.\w+")
 _LEAST_PEAK = 2.0**-16
 # The mean of two channels is refused when less than this share of their power is left.
 _CANCELLED = 10 ** (-40 / 10)
@@ -155,30 +142,6 @@ def open_source(path_or_name: str, options: SourceOptions = SourceOptions()) -> 
     return CsvSource(Path(path_or_name), options)
 
 
-class _Table(NamedTuple):
-    """A csv: lower-case header, rows with the words that name each in an error, its bytes."""
-
-    header: list[str]
-    rows: list[tuple[str, dict[str, str]]]
-    content: bytes
-
-
-@dataclasses.dataclass
-class _Entry:
-    """Rows of one file, merged."""
-
-    where: str
-    clip_id: str
-    stems: tuple[str, ...]
-    endings: tuple[str, ...]
-    folder: str
-    captions: tuple[str, ...]
-    category: str
-    split: str
-    fold: str
-    recording: str
-
-
 class CsvSource:
     """Clips listed in a csv file."""
 
@@ -194,18 +157,19 @@ class CsvSource:
                 )
         self._roots = [root for root in roots if root.is_dir()]
         digest = hashlib.sha256()
-        prefix, word = _split_word(path)
-        tables = {path: _read_table(path)}
+        prefix, word = split_word(path)
+        tables = {path: read_table(path)}
         if word and not {"split", "fold"} & set(tables[path].header):
             for sibling in path.parent.iterdir():
-                its_prefix, its_word = _split_word(sibling)
+                its_prefix, its_word = split_word(sibling)
                 if its_word and (its_prefix, sibling.suffix) == (prefix, path.suffix):
-                    tables[sibling] = _read_table(sibling)
+                    tables[sibling] = read_table(sibling)
         rows = []
         for table_path in sorted(tables):
             digest.update(tables[table_path].content)
-            rows += self._entries_of(table_path, tables[table_path])
-        entries = _assign_splits(_merge(rows), options, path)
+            rows += read_entries(table_path, tables[table_path], options.caption_columns)
+        entries = merge(rows)
+        assign_splits(entries, path, options.test_folds, options.validation_share, options.seed)
         self._csv_digest = digest.hexdigest()
         self.name = path.absolute().parent.name if word and not prefix else path.stem
         self.clips = tuple(
@@ -281,7 +245,7 @@ class CsvSource:
             )
         return mean
 
-    def _find(self, entry: _Entry) -> Path:
+    def _find(self, entry: Entry) -> Path:
         names = [stem + ending for stem in entry.stems for ending in entry.endings]
         for root in self._roots:
             for folder in {str(root): None, os.path.join(root, entry.folder): None}:
@@ -300,57 +264,6 @@ class CsvSource:
             f"{entry.where}: no audio file {names[0]!r} in "
             f"{' or '.join(str(root) for root in self._roots)}; add it, or give audio_folder."
         )
-
-    def _entries_of(self, path: Path, table: _Table) -> list[_Entry]:
-        header, word = table.header, _split_word(path)[1]
-        captions = self._options.caption_columns or tuple(
-            column for column in header if re.fullmatch(r"caption(_\d+)?", column)
-        )
-        file_column = next((name for name in ("filename", "file_name") if name in header), "")
-        audiocaps = not file_column and {"youtube_id", "start_time"} <= set(header)
-        missing = [column for column in captions if column not in header]
-        if not file_column and not audiocaps:
-            missing.append("filename")
-        if not captions and "category" not in header:
-            missing.append("caption or category")
-        if missing:
-            raise InputError(
-                f"{path}: lacks column {', '.join(missing)}; it has {', '.join(header)}: rename "
-                "or add columns (comma-separated)."
-            )
-        entries = []
-        for where, row in table.rows:
-            names_of = _audiocaps_names if audiocaps else _generic_names
-            clip_id, stems, recording = names_of(where, row, file_column)
-            texts = tuple(" ".join(row[column].split()) for column in captions)
-            texts = tuple(text for text in texts if text.strip(". "))
-            category = row.get("category", "")
-            if not texts and (captions or not category):
-                column = captions[0] if captions else "category"
-                raise InputError(
-                    f"{where}: {column} of {clip_id!r} is empty; write what is heard, or drop the "
-                    "row."
-                )
-            if "split" in header:
-                split, fold = _split_of(where, row["split"]), ""
-            else:
-                fold = row.get("fold", "")
-                split = "" if "fold" in header else SPLIT_WORDS.get(word, "")
-            entries.append(
-                _Entry(
-                    where=where,
-                    clip_id=clip_id,
-                    stems=stems,
-                    endings=AUDIO_EXTENSIONS if audiocaps else ("",),
-                    folder=word,
-                    captions=texts,
-                    category=category,
-                    split=split,
-                    fold=fold,
-                    recording=recording,
-                )
-            )
-        return entries
 
 
 class SyntheticSource:
@@ -452,194 +365,3 @@ def active_level_db(audio: Float32[np.ndarray, "t"]) -> float:
         return float("-inf")
     active = power >= _INACTIVE * power.max()
     return float(10 * np.log10(energy[active].sum() / lengths[active].sum()))
-
-
-def _generic_names(
-    where: str, row: dict[str, str], column: str
-) -> tuple[str, tuple[str, ...], str]:
-    """Clip id, names that its file may have (endings apart), and recording."""
-    name = row[column].replace("\\", "/")
-    _check_name(where, column, name)
-    clip_id = os.path.normpath(name)
-    esc = _ESC_NAME.fullmatch(os.path.basename(clip_id)) if "fold" in row else None
-    recording = row.get("recording") or (esc[1] if esc else clip_id)
-    return clip_id, (clip_id,), recording
-
-
-def _audiocaps_names(
-    where: str, row: dict[str, str], _column: str
-) -> tuple[str, tuple[str, ...], str]:
-    """The same for AudioCaps, whose rows name a video and a second."""
-    for column in ("youtube_id", "start_time", "audiocap_id"):
-        value = row.get(column, "0")
-        _check_name(where, column, value)
-        if "/" in value or "\\" in value:
-            raise InputError(f"{where}: {column} {value!r} holds a slash; give the id alone.")
-    video, clip_id = row["youtube_id"], f"{row['youtube_id']}_{row['start_time']}"
-    return clip_id, (clip_id, video, row.get("audiocap_id", clip_id)), video
-
-
-def _read_table(path: Path) -> _Table:
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {kind}; give a csv file, or 'synthetic' for the built-in bank.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file.") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}: row {row}: byte 0x{content[error.start]:02x} is not UTF-8; save the csv as "
-            "UTF-8."
-        ) from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    table: list[tuple[str, dict[str, str]]] = []
-    try:
-        for fields in reader:
-            where = f"{path}: row {reader.line_num}"
-            fields = [field.strip() for field in fields]
-            if not any(fields):
-                continue
-            if not header:
-                header = [field.lower() for field in fields]
-                twice = sorted({name for name in header if name and header.count(name) > 1})
-                if twice:
-                    raise InputError(
-                        f"{path}: column {', '.join(twice)} stands twice; give each its own name "
-                        "(captions: caption_1, caption_2, ...)."
-                    )
-                continue
-            if len(fields) != len(header):
-                raise InputError(
-                    f"{where}: {len(fields)} fields where the header has {len(header)}; put "
-                    "double quotes around fields that hold commas."
-                )
-            table.append((where, dict(zip(header, fields, strict=True))))
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: row {reader.line_num}: no valid csv ({error}); mind the double quotes."
-        ) from error
-    if not table:
-        kind = "has a header and no rows" if header else "is empty"
-        raise InputError(f"{path}: the csv {kind}; list at least one clip.")
-    return _Table(header, table, content)
-
-
-def _check_name(where: str, column: str, name: str) -> None:
-    if not name or not name.isprintable():
-        raise InputError(f"{where}: {column} {name!r} is empty or unprintable; give a file's name.")
-    leaves = (
-        name.startswith("/")
-        or re.match("[A-Za-z]:/", name)
-        or os.path.normpath(name).split("/")[0] == ".."
-    )
-    if leaves:
-        raise InputError(
-            f"{where}: {column} {name!r} leaves the csv's folder; give paths inside it, or its "
-            "folder as audio_folder."
-        )
-
-
-def _split_of(where: str, value: str) -> str:
-    split = SPLIT_WORDS.get(value.lower())
-    if split is None:
-        raise InputError(
-            f"{where}: split {value!r} is unknown; give one of {', '.join(SPLIT_WORDS)}."
-        )
-    return split
-
-
-def _split_word(path: Path) -> tuple[str, str]:
-    """('captions_', 'val') for captions_val.csv; ('', '') where the name ends in no split."""
-    match = re.fullmatch(r"(?:(.*[_\-. ])|)([a-z]+)", path.stem, re.IGNORECASE)
-    if match and match[2].lower() in SPLIT_WORDS:
-        return match[1] or "", match[2].lower()
-    return "", ""
-
-
-def _merge(rows: Iterable[_Entry]) -> list[_Entry]:
-    entries: dict[str, _Entry] = {}
-    for row in rows:
-        first = entries.setdefault(row.clip_id, row)
-        for column in ("category", "split", "fold", "recording"):
-            old, new = getattr(first, column), getattr(row, column)
-            if old != new:
-                raise InputError(
-                    f"{row.where}: {row.clip_id!r} has {column} {new!r}, but {old!r} at "
-                    f"{first.where}; make the rows of one file agree."
-                )
-        first.captions = tuple(dict.fromkeys(first.captions + row.captions))
-        first.stems = tuple(dict.fromkeys(first.stems + row.stems))
-    return list(entries.values())
-
-
-def _assign_splits(
-    entries: Sequence[_Entry], options: SourceOptions, path: Path
-) -> Sequence[_Entry]:
-    folded = any(entry.fold for entry in entries)
-    if options.test_folds and not folded:
-        raise InputError(
-            f"test_folds {options.test_folds}: {path} has no fold column in use; leave them out."
-        )
-    if folded:
-        _split_by_fold(entries, options, path)
-    elif not all(entry.split for entry in entries):
-        for entry in entries:
-            entry.split = "train"
-        _hold_out(entries, "test", TEST_SHARE, options.seed)
-        # Of what is left, so that it is `validation_share` of all.
-        _hold_out(entries, "validation", options.validation_share / (1 - TEST_SHARE), options.seed)
-    if not any(entry.split == "validation" for entry in entries):
-        _hold_out(entries, "validation", options.validation_share, options.seed)
-    owners: dict[str, _Entry] = {}
-    for entry in entries:
-        owner = owners.setdefault(entry.recording, entry)
-        if owner.split != entry.split:
-            raise InputError(
-                f"{entry.where}: recording {entry.recording!r} is in {entry.split}, but in "
-                f"{owner.split} at {owner.where}; keep a recording in one split."
-            )
-    return entries
-
-
-def _split_by_fold(entries: Sequence[_Entry], options: SourceOptions, path: Path) -> None:
-    for entry in entries:
-        if not re.fullmatch(r"\d+", entry.fold):
-            raise InputError(
-                f"{entry.where}: fold {entry.fold!r} is no whole number; number the folds."
-            )
-    folds = {int(entry.fold) for entry in entries}
-    test = set(options.test_folds) or {max(folds)}
-    if not test <= folds:
-        raise InputError(
-            f"test_folds {options.test_folds}: {path} has the folds {sorted(folds)}; choose there."
-        )
-    if test == folds:
-        raise InputError(
-            f"{path}: every fold of {sorted(folds)} is a test fold; keep folds to train on, or "
-            "give a split column."
-        )
-    for entry in entries:
-        entry.split = "test" if int(entry.fold) in test else "train"
-
-
-def _hold_out(entries: Sequence[_Entry], split: str, share: float, seed: int) -> None:
-    """Moves whole recordings out of train, a share of each category's, by hash."""
-    strata: dict[str, list[str]] = {}
-    category_of: dict[str, str] = {}
-    for entry in entries:
-        if entry.split == "train" and entry.recording not in category_of:
-            category_of[entry.recording] = entry.category
-            strata.setdefault(entry.category, []).append(entry.recording)
-    chosen: set[str] = set()
-    for recordings in strata.values():
-        count = max(1, round(share * len(recordings))) if share and len(recordings) > 1 else 0
-        recordings.sort(key=lambda name: hashlib.sha256(f"{seed} {split} {name}".encode()).digest())
-        chosen.update(recordings[:count])
-    for entry in entries:
-        if entry.recording in chosen and entry.split == "train":
-            entry.split = split

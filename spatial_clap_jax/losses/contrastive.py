@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spatial_clap_jax.errors import InputError
+
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
@@ -28,6 +30,13 @@ class ContrastiveConfig:
     initial_scale: float = 1 / 0.07
     min_scale: float = 0.01
     max_scale: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_scale <= self.initial_scale <= self.max_scale < float("inf"):
+            raise InputError(
+                f"loss: scales {self.min_scale} <= {self.initial_scale} <= {self.max_scale} (min, "
+                "initial, max) must be in this order, finite and above 0."
+            )
 
 
 def clamped_scale(logit_scale: Float[Array, ""], config: ContrastiveConfig) -> Float[Array, ""]:
@@ -49,7 +58,7 @@ def info_nce(
     scale: Float[Array, ""],
     meaning: Int[Array, "b"] | None = None,
 ) -> Float[Array, ""]:
-    """Symmetric InfoNCE over a batch, dense: the reference for every faster form.
+    """Symmetric InfoNCE over a global batch, dense: all b x b logits are held.
 
     Several captions may mean the same scene; they are positives of each other, with the
     target spread evenly over them, so that no true pair is ever pushed apart. With all

@@ -225,14 +225,14 @@ class HtsatBlock(nn.Module):
         mixed = norm(name="attention_norm")(x)
         if self.shift:
             mixed = jnp.roll(mixed, (-self.shift, -self.shift), axis=(1, 2))
-            bias += shift_mask(x.shape[1], self.window, self.shift)[:, None]
+            bias = bias + shift_mask(x.shape[1], self.window, self.shift)[:, None]
         mixed = SelfAttention(
             self.heads, self.attention_dropout, self.dtype, _weights_init, name="attention"
         )(to_windows(mixed, self.window), bias, train)
         mixed = from_windows(mixed, self.window)
         if self.shift:
             mixed = jnp.roll(mixed, (self.shift, self.shift), axis=(1, 2))
-        x += StochasticDepth(self.drop_path)(mixed, train)
+        x = x + StochasticDepth(self.drop_path)(mixed, train)
         mlp = Mlp(round(self.mlp_ratio * x.shape[-1]), self.dtype, _weights_init, name="mlp")
         return x + StochasticDepth(self.drop_path)(mlp(norm(name="mlp_norm")(x)), train)
 

@@ -186,14 +186,15 @@ class TextEncoder(nn.Module):
         if config.positions == "absolute":
             rows = config.max_tokens + config.position_offset
             place = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + config.position_offset
-            x += nn.Embed(rows, config.width, embedding_init=bert_init, name="positions")(place)
+            positions = nn.Embed(rows, config.width, embedding_init=bert_init, name="positions")
+            x = x + positions(place)
         else:
-            bias += alibi_bias(config.heads, tokens.shape[1])
+            bias = bias + alibi_bias(config.heads, tokens.shape[1])
         if config.token_types:
             types = nn.Embed(
                 config.token_types, config.width, embedding_init=bert_init, name="token_types"
             )
-            x += types(jnp.zeros_like(tokens))
+            x = x + types(jnp.zeros_like(tokens))
         x = LayerNorm(config.layer_norm_epsilon, dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(config.dropout)(x, deterministic=not train)
         for index in range(config.layers):

@@ -1,8 +1,7 @@
-"""Checkpoints of a run, and the description that makes them loadable without its command.
+"""Checkpoints of a run.
 
-A run's folder holds
+A run's folder holds, beside its description,
 
-    description.json        configuration, preprocessing, tokenizer, library versions
     checkpoints/<step>/     state (arrays) and data_state (one JSON file a process)
 
 We take Orbax's v1 API. A trial of 0.12.8 saw it do all that is needed: saves in the
@@ -16,11 +15,8 @@ dtype in silence, so both are checked here before anything is read.
 import contextlib
 import functools
 import gc
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,10 +28,10 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train.description import run_folder
 
 PyTree = Any
 T = TypeVar("T")
-_DESCRIBED_LIBRARIES = ("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 class RunCheckpoints:
@@ -179,67 +175,6 @@ def load_params(
         return loaded
 
     return _read_whole(folder, read), int(folder.name)
-
-
-def write_description(workdir: str | Path, description: dict) -> None:
-    """Writes `description.json`: what a run needs to be loaded without its command.
-
-    Args:
-      workdir: the run's folder; made when missing.
-      description: plain JSON (configuration, preprocessing, tokenizer's JSON text). The
-        versions of Python and of the libraries are added under "versions".
-    """
-    described = {**description, "versions": _versions()}
-    if jax.process_index() == 0:
-        text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(run_folder(workdir) / "description.json", text + "\n")
-
-
-def read_description(workdir: str | Path) -> dict:
-    """Reads what `write_description` wrote.
-
-    Raises:
-      InputError: the file is missing or is not a JSON object.
-    """
-    path = run_folder(workdir) / "description.json"
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such file, so this is not the folder of a run; "
-            "give the --workdir of a training."
-        )
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); restore the file.") from error
-    if not isinstance(description, dict):
-        raise InputError(f"{path}: holds no JSON object; restore the file.")
-    return description
-
-
-def run_folder(workdir: str | Path) -> Path:
-    """Returns a run's folder as a path, refusing a bucket's address.
-
-    Raises:
-      InputError: `workdir` reads like `gs://bucket/run`, which a path would turn into a
-        local folder named 'gs:'.
-    """
-    if "://" in str(workdir):
-        raise InputError(
-            f"workdir: {workdir!s} is no path of a file system; "
-            "mount the bucket (gcsfuse) and give the mounted path."
-        )
-    return Path(workdir).expanduser()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, finds the old text or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 class _DataState:
@@ -390,12 +325,3 @@ def _shapes(tree: PyTree) -> dict[str, str]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): kind(leaf) for path, leaf in leaves
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _DESCRIBED_LIBRARIES:
-        # The package itself has no version where it is used from a source folder.
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions

@@ -1,6 +1,9 @@
 """What a run is made of: one frozen description from which everything is built."""
 
 import importlib.util
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -41,7 +44,8 @@ class Experiment:
       tokenizer: a tokenizer.json; None trains a small one on the captions of the data.
       log_every: steps between lines of the metrics log.
       checkpoint_every: steps between checkpoints.
-      keep: checkpoints to keep.
+      keep: newest checkpoints to keep.
+      keep_every: also keep those whose step is a multiple of this; None for no more.
       mesh: how the devices are laid out.
       wandb: also log to Weights & Biases (extra `wandb`).
     """
@@ -59,8 +63,24 @@ class Experiment:
     log_every: int = 50
     checkpoint_every: int = 1000
     keep: int = 3
+    keep_every: int | None = None
     mesh: MeshShape = field(default_factory=MeshShape)
     wandb: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("steps", self.steps),
+            ("log_every", self.log_every),
+            ("checkpoint_every", self.checkpoint_every),
+            ("keep", self.keep),
+            ("keep_every", 1 if self.keep_every is None else self.keep_every),
+        ):
+            if value < 1:
+                raise InputError(f"{name}: {value} is too small; give at least 1.")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise InputError(f"ema_decay: {self.ema_decay} must be in [0, 1); give 0.999 or None.")
+        if self.seed < 0:
+            raise InputError(f"seed: {self.seed} is negative; give 0 or more.")
 
     def build_system(self) -> System:
         """The system, computing in the precision that this machine asks for."""
@@ -89,10 +109,12 @@ def load_config(path: str | Path, size: str) -> Any:
     """
     if size not in SIZES:
         raise InputError(f"--size {size}: unknown; choose one of {', '.join(SIZES)}")
-    module = _import_file(_find_config(Path(path)))
+    file = _find_config(Path(path))
+    module = _import_file(file)
     if not hasattr(module, "get_config"):
         raise InputError(f"{path}: defines no get_config(size); see configs/spatial_clap.py")
-    return module.get_config(size)
+    with _mistakes_in(file):
+        return module.get_config(size)
 
 
 def _find_config(path: Path) -> Path:
@@ -113,8 +135,24 @@ def _import_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: is no Python file; give a file like configs/spatial_clap.py")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _mistakes_in(path):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(f"{path}: line {error.lineno}: {error.msg}; mend the file") from None
     return module
+
+
+@contextmanager
+def _mistakes_in(path: str | Path) -> Iterator[None]:
+    """A config is the user's code: whatever it raises is named with its file and line."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except SyntaxError as error:
+        raise InputError(f"{path}: line {error.lineno}: {error.msg}; mend the file") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = f"line {lines[-1]}: " if lines else ""
+        raise InputError(
+            f"{path}: {place}{type(error).__name__}: {error}; mend the file"
+        ) from error

@@ -12,7 +12,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train.checkpoint import run_folder, write_atomically
+from spatial_clap_jax.train.description import run_folder, write_atomically
 
 _FILE = "metrics.jsonl"
 

@@ -20,12 +20,13 @@ class OptimizerConfig:
       learning_rate: peak of the schedule.
       warmup_steps: steps of linear rise from zero.
       final_share: share of the peak that is left at the last step, after a half cosine.
-      weight_decay: decoupled, on matrices only (not biases, norms, scales, positions).
+      weight_decay: decoupled, on matrices and token tables only (not on biases, norms, scales,
+        positions).
       b1: decay of the first moment.
       b2: decay of the second moment.
       clip_norm: greatest global norm of a gradient; 0 for none.
       rate_rules: the first rule that matches a path multiplies its learning rate.
-      frozen: paths that match any of these never move.
+      frozen: paths that match any of these never move, nor do running statistics there.
     """
 
     learning_rate: float = 1e-4
@@ -38,17 +39,36 @@ class OptimizerConfig:
     rate_rules: tuple[tuple[str, float], ...] = ()
     frozen: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "final_share", "weight_decay", "clip_norm", "warmup_steps"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InputError(f"optimizer.{name}: {value} must be finite and not negative.")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise InputError(f"optimizer.{name}: {value} must be in [0, 1).")
+
 
 def map_by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """Applies `function(path, leaf)` to every leaf, the path joined by '/'."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-        tree,
+        lambda path, leaf: function(path_text(path), leaf), tree
     )
 
 
+def path_text(path: tuple[Any, ...]) -> str:
+    """A path of `jax.tree_util`, joined by '/'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matches(rules: tuple[str, ...], path: str) -> bool:
+    """Whether one of the regular expressions is found in a path."""
+    return any(re.search(rule, path) for rule in rules)
+
+
 def _is_decayed(path: str, leaf: jax.Array) -> bool:
-    # Tables that are looked up, not multiplied, are no matrices in this sense.
+    # Position tables are biases in all but shape.
     is_table = re.search(r"(positions|token_types|relative_position)", path) is not None
     return leaf.ndim >= 2 and not is_table
 
@@ -109,7 +129,6 @@ def make_optimizer(
     if not config.frozen:
         return moved
     labels = map_by_path(
-        lambda path, _: "frozen" if any(re.search(r, path) for r in config.frozen) else "moved",
-        params,
+        lambda path, _: "frozen" if matches(config.frozen, path) else "moved", params
     )
     return optax.partition({"moved": moved, "frozen": optax.set_to_zero()}, labels)

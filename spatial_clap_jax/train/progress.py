@@ -1,5 +1,6 @@
 """What a person sees of a training: a bar on a terminal, lines elsewhere."""
 
+import math
 import time
 from types import TracebackType
 from typing import Self
@@ -75,7 +76,8 @@ class TrainProgress:
     def show(self, finished: int, row: dict[str, float]) -> None:
         """Shows a logged row."""
         text = f"loss {row['loss']:.3f}  {row['clips_per_s']:.0f} clips/s"
-        if "assignment" in row:
+        # Not a number where the batch has no group of several, as without SCL.
+        if not math.isnan(row.get("assignment", math.nan)):
             text += f"  assignment {row['assignment']:.2f}"
         self._bar.update(self._task, text=text)
         if not self._console.is_terminal:

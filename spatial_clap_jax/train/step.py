@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int
 
 from spatial_clap_jax.systems.base import Batch, System, Variables
+from spatial_clap_jax.train.optim import matches, path_text
 
 
 class TrainState(NamedTuple):
@@ -55,6 +56,7 @@ def train_step(
     system: System,
     optimizer: optax.GradientTransformation,
     ema_decay: float | None,
+    frozen: tuple[str, ...],
     rng: jax.Array,
     state: TrainState,
     batch: Batch,
@@ -66,6 +68,7 @@ def train_step(
       optimizer: turns gradients into updates.
       ema_decay: of the moving average, None for none. It rises from zero as
         (1 + step) / (10 + step), so that the average forgets the initial draw.
+      frozen: rules on paths whose running statistics stay, as the optimiser's for parameters.
       rng: key of the run; the step's own key is folded from it, so a resumed run
         draws what a straight one would.
       state: before the step.
@@ -90,7 +93,11 @@ def train_step(
     )
     variables = {
         "params": optax.apply_updates(state.variables["params"], updates),
-        "batch_stats": loss.batch_stats,
+        "batch_stats": jax.tree_util.tree_map_with_path(
+            lambda path, old, new: old if matches(frozen, path_text(path)) else new,
+            state.variables["batch_stats"],
+            loss.batch_stats,
+        ),
     }
     average = state.average
     if ema_decay is not None:
@@ -108,6 +115,7 @@ def jit_step(
     system: System,
     optimizer: optax.GradientTransformation,
     ema_decay: float | None,
+    frozen: tuple[str, ...],
     rng: jax.Array,
     state_shardings: Any,
     batch_sharding: Any,
@@ -115,7 +123,7 @@ def jit_step(
     """`train_step` compiled for a mesh; the old state's memory is given to the new one."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(system, optimizer, ema_decay, rng, state, batch)
+        return train_step(system, optimizer, ema_decay, frozen, rng, state, batch)
 
     return jax.jit(
         step,

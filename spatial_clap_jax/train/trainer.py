@@ -17,13 +17,13 @@ from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import sharding
-from spatial_clap_jax.train.checkpoint import (
-    RunCheckpoints,
+from spatial_clap_jax.train.checkpoint import RunCheckpoints
+from spatial_clap_jax.train.configs_io import to_plain
+from spatial_clap_jax.train.description import (
+    has_description,
     read_description,
-    run_folder,
     write_description,
 )
-from spatial_clap_jax.train.configs_io import to_plain
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.metrics_log import MetricsLog
 from spatial_clap_jax.train.optim import make_optimizer
@@ -31,7 +31,7 @@ from spatial_clap_jax.train.progress import TrainProgress
 from spatial_clap_jax.train.step import TrainState, init_state, jit_step
 
 # What may change from one start of a run to the next: it changes no result.
-_FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep", "wandb", "tokenizer")
+_FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep", "keep_every", "wandb", "tokenizer")
 _FREE_TO_CHANGE_DATA = ("workers", "threads", "prefetch")
 
 
@@ -70,10 +70,10 @@ def train(
     workdir = Path(workdir)
     scenes = open_scenes(data)
     with ExitStack() as stack:
-        tokenizer = describe_run(experiment, scenes, workdir)
+        tokenizer, description = check_run(experiment, scenes, workdir)
         mesh = sharding.make_mesh(shape=experiment.mesh)
         start, step = build_state_and_step(experiment, mesh)
-        checkpoints = RunCheckpoints(workdir, experiment.keep)
+        checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
         stack.callback(checkpoints.close)
         batches = train_batches(
             scenes,
@@ -86,11 +86,20 @@ def train(
         )
         stack.callback(batches.close)
         state, done = restore_or_init(start, checkpoints, batches)
+        if description is not None:
+            if done:
+                raise InputError(
+                    f"{workdir}: has checkpoints but no description.json; put it back, or take "
+                    "another --workdir."
+                )
+            write_description(workdir, description)
         log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
         stack.callback(log.close)
         captions = experiment.data.captions_per_batch
         bar = stack.enter_context(TrainProgress(experiment.steps, captions, show=progress))
         bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
+        for note in long_captions(tokenizer, scenes.manifest["caption_corpus"]):
+            bar.announce(note)
 
         row: dict[str, float] = {}
         metrics: dict[str, Any] = {}
@@ -143,6 +152,7 @@ def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
         system,
         optimizer,
         experiment.ema_decay,
+        experiment.optimizer.frozen,
         jax.random.fold_in(key, 1),
         shardings,
         sharding.batch_sharding(mesh),
@@ -171,8 +181,10 @@ def restore_or_init(
     return TrainState(**saved), done
 
 
-def describe_run(experiment: Experiment, scenes: Any, workdir: Path) -> Tokenizer:
-    """Writes what makes the run loadable without its command; checks it on a resume.
+def check_run(
+    experiment: Experiment, scenes: Any, workdir: Path
+) -> tuple[Tokenizer, dict[str, Any] | None]:
+    """Checks that experiment, data and folder fit each other; writes nothing.
 
     Args:
       experiment: the run.
@@ -181,7 +193,8 @@ def describe_run(experiment: Experiment, scenes: Any, workdir: Path) -> Tokenize
 
     Returns:
       The run's tokenizer: the one in `workdir` on a resume, else the experiment's, else
-      a small one trained on the captions of the data.
+      a small one trained on the captions of the data. And what makes a new run loadable
+      without its command; None on a resume, where the folder has it.
 
     Raises:
       InputError: the folder holds a run of another experiment or other data, or the data
@@ -189,8 +202,14 @@ def describe_run(experiment: Experiment, scenes: Any, workdir: Path) -> Tokenize
     """
     plain = to_plain(experiment)
     fingerprint = scenes.manifest["fingerprint"]
-    if (run_folder(workdir) / "description.json").is_file():
+    if has_description(workdir):
         found = read_description(workdir)
+        for key in ("experiment", "data_fingerprint", "tokenizer", "max_tokens"):
+            if key not in found:
+                raise InputError(
+                    f"{workdir}/description.json: has no {key!r}; restore the file, or take "
+                    "another --workdir."
+                )
         differences = _differences(_comparable(found["experiment"]), _comparable(plain))
         if found["data_fingerprint"] != fingerprint:
             differences.append("data: another recipe, seed or source")
@@ -199,7 +218,7 @@ def describe_run(experiment: Experiment, scenes: Any, workdir: Path) -> Tokenize
                 f"{workdir}: holds a run that differs: {'; '.join(differences)}; "
                 "take another --workdir, or the same settings."
             )
-        return Tokenizer.from_json(found["tokenizer"], found["max_tokens"])
+        return Tokenizer.from_json(found["tokenizer"], found["max_tokens"]), None
     system = experiment.build_system()
     recipe, corpus = scenes.manifest["recipe"], scenes.manifest["caption_corpus"]
     rate, seconds = recipe["sample_rate_hz"], recipe["duration_s"]
@@ -221,27 +240,35 @@ def describe_run(experiment: Experiment, scenes: Any, workdir: Path) -> Tokenize
                 f"--tokenizer {experiment.tokenizer}: has {tokenizer.vocabulary_size} tokens, the "
                 f"model takes {vocabulary}; set --model.text.vocabulary."
             )
-    write_description(
-        workdir,
-        {
-            "experiment": plain,
-            "data_fingerprint": fingerprint,
-            "tokenizer": tokenizer.to_json(),
-            "max_tokens": system.max_tokens,
-            "preprocessing": {
-                "sample_rate_hz": system.sample_rate_hz,
-                "channels": system.channels,
-                "window_samples": system.window_samples,
-            },
+    description = {
+        "experiment": plain,
+        "data_fingerprint": fingerprint,
+        "data": {"source": scenes.manifest["source"]["name"], "recipe": recipe["name"]},
+        "tokenizer": tokenizer.to_json(),
+        "max_tokens": system.max_tokens,
+        "preprocessing": {
+            "sample_rate_hz": system.sample_rate_hz,
+            "channels": system.channels,
+            "window_samples": system.window_samples,
         },
-    )
-    return tokenizer
+    }
+    return tokenizer, description
+
+
+def long_captions(tokenizer: Tokenizer, corpus: list[str]) -> list[str]:
+    """A note where the longest captions of two sources are cut in training, else nothing."""
+    one, other = sorted(corpus, key=len)[-2:]
+    try:
+        tokenizer.encode([f"{one} in the front-left, and {other} in the front-right."])
+    except InputError as error:
+        return [f"captions as long as this are cut; --model.text.max-tokens raises it: {error}"]
+    return []
 
 
 def _comparable(experiment: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in experiment.items() if k not in _FREE_TO_CHANGE}
-    kept["data"] = {k: v for k, v in kept["data"].items() if k not in _FREE_TO_CHANGE_DATA}
-    return kept
+    data = experiment.get("data", {})
+    return {**kept, "data": {k: v for k, v in data.items() if k not in _FREE_TO_CHANGE_DATA}}
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:

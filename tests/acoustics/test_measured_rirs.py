@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from spatial_clap_jax.acoustics.rirs import load_measured_rirs, measure_t60_s
+from spatial_clap_jax.acoustics.measured_rirs import load_measured_rirs
+from spatial_clap_jax.acoustics.rirs import measure_t60_s
 from spatial_clap_jax.errors import InputError
 
 RATE_HZ = 16_000

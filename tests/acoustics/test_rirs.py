@@ -1,10 +1,15 @@
 """Simulated responses against geometry and pyroomacoustics; reverberation times."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyroomacoustics as pra
 import pytest
 from pyroomacoustics.experimental import measure_rt60
 
+import spatial_clap_jax
 from spatial_clap_jax.acoustics.directions import direction_index
 from spatial_clap_jax.acoustics.receivers import StereoPair
 from spatial_clap_jax.acoustics.rirs import (
@@ -144,3 +149,12 @@ def test_t60_of_an_exact_decay_is_exact_also_where_only_t20_is_left():
 )
 def test_t60_without_a_decay_is_zero(rir):
     assert measure_t60_s(rir, RATE_HZ) == 0
+
+
+def test_the_simulator_is_imported_only_to_simulate():
+    code = (
+        "import sys, spatial_clap_jax.acoustics.rirs, spatial_clap_jax.acoustics.measured_rirs; "
+        "assert 'pyroomacoustics' not in sys.modules"
+    )
+    root = Path(spatial_clap_jax.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -11,7 +11,7 @@ from spatial_clap_jax.errors import InputError
 SHEET_SIZES = [(6.0, 5.0, 3.0), (8.0, 6.0, 3.5), (10.0, 8.0, 4.0)]
 
 
-def test_the_ranges_contain_the_rooms_of_the_sheet():
+def test_the_ranges_contain_the_published_rooms():
     ranges = RoomRanges()
     for size in SHEET_SIZES:
         spans = (ranges.length_m, ranges.width_m, ranges.height_m)

@@ -13,7 +13,6 @@ from fakes import FakeScenes, fake_group
 from spatial_clap_jax.data.pipeline import (
     PipelineConfig,
     collate,
-    evaluation_scenes,
     meanings,
     train_batches,
 )
@@ -64,7 +63,7 @@ def stored_rows(split):
     """Every member of a split as it is stored: (waveform, caption) by audio bytes."""
     return {
         wave.tobytes(): (group, i)
-        for group in evaluation_scenes(SCENES, split)
+        for group in SCENES.source(split)
         for i, wave in enumerate(group.waveforms())
     }
 
@@ -312,10 +311,15 @@ def test_meaning_is_the_set_of_contents_in_directions():
     assert meanings(turned) == [straight, crossed]
     mirrored = dataclasses.replace(plain, azimuth_deg=-plain.azimuth_deg)
     assert set(meanings(mirrored)).isdisjoint({straight, crossed})
-    # Without a category the clip is the content.
-    nameless = dataclasses.replace(plain, categories=("", ""), clips=("dog", "bell"))
+    # Without a category the captions are the content: two clips of the same words are one.
+    words = (("a dog barks", "barking"), ("A bell rings",))
+    nameless = dataclasses.replace(plain, categories=("", ""), contents=words)
     assert set(meanings(nameless)).isdisjoint({straight, crossed})
-    other = dataclasses.replace(nameless, clips=("dog", "bell2"))
+    same = dataclasses.replace(
+        nameless, clips=("x", "y"), contents=(("barking", "a dog barks"), ("a bell rings",))
+    )
+    assert meanings(same) == meanings(nameless)
+    other = dataclasses.replace(nameless, contents=(("a dog barks",), ("a bell rings",)))
     assert set(meanings(other)).isdisjoint(meanings(nameless))
 
 
@@ -324,48 +328,6 @@ def test_numbers_of_meanings_and_groups_never_change(tokenizer):
     group = fake_group("train", 2, 0)
     assert collate([group], tokenizer)["group"].tolist() == [1489971749, 1489971749]
     assert meanings(group) == [-205330957, -472042642]
-
-
-def test_evaluation_scenes_come_as_stored_and_in_order():
-    ids = [group.scene_id for group in evaluation_scenes(SCENES, "test_k3")]
-    assert ids == [f"test_k3/{i}" for i in range(8)]
-    first = list(evaluation_scenes(SCENES, "test_k3", limit=2))
-    assert [group.scene_id for group in first] == ids[:2]
-    np.testing.assert_array_equal(first[1].audio, fake_group("test", 3, 1).audio)
-    assert len(list(evaluation_scenes(SCENES, "test_k3", limit=100))) == 8
-    with pytest.raises(InputError, match=r"split: 'test_k4' is not one of \['test_k1', "):
-        evaluation_scenes(SCENES, "test_k4")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"captions_per_batch": 0}, "captions_per_batch: 0 is too small; give at least 1"),
-        ({"workers": -1}, "workers: -1 is too small; give at least 0"),
-        ({"threads": 0}, "threads: 0 is too small; give at least 1"),
-        ({"prefetch": 0}, "prefetch: 0 is too small; give at least 1"),
-        ({"mixture_share": 1.5}, "mixture_share: 1.5 is no share; give 0 to 1"),
-        ({"gain_db": (3.0, -3.0)}, r"gain_db: \(3.0, -3.0\) is no range; give the lower gain"),
-    ],
-)
-def test_impossible_settings_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        PipelineConfig(**changes)
-
-
-@pytest.mark.parametrize(
-    ("captions", "processes", "splits", "message"),
-    [
-        (16, 3, SCENES.splits, "captions_per_batch: 16 does not divide among 3 processes"),
-        (12, 4, SCENES.splits, "each of 4 processes 3 captions, which would split a scene group"),
-        (7, 1, ("train_k2",), "captions_per_batch: 7 is odd, .* give an even number"),
-        (8, 1, ("test_k1",), r"no split train_k1 or train_k2 among \['test_k1'\]; render some"),
-    ],
-)
-def test_batches_that_cannot_be_are_refused(tokenizer, captions, processes, splits, message):
-    scenes = FakeScenes(splits=splits)
-    with pytest.raises(InputError, match=message):
-        batches(tokenizer, 0, config(captions), scenes, process_count=processes)
 
 
 def test_an_empty_split_is_refused(tokenizer):

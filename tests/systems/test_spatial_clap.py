@@ -35,14 +35,17 @@ def shrunk(size: str) -> Experiment:
         )
         window_s = 2.0
     else:
-        content = dataclasses.replace(model.content, channels=(8, 8, 8), width=16, heads=2)
+        content = dataclasses.replace(
+            model.content, channels=(8,), pools=model.content.pools[:1], width=16, heads=2
+        )
         window_s = 0.5
     text = dataclasses.replace(
         model.text, vocabulary=300, width=16, heads=2, layers=1, mlp_width=16, max_tokens=12
     )
     spatial = dataclasses.replace(
         model.spatial,
-        channels=(8, 8, 8),
+        channels=(8,),
+        pools=model.spatial.pools[:1],
         frame_width=16,
         gru_width=8,
         gru_layers=1,
@@ -80,7 +83,7 @@ def test_two_shrunk_steps_of_every_shipped_config(size):
     state = jax.jit(lambda: init_state(system, optimizer, jax.random.key(0), averaged=averaged))()
     step = jax.jit(
         lambda state, batch: train_step(
-            system, optimizer, experiment.ema_decay, jax.random.key(1), state, batch
+            system, optimizer, experiment.ema_decay, (), jax.random.key(1), state, batch
         )
     )
     before = state.variables["params"]

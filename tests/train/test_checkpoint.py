@@ -17,12 +17,7 @@ import pytest
 
 import spatial_clap_jax
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train.checkpoint import (
-    RunCheckpoints,
-    load_params,
-    read_description,
-    write_description,
-)
+from spatial_clap_jax.train.checkpoint import RunCheckpoints, load_params
 
 # Long and without pattern, so that it fills a data file of its own.
 NOISE = np.random.default_rng(0).random(20_000, np.float32)
@@ -320,28 +315,3 @@ def test_two_processes_each_keep_their_data_state(tmp_path):
     with pytest.raises(InputError, match="saved by 2 processes, now there are 1; resume with"):
         checkpoints.restore(abstract(make_state(0)))
     checkpoints.close()
-
-
-def test_description_round_trip_and_versions(tmp_path):
-    write_description(tmp_path / "run", {"config": {"rate": 0.1}, "tokenizer": '{"größe": 1}'})
-    description = read_description(tmp_path / "run")
-    assert description["config"] == {"rate": 0.1}
-    assert description["tokenizer"] == '{"größe": 1}'
-    assert description["versions"]["jax"] == jax.__version__
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["description.json"]
-
-
-def test_a_failed_write_keeps_the_old_description(tmp_path):
-    write_description(tmp_path, {"rate": 1})
-    with pytest.raises(TypeError):
-        write_description(tmp_path, {"rate": object()})
-    assert read_description(tmp_path)["rate"] == 1
-
-
-def test_bad_descriptions(tmp_path):
-    with pytest.raises(InputError, match=r"description.json: no such file.*--workdir"):
-        read_description(tmp_path)
-    for text, message in (('{"config"', "not readable as JSON"), ("[]", "no JSON object")):
-        (tmp_path / "description.json").write_text(text)
-        with pytest.raises(InputError, match=message):
-            read_description(tmp_path)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,9 +15,11 @@ from tiny import tiny_experiment
 
 from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import train_batches
+from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import sharding, trainer
-from spatial_clap_jax.train.checkpoint import load_params, read_description
+from spatial_clap_jax.train.checkpoint import load_params
+from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.metrics_log import read_metrics
 
 STEPS = 4
@@ -108,7 +111,7 @@ def test_the_step_compiles_once(tiny_scenes):
     ours = experiment()
     mesh = sharding.make_mesh(shape=ours.mesh)
     start, step = trainer.build_state_and_step(ours, mesh)
-    tokenizer = trainer.describe_run.__globals__["Tokenizer"].train(["a b"], 300, 24)
+    tokenizer = Tokenizer.train(["a b"], 300, 24)
     state = start()
     with train_iterator(tiny_scenes, ours, tokenizer) as batches:
         for _ in range(3):
@@ -135,15 +138,19 @@ def test_frozen_sub_trees_stay(tiny_scenes, tmp_path, scl):
     ours = dataclasses.replace(
         ours,
         steps=2,
-        optimizer=dataclasses.replace(ours.optimizer, frozen=(r"^text/",)),
+        optimizer=dataclasses.replace(ours.optimizer, frozen=(r"^text/", r"^content/")),
         loss=dataclasses.replace(ours.loss, scl=scl),
     )
     trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False)
     mesh = sharding.make_mesh(shape=ours.mesh)
-    fresh = trainer.build_state_and_step(ours, mesh)[0]().variables["params"]
+    fresh = trainer.build_state_and_step(ours, mesh)[0]().variables
     tree, _ = load_params(tmp_path / "run", 2, ("variables",))
-    params = tree["variables"]["params"]
-    jax.tree.map(np.testing.assert_array_equal, fresh["text"], params["text"])
+    same = partial(jax.tree.map, np.testing.assert_array_equal)
+    same(fresh["params"]["text"], tree["variables"]["params"]["text"])
+    same(fresh["params"]["content"], tree["variables"]["params"]["content"])
+    # Running statistics are frozen with their layer.
+    same(fresh["batch_stats"]["content"], tree["variables"]["batch_stats"]["content"])
+    fresh, params = fresh["params"], tree["variables"]["params"]
     assert not np.array_equal(fresh["fusion"]["out"]["kernel"], params["fusion"]["out"]["kernel"])
 
 

@@ -1,0 +1,45 @@
+"""The quickstart as one call, at a size that takes seconds; the shipped size is the README's."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from tiny import tiny_experiment, tiny_recipe
+
+from spatial_clap_jax import quickstart as module
+from spatial_clap_jax.inference import load
+from spatial_clap_jax.quickstart import SYSTEMS, quickstart
+from spatial_clap_jax.train.experiment import Experiment, load_config
+
+
+def tiny_config(name: str, size: str):
+    assert size == "quickstart"
+    if name == "scenes.py":
+        return tiny_recipe()
+    tiny = tiny_experiment()
+    text = replace(tiny.model.text, max_tokens=64)
+    return replace(tiny, model=replace(tiny.model, text=text))
+
+
+def test_everything_is_made_and_a_second_call_makes_nothing_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "load_config", tiny_config)
+    results = quickstart("spatial_clap", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    assert {"t2a_r1/2", "direction/1", "assignment/2", "assignment/3"} <= results.keys()
+    for name in ("scenes", "run", "results.json", "results.png", "exported/stablehlo"):
+        assert (tmp_path / "out" / name).exists()
+        assert str(tmp_path / "out" / name) in said.replace("\n", "")
+    assert "chance %" in said
+    assert load(tmp_path / "out" / "exported").embed_text(["a siren"]).shape == (1, 12)
+    made = (tmp_path / "out" / "scenes" / "manifest.json").stat().st_mtime_ns
+    assert quickstart("spatial_clap", tmp_path / "out") == results
+    assert (tmp_path / "out" / "scenes" / "manifest.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_has_its_configs(system):
+    scenes, model = SYSTEMS[system]
+    recipe, experiment = load_config(scenes, "quickstart"), load_config(model, "quickstart")
+    assert isinstance(experiment, Experiment)
+    assert recipe.duration_s == experiment.model.window_s

@@ -1,0 +1,44 @@
+"""The description of a run: written whole, read back or refused."""
+
+import jax
+import pytest
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train.description import (
+    has_description,
+    read_description,
+    write_description,
+)
+
+
+def test_description_round_trip_and_versions(tmp_path):
+    write_description(tmp_path / "run", {"config": {"rate": 0.1}, "tokenizer": '{"größe": 1}'})
+    description = read_description(tmp_path / "run")
+    assert description["config"] == {"rate": 0.1}
+    assert description["tokenizer"] == '{"größe": 1}'
+    assert description["versions"]["jax"] == jax.__version__
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["description.json"]
+
+
+def test_a_failed_write_keeps_the_old_description(tmp_path):
+    write_description(tmp_path, {"rate": 1})
+    with pytest.raises(TypeError):
+        write_description(tmp_path, {"rate": object()})
+    assert read_description(tmp_path)["rate"] == 1
+
+
+def test_bad_descriptions(tmp_path):
+    with pytest.raises(InputError, match=r"description.json: no such file.*--workdir"):
+        read_description(tmp_path)
+    for text, message in (('{"config"', "not readable as JSON"), ("[]", "no JSON object")):
+        (tmp_path / "description.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_description(tmp_path)
+
+
+def test_a_folder_has_a_description_once_it_is_written(tmp_path):
+    assert not has_description(tmp_path / "run")
+    write_description(tmp_path / "run", {})
+    assert has_description(tmp_path / "run")
+    with pytest.raises(InputError, match="gs://bucket/run is no path of a file system"):
+        has_description("gs://bucket/run")

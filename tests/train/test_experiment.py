@@ -1,0 +1,63 @@
+"""Config files build experiments; what cannot be one is refused by name."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from spatial_clap_jax.data.scenes import SceneRecipe
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import experiment
+from spatial_clap_jax.train.configs_io import from_plain, to_plain
+from spatial_clap_jax.train.experiment import SIZES, Experiment, compute_dtype, load_config
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_shipped_configs_survive_json(size):
+    ours = load_config("configs/spatial_clap.py", size)
+    assert from_plain(Experiment, json.loads(json.dumps(to_plain(ours)))) == ours
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scenes_fit_the_model_of_the_same_size(size):
+    recipe = load_config("configs/scenes.py", size)
+    model = load_config("configs/spatial_clap.py", size).model
+    assert isinstance(recipe, SceneRecipe)
+    assert recipe.sample_rate_hz == model.sample_rate_hz
+    assert recipe.duration_s == model.window_s
+
+
+def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("spatial_clap.py", "small") == load_config("spatial_clap", "small")
+    assert load_config("configs/spatial_clap.py", "small").name == "spatial_clap_small"
+    with pytest.raises(InputError, match=r"mine/spatial_clap\.py: no such config"):
+        load_config("mine/spatial_clap.py", "small")
+
+
+def test_a_file_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(size):\n    return size * 2\n")
+    assert load_config(tmp_path / "mine.py", "small") == "smallsmall"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 1\n", "defines no get_config"),
+        ("def get_config(size)\n", "line 1: expected ':'"),
+        ("def get_config(size):\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, text, expected):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(InputError, match=expected):
+        load_config(tmp_path / "mine.py", "small")
+
+
+def test_automatic_precision_follows_the_backend(monkeypatch):
+    for backend, expected in (("cpu", jnp.float32), ("gpu", jnp.bfloat16), ("tpu", jnp.bfloat16)):
+        monkeypatch.setattr(experiment.jax, "default_backend", lambda backend=backend: backend)
+        assert compute_dtype("auto") == expected
+    assert compute_dtype("float32") == jnp.float32
+    assert dataclasses.replace(load_config("spatial_clap", "small")).precision == "auto"
