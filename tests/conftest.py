@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from jaxtyping import install_import_hook
+
+# Shapes and types in signatures are checked at run time where arrays are computed.
+CHECKED = ("acoustics", "features", "losses", "metrics")
+install_import_hook([f"spatial_clap_jax.{part}" for part in CHECKED], "beartype.beartype")
 
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
 
