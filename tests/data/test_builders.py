@@ -293,13 +293,9 @@ def test_too_few_measured_rooms(tmp_path):
 
 
 def test_rooms_are_divided_in_proportion():
-    none = np.zeros(0, np.float32)
-    rooms = [
-        RirRoom(
-            f"r{n:02d}", (0, 0, 0), 0.3, np.zeros((0, 2, 1), np.float32), none, none, none, 8000
-        )
-        for n in range(18)
-    ]
+    none, silence = np.zeros(0, np.float32), np.zeros((0, 2, 1), np.float32)
+    size_m = (0.0, 0.0, 0.0)
+    rooms = [RirRoom(f"r{n:02d}", size_m, 0.3, silence, none, none, none, 8000) for n in range(18)]
     splits = ["train", "validation", "test"]
     divided = material.divide_rooms(rooms, RoomCounts(300, 20, 40), splits, seed=0)
     assert {split: len(part) for split, part in divided.items()} == {
