@@ -5,9 +5,9 @@ of the captions, high-pass. Numbers of scenes, distances, levels and speeds are 
 scenes have one or two sources; three come in test alone, as in the paper's unseen mixtures.
 
     size         groups                rooms   length   on disk   time on 2 cores
-    quickstart    1,580                   33      4 s    0.7 GB   15 s
-    small        17,800                  360      4 s      8 GB   3 min
-    base        203,400                1,060     10 s    210 GB   hours; take more cores or Beam
+    quickstart    1,580                   33      4 s    0.7 GB   under a minute
+    small        17,800                  360      4 s    7.1 GB   2 min 36 s
+    base        203,400                1,060     10 s   ~210 GB   not rendered yet; use Beam
 
 Commands:
 

@@ -36,7 +36,7 @@ def _mel_16k(mels: int) -> LogMelConfig:
 
 
 def small() -> Experiment:
-    """3.8 M parameters; minutes on two cores."""
+    """3.9 M parameters; minutes on two cores."""
     return Experiment(
         name="spatial_clap_small",
         model=SpatialClapConfig(
