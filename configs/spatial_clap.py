@@ -35,41 +35,45 @@ def _mel_16k(mels: int) -> LogMelConfig:
     )
 
 
+def _small_model() -> SpatialClapConfig:
+    return SpatialClapConfig(
+        window_s=4.0,
+        content=CnnConfig(),
+        content_mel=_mel_16k(64),
+        spatial=CrnnConfig(
+            patch=(4, 4),
+            channels=(64, 96, 128),
+            pools=((1, 2), (1, 1), (1, 1)),
+            order="norm_first",
+            frame_width=256,
+            gru_width=128,
+            gru_layers=1,
+            pooling="attention",
+        ),
+        spatial_planes="mel_cross",
+        spatial_mel=_mel_16k(64),
+        text=TextConfig(
+            vocabulary=1024,
+            width=192,
+            layers=4,
+            heads=6,
+            mlp_width=768,
+            max_tokens=48,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        fusion_width=512,
+        joint_width=256,
+        spec_augment=SpecAugmentConfig(2, 24, 2, 8),
+        equaliser_db=6.0,
+    )
+
+
 def small() -> Experiment:
     """3.9 M parameters; minutes on two cores."""
     return Experiment(
         name="spatial_clap_small",
-        model=SpatialClapConfig(
-            window_s=4.0,
-            content=CnnConfig(),
-            content_mel=_mel_16k(64),
-            spatial=CrnnConfig(
-                patch=(4, 4),
-                channels=(64, 96, 128),
-                pools=((1, 2), (1, 1), (1, 1)),
-                order="norm_first",
-                frame_width=256,
-                gru_width=128,
-                gru_layers=1,
-                pooling="attention",
-            ),
-            spatial_planes="mel_cross",
-            spatial_mel=_mel_16k(64),
-            text=TextConfig(
-                vocabulary=1024,
-                width=192,
-                layers=4,
-                heads=6,
-                mlp_width=768,
-                max_tokens=48,
-                dropout=0.0,
-                attention_dropout=0.0,
-            ),
-            fusion_width=512,
-            joint_width=256,
-            spec_augment=SpecAugmentConfig(2, 24, 2, 8),
-            equaliser_db=6.0,
-        ),
+        model=_small_model(),
         loss=ContrastiveConfig(initial_scale=20.0),
         data=PipelineConfig(captions_per_batch=64, mixture_share=0.875),
         optimizer=OptimizerConfig(
@@ -89,21 +93,21 @@ def small() -> Experiment:
 
 def quickstart() -> Experiment:
     """`small` with narrower encoders and fewer steps, for the built-in sounds."""
-    experiment = small()
+    model = _small_model()
     model = replace(
-        experiment.model,
+        model,
         content=CnnConfig(channels=(32, 64, 64), width=128),
         spatial=replace(
-            experiment.model.spatial,
+            model.spatial,
             channels=(32, 64, 64),
             frame_width=128,
             gru_width=64,
             width=192,
         ),
-        text=replace(experiment.model.text, width=128, layers=2, heads=4, mlp_width=512),
+        text=replace(model.text, width=128, layers=2, heads=4, mlp_width=512),
     )
     return replace(
-        experiment,
+        small(),
         name="spatial_clap_quickstart",
         model=model,
         data=PipelineConfig(captions_per_batch=32, mixture_share=0.875),

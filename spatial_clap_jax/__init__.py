@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spatial_clap_jax.inference import load
+    from spatial_clap_jax.inference import load, load_text
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "load_text"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # Data workers import this package and must not import JAX with it.
-    if name == "load":
-        from spatial_clap_jax.inference import load
+    if name in ("load", "load_text"):
+        from spatial_clap_jax import inference
 
-        return load
+        return getattr(inference, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

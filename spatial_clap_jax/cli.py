@@ -241,15 +241,16 @@ def export_command(arguments: list[str]) -> None:
     def run(
         run: tyro.conf.Positional[Path],
         out: Path,
-        format: Literal["stablehlo", "safetensors"] = "stablehlo",
+        format: Literal["stablehlo", "safetensors", "hf-clap"] = "stablehlo",
         step: int | None = None,
     ) -> None:
-        """Writes the model as compiled programs or as plain tensors, with a model card.
+        """Writes the model as compiled programs, as plain tensors, or for transformers.
 
         Args:
-          run: folder of a run.
-          out: folder to write.
-          format: stablehlo (runs without this library, on cpu, cuda and tpu) or safetensors.
+          run: folder of a run or of a safetensors export.
+          out: folder to write in.
+          format: stablehlo (runs without this library, on cpu, cuda and tpu), safetensors, or
+            hf-clap (content and text encoder as a ClapModel).
           step: checkpoint to take; default: the newest.
         """
         from spatial_clap_jax.export import export
@@ -258,6 +259,35 @@ def export_command(arguments: list[str]) -> None:
             print(path)
 
     _call(run, arguments, "export")
+
+
+def convert_command(arguments: list[str]) -> None:
+    """Convert published weights (CLAP, RoBERTa, BERT, Spatial-CLAP) into a folder of ours."""
+
+    def run(
+        source: tyro.conf.Positional[str],
+        out: Path,
+        tokenizer: Path | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Reads every tensor of published weights, or says which it does not know.
+
+        Args:
+          source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers) or
+            its name on the hub; a .pt or .safetensors of LAION-CLAP or Spatial-CLAP.
+          out: folder to write in.
+          tokenizer: a tokenizer.json, or a folder with one, where the source brings none.
+          verbose: say of every tensor what became of it.
+        """
+        from spatial_clap_jax.convert import convert
+
+        files, report = convert(source, out, tokenizer)
+        for line in report.lines if verbose else [report.summary]:
+            print(line)
+        for path in files:
+            print(path)
+
+    _call(run, arguments, "convert")
 
 
 def embed_command(arguments: list[str]) -> None:
@@ -306,6 +336,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train_command,
     "evaluate": evaluate_command,
     "export": export_command,
+    "convert": convert_command,
     "embed": embed_command,
 }
 

@@ -2,18 +2,17 @@
 
     OUT/stablehlo/     audio.stablehlo text.stablehlo  model.json tokenizer.json README.md
     OUT/safetensors/   model.safetensors               model.json tokenizer.json README.md
+    OUT/hf-clap/       model.safetensors config.json preprocessor_config.json tokenizer.json ...
 
 The programs hold weights and front end, take any batch size, and run wherever JAX does, without
 this library. The tensors are for those who build on the model: `spatial_clap_jax.load` rebuilds it
-from the experiment in model.json.
+from the experiment in model.json. The last is a `ClapModel` folder for transformers.
 """
 
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,32 +26,32 @@ from safetensors.numpy import save_file
 
 from spatial_clap_jax import __version__
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.folders import HF_CLAP, check_place, write_folder
 from spatial_clap_jax.inference import embedding_functions
+from spatial_clap_jax.model_card import CHANNEL_NAMES, model_card
+from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.pretrained.hf_clap import hf_clap_configs, hf_clap_tensors
+from spatial_clap_jax.pretrained.mapping import Report
+from spatial_clap_jax.pretrained.towers import AudioTower, ClapWeights, TextTower, inside
 from spatial_clap_jax.stored import (
     CARD,
     FORMAT_VERSION,
     FORMATS,
-    MANIFEST,
     PROGRAMS,
     TENSORS,
     TOKENIZER,
     TrainedModel,
     flatten,
-    read_manifest,
     read_trained,
-    sha256,
 )
+from spatial_clap_jax.systems.clap import Clap
+from spatial_clap_jax.systems.spatial_clap import SpatialClap
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_CHANNEL_NAMES = {2: ("left", "right")}
+Format = Literal["stablehlo", "safetensors", "hf-clap"]
 
 
-def export(
-    run: str | Path,
-    out: str | Path,
-    format: Literal["stablehlo", "safetensors"],
-    step: int | None = None,
-) -> list[Path]:
+def export(run: str | Path, out: str | Path, format: Format, step: int | None = None) -> list[Path]:
     """Writes a trained model into `out/{format}`, whole or not at all.
 
     An earlier export of the same format is replaced; `out` may hold other things, which stay.
@@ -61,70 +60,115 @@ def export(
       run: folder of a run (its moving average is exported where it kept one), or of a
         safetensors export.
       out: folder to write in; made when missing.
-      format: 'stablehlo' (programs of raw waveforms and of token ids, for cpu, cuda and tpu) or
-        'safetensors' (weights).
+      format: 'stablehlo' (programs of raw waveforms and of token ids, for cpu, cuda and tpu),
+        'safetensors' (weights), or 'hf-clap' (content and text encoder as a `ClapModel`).
       step: checkpoint of a run; the newest when None.
 
     Returns:
       The files written.
 
     Raises:
-      InputError: no such format, no model in `run`, or `out/{format}` holds what is not an
-        earlier export.
+      InputError: no such format, no model in `run`, a model that the format cannot hold, or
+        `out/{format}` holds what is not an earlier export.
     """
-    if format not in FORMATS:
-        raise InputError(f"--format {format}: unknown; choose one of {', '.join(FORMATS)}.")
-    target = Path(out).expanduser() / format
-    _refuse_foreign(target, format)
-    model = read_trained(run, step)
+    if format not in (*FORMATS, HF_CLAP):
+        known = ", ".join((*FORMATS, HF_CLAP))
+        raise InputError(f"--format {format}: unknown; choose one of {known}.")
+    check_place(out, format)
+    return write_model(read_trained(run, step), out, format)
+
+
+def write_model(model: TrainedModel, out: str | Path, format: Format) -> list[Path]:
+    """Writes a model as `export` does; see there."""
     width = _embedding_width(model)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{format}-", dir=target.parent) as scratch:
-            fresh = Path(scratch) / "fresh"
-            fresh.mkdir()
-            if format == "stablehlo":
-                _write_programs(model, fresh)
-            else:
-                save_file(flatten(model.variables), fresh / TENSORS)
-            (fresh / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
-            (fresh / CARD).write_text(_model_card(model, format, width), encoding="utf-8")
-            _write_manifest(model, format, width, fresh)
-            names = sorted(path.name for path in fresh.iterdir())
-            if target.exists():
-                # Looked at again: it may have changed while the programs were made.
-                _refuse_foreign(target, format)
-                target.rename(Path(scratch) / "earlier")
-            fresh.rename(target)
-    except OSError as error:
+    if format == HF_CLAP:
+        weights = clap_weights(model)
+        configs, tensors = hf_clap_configs(weights), hf_clap_tensors(weights)
+    elif format == "stablehlo" and isinstance(model.system, Clap):
+        _refuse_fused(model.system)
+
+    def fill(folder: Path) -> None:
+        if format == HF_CLAP:
+            # transformers wants to know whose layout the tensors have.
+            save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+            for name, content in configs.items():
+                text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+                (folder / name).write_text(text + "\n", encoding="utf-8")
+        elif format == "stablehlo":
+            _write_programs(model, folder)
+        else:
+            save_file(flatten(model.variables), folder / TENSORS)
+        (folder / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
+        (folder / CARD).write_text(model_card(model, format, width), encoding="utf-8")
+
+    return write_folder(out, format, fill, _manifest(model, format, width))
+
+
+def clap_weights(model: TrainedModel) -> ClapWeights:
+    """The model as a CLAP: its content and text encoder, and projections into the joint space.
+
+    A Spatial-CLAP has no projection of the content alone: what its fusion makes of it when the
+    spatial encoder gives zeros stands for one.
+
+    Raises:
+      InputError: the content encoder is no HTSAT, or the projections are not square inside.
+
+    Reference: the zeros are our choice.
+    """
+    system, arrays = model.system, flatten(model.variables)
+    content = system.config.content if isinstance(system, Clap | SpatialClap) else None
+    if not isinstance(content, HtsatConfig):
         raise InputError(
-            f"{target}: cannot be written ({error.strerror or error}); give another --out."
-        ) from error
-    return [target / name for name in names]
+            f"hf-clap: the content encoder is {type(content).__name__}, ClapModel's is an HTSAT; "
+            "train with one, as `base` does, or take another --format."
+        )
+    assert isinstance(system, Clap | SpatialClap)
+    config = system.config
+    if isinstance(system, SpatialClap):
+        if system.config.fusion_width != config.joint_width:
+            raise InputError(
+                f"hf-clap: the projections are {system.config.fusion_width} wide inside and give "
+                f"{config.joint_width}, ClapModel's have one width; train with "
+                "--model.fusion-width and --model.joint-width equal."
+            )
+        heads = _fusion_without_place(arrays, content.width)
+    else:
+        names = ("audio_projection/", "text_projection/", "logit_scale_audio", "logit_scale_text")
+        heads = {
+            path: array
+            for path, array in arrays.items()
+            if path.removeprefix("params/").startswith(names)
+        }
+    report = Report(model.experiment["name"])
+    return ClapWeights(
+        audio=AudioTower(content, config.content_mel, inside(arrays, "content"), report),
+        text=TextTower(config.text, inside(arrays, "text"), model.tokenizer, report),
+        arrays=heads,
+        joint_width=config.joint_width,
+        window_s=config.window_s,
+        padding=system.padding,
+        report=report,
+    )
 
 
-def _refuse_foreign(target: Path, format: str) -> None:
-    """Raises InputError unless `target` is absent, empty, or an earlier export as we wrote it."""
-    remedy = "nothing there is overwritten: give another --out, or move it away."
-    if not os.path.lexists(target):
-        return
-    if target.is_symlink() or not target.is_dir():
-        raise InputError(f"{target}: is no folder; {remedy}")
-    held = sorted(path.name for path in target.iterdir())
-    if not held:
-        return
-    try:
-        manifest = read_manifest(target)
-    except InputError as error:
-        raise InputError(f"{target}: holds what is no export of this library; {remedy}") from error
-    if manifest["format"] != format:
-        raise InputError(f"{target}: holds an export of format {manifest['format']}; {remedy}")
-    foreign = [name for name in held if name != MANIFEST and name not in manifest["files"]]
-    # The model card is what people add to; the other files are only ever ours.
-    if CARD in held and sha256(target / CARD) != manifest["files"].get(CARD):
-        foreign.append(f"an edited {CARD}")
-    if foreign:
-        raise InputError(f"{target}: holds {foreign[0]} beside an earlier export; {remedy}")
+def _fusion_without_place(arrays: dict[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
+    heads = {
+        path.replace("fusion", "audio_projection"): array
+        for path, array in arrays.items()
+        if path.startswith(("params/fusion/", "params/text_projection/"))
+    }
+    first = "params/audio_projection/hidden/kernel"
+    heads[first] = np.ascontiguousarray(heads[first][:width])
+    scale = arrays["params/logit_scale"]
+    return {**heads, "params/logit_scale_audio": scale, "params/logit_scale_text": scale}
+
+
+def _refuse_fused(system: Clap) -> None:
+    if system.config.content.fusion:
+        raise InputError(
+            "--format stablehlo: a fused CLAP embeds a long recording as a whole, which a program "
+            "of one length cannot; take --format safetensors."
+        )
 
 
 def _write_programs(model: TrainedModel, folder: Path) -> None:
@@ -149,11 +193,10 @@ def _write_programs(model: TrainedModel, folder: Path) -> None:
         (folder / PROGRAMS[name]).write_bytes(exported.serialize())
 
 
-def _write_manifest(model: TrainedModel, format: str, width: int, folder: Path) -> None:
+def _manifest(model: TrainedModel, format: str, width: int) -> dict[str, Any]:
+    """What the folder says of itself, but for its files."""
     system, tokenizer = model.system, model.tokenizer
-    manifest = {
-        "library": "spatial_clap_jax",
-        "format": format,
+    return {
         "format_version": FORMAT_VERSION,
         "name": model.experiment["name"],
         "step": model.step,
@@ -161,9 +204,10 @@ def _write_manifest(model: TrainedModel, format: str, width: int, folder: Path) 
         "preprocessing": {
             "sample_rate_hz": system.sample_rate_hz,
             "channels": system.channels,
-            "channel_order": _CHANNEL_NAMES.get(system.channels),
+            "channel_order": CHANNEL_NAMES.get(system.channels),
             "window_samples": system.window_samples,
             "full_scale": 1.0,
+            "padding": system.padding,
             "max_tokens": system.max_tokens,
             "begin_id": tokenizer.begin_id,
             "end_id": tokenizer.end_id,
@@ -171,7 +215,6 @@ def _write_manifest(model: TrainedModel, format: str, width: int, folder: Path) 
         },
         "calling_convention": _calling_convention(model, width) if format == "stablehlo" else None,
         "weights_sha256": _weights_sha256(flatten(model.variables)),
-        "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
         "provenance": model.provenance,
         "exported_with": {
             "python": platform.python_version(),
@@ -181,8 +224,6 @@ def _write_manifest(model: TrainedModel, format: str, width: int, folder: Path) 
         # The tokenizer lies beside; the path that it once came from says nothing to others.
         "experiment": {**model.experiment, "tokenizer": None},
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def _embedding_width(model: TrainedModel) -> int:
@@ -222,97 +263,3 @@ def _weights_sha256(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-_PROGRAM_USE = """\
-## Use without the library that made it
-
-Needs `jax` (with `flatbuffers`), `numpy` and `tokenizers`. Any batch size; cpu, cuda and tpu.
-
-```python
-import json
-import numpy as np
-import tokenizers
-from jax import export
-
-held = json.load(open("model.json"))["preprocessing"]
-embed_audio = export.deserialize(bytearray(open("audio.stablehlo", "rb").read())).call
-embed_text = export.deserialize(bytearray(open("text.stablehlo", "rb").read())).call
-
-# {seconds:g} s at {rate} Hz, {channels} channels ({order}), full scale 1.
-audio = np.zeros((1, held["channels"], held["window_samples"]), np.float32)
-
-tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
-ids = tokenizer.encode("a dog barks on the left side").ids  # with begin and end token
-tokens = np.full((1, held["max_tokens"]), held["pad_id"], np.int32)
-tokens[0, : len(ids)] = ids
-mask = np.arange(held["max_tokens"])[None] < len(ids)
-
-cosines = np.asarray(embed_text(tokens, mask)) @ np.asarray(embed_audio(audio)).T
-```
-
-"""
-
-_CARD = """\
----
-license: other
-library_name: spatial_clap_jax
-tags: [audio, spatial-audio, audio-text, jax]
----
-# {name}
-
-Embeds audio of {channels} channels ({order}) and texts into one space of {width} dimensions that
-holds what sounds and where. Spatial-CLAP (Seki et al., arXiv 2509.14785), trained for {step} steps
-with spatial_clap_jax {version}; {parameters:,} parameters; format `{format}`.
-
-{use}## Use with spatial_clap_jax
-
-```python
-import spatial_clap_jax
-
-model = spatial_clap_jax.load("this/folder")
-audio_embedding = model.embed_audio(audio, sample_rate_hz)  # [c, t] or [b, c, t], any rate, length
-text_embeddings = model.embed_text(["a dog barks on the left side"])
-```
-
-## Training data
-
-Scenes rendered from clips with captions. Fingerprint of the rendered data: `{fingerprint}`. The
-fingerprint names one recipe, seed and source of clips; the `manifest.json` beside the scenes has it
-too, and lists them. All settings stand in `model.json` under `experiment`.
-
-## License
-
-The programs and files come from spatial_clap_jax (Apache-2.0). The weights were learned from
-clips and captions whose licenses decide what the weights may be used for.
-
-## Limits
-
-- One embedding tells of {seconds:g} s; the library averages longer audio over windows, and order in
-  time is lost. Sources are taken to stand still.
-- Directions are those of the captions of the training: of a pair of microphones, which cannot tell
-  ahead from behind nor above from below.
-- Another receiver, other rooms, languages and kinds of sound than those of the training are
-  unknown to it. At most {max_tokens} tokens a text.
-- Computes in float32; accelerators agree with a CPU within rounding.
-"""
-
-
-def _model_card(model: TrainedModel, format: str, width: int) -> str:
-    system = model.system
-    facts = {
-        "name": model.experiment["name"],
-        "channels": system.channels,
-        "order": ", ".join(_CHANNEL_NAMES.get(system.channels, ("in the order of the training",))),
-        "width": width,
-        "step": model.step,
-        "version": __version__,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"])),
-        "format": format,
-        "seconds": system.window_samples / system.sample_rate_hz,
-        "rate": system.sample_rate_hz,
-        "fingerprint": model.provenance.get("data_fingerprint") or "unknown",
-        "max_tokens": system.max_tokens,
-    }
-    use = _PROGRAM_USE.format(**facts) if format == "stablehlo" else ""
-    return _CARD.format(use=use, **facts)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 from jaxtyping import Float, Float32
@@ -19,7 +20,12 @@ from jaxtyping import Float, Float32
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.metrics.embed import embed_in_batches
+from spatial_clap_jax.features import fusion_views, log_mel_on_host
+from spatial_clap_jax.metrics.embed import check_finite, embed_in_batches
+from spatial_clap_jax.models.layers import unit
+from spatial_clap_jax.models.text import TextEncoder, TextOutput
+from spatial_clap_jax.pretrained.mapping import nested
+from spatial_clap_jax.pretrained.read import read_text_tower
 from spatial_clap_jax.stored import (
     MANIFEST,
     PROGRAMS,
@@ -30,6 +36,7 @@ from spatial_clap_jax.stored import (
     read_trained,
 )
 from spatial_clap_jax.systems.base import System, Variables
+from spatial_clap_jax.systems.clap import Clap
 
 # Rows of every batch: small, because a single recording costs as much as a full batch.
 _BATCH = 8
@@ -48,6 +55,12 @@ class AudioTextModel:
       step: training steps behind it.
       audio_program: [b, c, window_samples] float32 -> [b, d] unit embeddings.
       text_program: tokens [b, n] int32, mask [b, n] bool -> [b, d] unit embeddings.
+      padding: what fills a recording that is shorter than the window: 'zeros', or 'repeat', as
+        many whole repeats as fit and then zeros.
+      text_lengths: values of n that the text program is called with, ascending; the tokenizer's
+        length alone where empty.
+      whole_program: embeds one recording [c, t] that is longer than the window as a whole, [d];
+        None where it is cut into windows.
     """
 
     sample_rate_hz: int
@@ -57,6 +70,9 @@ class AudioTextModel:
     step: int
     audio_program: Callable[..., Any]
     text_program: Callable[..., Any]
+    padding: Literal["repeat", "zeros"] = "zeros"
+    text_lengths: tuple[int, ...] = ()
+    whole_program: Callable[..., Any] | None = None
 
     @property
     def window_s(self) -> float:
@@ -74,10 +90,11 @@ class AudioTextModel:
         """Unit embeddings of recordings.
 
         Another rate than the model's is resampled, all channels alike. What is shorter than the
-        model's window is padded by zeros at the end; what is longer is cut into windows, half a
-        window apart, the last one at the end, and their unit embeddings are averaged and scaled
-        to length one. So a longer recording is embedded as the mean of its parts: it does not
-        tell when something sounds.
+        model's window is padded at the end, see `padding`; what is longer is cut into windows,
+        half a window apart, the last one at the end, and their unit embeddings are averaged and
+        scaled to length one. So a longer recording is embedded as the mean of its parts: it does
+        not tell when something sounds. A fused CLAP embeds it as a whole, from a shrunk view of
+        all of it and the middles of its thirds.
 
         Args:
           audio: one recording [c, t] or several of one length [b, c, t], floats, full scale 1.
@@ -94,8 +111,16 @@ class AudioTextModel:
         """
         clips = _checked_audio(audio, self.channels)
         clips = resample(clips, _checked_rate(sample_rate_hz), self.sample_rate_hz)
+        if self.whole_program is not None and clips.shape[-1] > self.window_samples:
+            rows = np.stack([np.asarray(self.whole_program(clip)) for clip in clips])
+            rows = check_finite(rows, "audio")
+            return rows if np.ndim(audio) == 3 else rows[0]
         starts = window_starts(clips.shape[-1], self.window_samples)
-        windows = (_window(clip, start, self.window_samples) for clip in clips for start in starts)
+        windows = (
+            _window(clip, start, self.window_samples, self.padding)
+            for clip in clips
+            for start in starts
+        )
         rows = embed_in_batches(
             windows, lambda batch: np.asarray(self.audio_program(np.stack(batch))), _BATCH, "audio"
         )
@@ -113,22 +138,74 @@ class AudioTextModel:
         Raises:
           InputError: no text, a blank one, or one of more tokens than the model reads.
         """
-        if not isinstance(texts, str):
-            texts = list(texts)
-            if not texts:
-                raise InputError("texts: the list is empty; give at least one text.")
-            for row, text in enumerate(texts):
-                if not isinstance(text, str):
-                    raise InputError(f"text {row}: {text!r} is no text; give a list of strings.")
-        ids, mask = self.tokenizer.encode(texts)
-        return embed_in_batches(
-            zip(ids, mask, strict=True),
+        return _embed_texts(self.tokenizer, self.text_program, self.text_lengths, texts)
+
+
+@dataclass(frozen=True, eq=False)
+class TextModel:
+    """A text encoder by itself, which embeds texts.
+
+    Attributes:
+      tokenizer: of its texts.
+      text_program: tokens [b, n] int32, mask [b, n] bool -> [b, d] unit embeddings.
+      text_lengths: values of n that the text program is called with, ascending.
+    """
+
+    tokenizer: Tokenizer
+    text_program: Callable[..., Any]
+    text_lengths: tuple[int, ...]
+
+    @property
+    def max_tokens(self) -> int:
+        """Length of the longest text, in tokens."""
+        return self.tokenizer.max_tokens
+
+    def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "b d"]:
+        """Unit embeddings of texts; see `AudioTextModel.embed_text`."""
+        return _embed_texts(self.tokenizer, self.text_program, self.text_lengths, texts)
+
+
+def _embed_texts(
+    tokenizer: Tokenizer,
+    text_program: Callable[..., Any],
+    lengths: tuple[int, ...],
+    texts: Sequence[str],
+) -> Float32[np.ndarray, "b d"]:
+    """Each text at the shortest length that holds it, so that its answer is its own."""
+    if not isinstance(texts, str):
+        texts = list(texts)
+        if not texts:
+            raise InputError("texts: the list is empty; give at least one text.")
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"text {row}: {text!r} is no text; give a list of strings.")
+    ids, mask = tokenizer.encode(texts)
+    lengths = lengths or (tokenizer.max_tokens,)
+    own = np.asarray(lengths)[np.searchsorted(lengths, mask.sum(axis=1))]
+    embeddings: dict[int, Any] = {}
+    for length in sorted(set(own.tolist())):
+        rows = np.flatnonzero(own == length)
+        vectors = embed_in_batches(
+            zip(ids[rows, :length], mask[rows, :length], strict=True),
             lambda batch: np.asarray(
-                self.text_program(*(np.stack(part) for part in zip(*batch, strict=True)))
+                text_program(*(np.stack(part) for part in zip(*batch, strict=True)))
             ),
             _BATCH,
             "texts",
         )
+        embeddings |= zip(rows.tolist(), vectors, strict=True)
+    return np.stack([embeddings[row] for row in range(len(ids))])
+
+
+def text_lengths(max_tokens: int) -> tuple[int, ...]:
+    """Lengths that texts are padded to: a few, so that a short text does not cost as a long one.
+
+    Example:
+      >>> text_lengths(77)
+      (32, 64, 77)
+    """
+    powers = (2**power for power in range(5, max_tokens.bit_length()))
+    return (*(length for length in powers if length < max_tokens), max_tokens)
 
 
 def window_starts(samples: int, window: int) -> list[int]:
@@ -151,8 +228,12 @@ def window_starts(samples: int, window: int) -> list[int]:
     return [*range(0, samples - window, max(window // 2, 1)), samples - window]
 
 
-def _window(clip: Float32[np.ndarray, "c t"], start: int, length: int) -> np.ndarray:
+def _window(
+    clip: Float32[np.ndarray, "c t"], start: int, length: int, padding: str
+) -> Float32[np.ndarray, "c n"]:
     part = clip[:, start : start + length]
+    if padding == "repeat":
+        part = np.tile(part, (1, length // part.shape[1]))
     return np.pad(part, ((0, 0), (0, length - part.shape[1])))
 
 
@@ -277,7 +358,65 @@ def load(path: str | Path, step: int | None = None) -> AudioTextModel:
         step=model.step,
         audio_program=partial(audio, variables),
         text_program=partial(text, variables),
+        padding=system.padding,
+        text_lengths=text_lengths(system.max_tokens),
+        whole_program=_whole_program(system, variables),
     )
+
+
+def load_text(source: str | Path) -> TextModel:
+    """Loads a text encoder by itself: published weights, a converted one, or that of an export.
+
+    Args:
+      source: a folder of Hugging Face's (RoBERTa, BERT, sentence-transformers, CLAP) or its name
+        on the hub; a folder that `convert` or `export --format safetensors` wrote.
+
+    Raises:
+      InputError: there is no text encoder, it cannot be read, or it has no tokenizer.
+
+    Example:
+      >>> load_text("sentence-transformers/all-MiniLM-L6-v2").embed_text(["a dog barks"]).shape
+      (1, 384)
+    """
+    tower = read_text_tower(source)
+    if tower.tokenizer is None:
+        raise InputError(
+            f"{source}: brings no tokenizer; put the tokenizer.json of its vocabulary beside it."
+        )
+    encoder = TextEncoder(tower.config)
+    variables = jax.device_put(nested(tower.arrays))
+
+    def embed(variables: Variables, tokens: Any, mask: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            output = cast(TextOutput, encoder.apply(variables, tokens, mask))
+            return unit(output.pooled)
+
+    return TextModel(
+        tower.tokenizer, partial(jax.jit(embed), variables), text_lengths(tower.config.max_tokens)
+    )
+
+
+def _whole_program(system: System, variables: Variables) -> Callable[..., Any] | None:
+    """How a fused CLAP embeds a recording that is longer than its window."""
+    if not isinstance(system, Clap) or not system.config.content.fusion:
+        return None
+    mel = system.config.content_mel
+    frames = round(system.config.window_s * mel.sample_rate_hz) // mel.hop + 1
+
+    @jax.jit
+    def embed(variables: Variables, views: Any, longer: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return system.embed_views(variables, views, longer)
+
+    def whole(clip: Float32[np.ndarray, "c t"]) -> Any:
+        mono = clip.mean(axis=0, keepdims=True)
+        heard = resample(mono, system.sample_rate_hz, mel.sample_rate_hz)
+        # On the host: a program of the whole would be compiled for every length.
+        log_mel = log_mel_on_host(heard[0], mel)
+        views = fusion_views(jnp.asarray(log_mel), frames)
+        return embed(variables, views[None], np.array([len(log_mel) > frames]))[0]
+
+    return whole
 
 
 def embedding_functions(system: System) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -305,6 +444,7 @@ def _load_programs(folder: Path, manifest: dict[str, Any]) -> AudioTextModel:
         step=manifest["step"],
         audio_program=jax.jit(programs["audio"].call),
         text_program=jax.jit(programs["text"].call),
+        padding=held.get("padding", "zeros"),
     )
 
 

@@ -22,6 +22,7 @@ from spatial_clap_jax.systems.base import System, Variables
 
 # What an exported folder holds; `export` writes it.
 FORMATS = ("stablehlo", "safetensors")
+TEXT_ENCODER = "text-encoder"
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, CARD = "model.json", "tokenizer.json", "README.md"
 PROGRAMS = {"audio": "audio.stablehlo", "text": "text.stablehlo"}
@@ -43,7 +44,7 @@ class TrainedModel:
     """Weights, and all that rebuilds the model around them.
 
     Attributes:
-      experiment: the experiment as plain JSON, see `train.configs_io`.
+      experiment: the experiment as plain JSON, see `configs_io`.
       system: built from it, computing in float32.
       variables: parameters and running statistics as NumPy arrays; the moving average where
         the run kept one.
@@ -72,13 +73,14 @@ def find_model(path: str | Path) -> Path:
         raise InputError(f"{path}: {what}; give the folder of a run or of an export.")
     if (folder / "description.json").is_file() or (folder / MANIFEST).is_file():
         return folder
-    inside = [folder / name for name in FORMATS if (folder / name / MANIFEST).is_file()]
+    names = (*FORMATS, TEXT_ENCODER)
+    inside = [folder / name for name in names if (folder / name / MANIFEST).is_file()]
     if not inside:
         raise InputError(
             f"{path}: holds neither a run (description.json) nor an export ({MANIFEST}); give "
             "the folder of a run or of an export."
         )
-    weights = {read_manifest(place)["weights_sha256"] for place in inside}
+    weights = {read_manifest(place)["weights_sha256"] for place in inside if len(inside) > 1}
     if len(weights) > 1:
         raise InputError(
             f"{path}: holds exports of different weights; give one of "
@@ -112,8 +114,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             for key in _PREPROCESSING_KEYS
             if not isinstance(held.get(key), int)
         ]
-    if wrong:
+    if wrong and (not isinstance(manifest, dict) or manifest.get("format") != TEXT_ENCODER):
         raise InputError(f"{path}: lacks {', '.join(wrong)}; copy the export again.")
+    if manifest["format"] == TEXT_ENCODER:
+        raise InputError(
+            f"{folder}: holds a text encoder alone; spatial_clap_jax.load_text opens it, and "
+            "train takes it as --init.text."
+        )
     if manifest["format"] not in FORMATS or manifest["format_version"] > FORMAT_VERSION:
         raise InputError(
             f"{path}: is of format {manifest['format']!r}, version {manifest['format_version']}; "
@@ -222,7 +229,7 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
 
 
 def _build_system(source: Path, experiment: dict[str, Any]) -> System:
-    from spatial_clap_jax.train.configs_io import from_plain
+    from spatial_clap_jax.configs_io import from_plain
     from spatial_clap_jax.train.experiment import Experiment
 
     with _naming(source):

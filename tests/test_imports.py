@@ -10,11 +10,13 @@ import spatial_clap_jax
 PACKAGE = Path(spatial_clap_jax.__file__).parent
 ORDER = (
     "errors",
+    "configs_io",
     "shapes",
     "acoustics",
     "data",
     "features",
     "models",
+    "pretrained",
     "losses",
     "systems",
     "train",
@@ -23,7 +25,10 @@ ORDER = (
     "report",
     "stored",
     "inference",
+    "folders",
+    "model_card",
     "export",
+    "convert",
     "quickstart",
     "cli",
 )

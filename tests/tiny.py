@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.pipeline import PipelineConfig
 from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import SourceOptions
@@ -18,7 +19,6 @@ from spatial_clap_jax.models.crnn import CrnnConfig
 from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.checkpoint import RunCheckpoints
-from spatial_clap_jax.train.configs_io import to_plain
 from spatial_clap_jax.train.description import write_description
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.optim import OptimizerConfig

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    BertWordPieceTokenizer,
+    ByteLevelBPETokenizer,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from spatial_clap_jax.errors import InputError
 
@@ -116,6 +127,48 @@ class Tokenizer:
         return _parse(text, max_tokens, str(path))
 
     @classmethod
+    def from_folder(cls, folder: str | Path, max_tokens: int) -> Tokenizer | None:
+        """Reads the tokenizer in a Hugging Face folder, whichever of its forms lies there.
+
+        Args:
+          folder: with `tokenizer.json`; or RoBERTa's `vocab.json` and `merges.txt`; or BERT's
+            `vocab.txt`, lower-cased unless `tokenizer_config.json` says otherwise. That file's
+            `add_prefix_space`, `strip_accents` and `tokenize_chinese_chars` count too.
+          max_tokens: fixed length of what `encode` returns.
+
+        Returns:
+          The tokenizer, None where the folder has none of these files.
+
+        Raises:
+          InputError: a file cannot be read as what it is named.
+        """
+        folder = Path(folder)
+        if (folder / "tokenizer.json").is_file():
+            return cls.from_file(folder / "tokenizer.json", max_tokens)
+        pieces = [folder / "vocab.json", folder / "merges.txt"]
+        words = folder / "vocab.txt"
+        if not words.is_file() and not all(path.is_file() for path in pieces):
+            return None
+        settings = _settings(folder / "tokenizer_config.json")
+        try:
+            if all(path.is_file() for path in pieces):
+                vocabulary, merges = map(str, pieces)
+                space = bool(settings.get("add_prefix_space", False))
+                built = ByteLevelBPETokenizer(vocabulary, merges, add_prefix_space=space)
+            else:
+                built = BertWordPieceTokenizer(
+                    str(words),
+                    lowercase=bool(settings.get("do_lower_case", True)),
+                    strip_accents=settings.get("strip_accents"),
+                    handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+                )
+        except Exception as error:  # The library raises a bare Exception.
+            raise InputError(
+                f"{folder}: its vocabulary cannot be read ({error}); restore its files."
+            ) from error
+        return _parse(built.to_str(), max_tokens, str(folder))
+
+    @classmethod
     def from_json(cls, text: str, max_tokens: int) -> Tokenizer:
         """Restores a tokenizer from what `to_json` gave.
 
@@ -183,6 +236,15 @@ class Tokenizer:
             ids[row, :count] = [self.begin_id, *body, self.end_id]
             mask[row, :count] = True
         return ids, mask
+
+
+def _settings(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); restore the file.") from error
 
 
 def _shorten(text: str, length: int = 40) -> str:

@@ -57,6 +57,7 @@ def info_nce(
     text: Float[Array, "b d"],
     scale: Float[Array, ""],
     meaning: Int[Array, "b"] | None = None,
+    text_scale: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Symmetric InfoNCE over a global batch, dense: all b x b logits are held.
 
@@ -69,6 +70,8 @@ def info_nce(
       text: unit embeddings, row i belonging to audio row i.
       scale: what the cosines are multiplied by, already clamped.
       meaning: the same number where scenes mean the same; None if all differ.
+      text_scale: what they are multiplied by in the direction from text to audio; the same
+        where None.
 
     Returns:
       The mean of both directions' cross entropies, in nats.
@@ -79,13 +82,15 @@ def info_nce(
 
     Reference: InfoNCE as in CLIP; the even spread over equal meanings is our choice.
     """
-    logits = scale * jnp.einsum(
-        "id,jd->ij", audio, text, precision=jax.lax.Precision.HIGHEST
-    ).astype(jnp.float32)
+    cosines = jnp.einsum("id,jd->ij", audio, text, precision=jax.lax.Precision.HIGHEST).astype(
+        jnp.float32
+    )
+    logits = scale * cosines
+    text_logits = logits.T if text_scale is None else text_scale * cosines.T
     positives = jnp.eye(logits.shape[0], dtype=bool) if meaning is None else same_meaning(meaning)
     targets = positives / positives.sum(axis=1, keepdims=True)
     audio_to_text = -(targets * jax.nn.log_softmax(logits, axis=1)).sum(axis=1)
-    text_to_audio = -(targets * jax.nn.log_softmax(logits, axis=0).T).sum(axis=1)
+    text_to_audio = -(targets * jax.nn.log_softmax(text_logits, axis=1)).sum(axis=1)
     return 0.5 * (audio_to_text.mean() + text_to_audio.mean())
 
 

@@ -53,13 +53,12 @@ class ConvBlock(nn.Module):
         x = nn.Conv(
             self.channels, (3, 3), padding=1, use_bias=not norm_first, dtype=self.dtype, name="conv"
         )(x)
-        norm = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
-        )
+        norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")
         if norm_first:
-            x = nn.gelu(norm(x))
+            x = nn.gelu(norm(x, use_running_average=not train))
             return nn.avg_pool(x, self.pool, strides=self.pool)
-        return nn.max_pool(norm(nn.relu(x)), self.pool, strides=self.pool)
+        x = norm(nn.relu(x), use_running_average=not train)
+        return nn.max_pool(x, self.pool, strides=self.pool)
 
 
 class AttentionPool(nn.Module):
@@ -128,4 +127,4 @@ class Cnn(nn.Module):
         x = x.reshape(*x.shape[:2], -1)
         x = nn.gelu(nn.Dense(config.width, dtype=self.dtype, name="frame")(x))
         x = AttentionPool(config.heads, config.width, dtype=self.dtype, name="pool")(x)
-        return nn.Dropout(config.dropout, deterministic=not train)(x)
+        return nn.Dropout(config.dropout)(x, deterministic=not train)

@@ -3,9 +3,11 @@
 Time is cut into as many segments as mel bins fit into the square's side, and the segments are
 stacked above each other: rows of the image are (segment, mel), columns the frames of a segment.
 
+Audio longer than the image holds may come as four views: all of it shrunk, and three crops. They
+are fused where patches become vectors, in as many positions as one view has.
+
 Reference:
-  Chen et al., HTS-AT, arXiv 2202.00874; Wu et al., LAION-CLAP, arXiv 2211.06687 (without its
-  fusion of long audio).
+  Chen et al., HTS-AT, arXiv 2202.00874; Wu et al., LAION-CLAP, arXiv 2211.06687.
 """
 
 import dataclasses
@@ -16,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.layers import LayerNorm, Mlp, SelfAttention, StochasticDepth
 
 _weights_init = nn.initializers.truncated_normal(0.02)
+
+_CROPS = 3  # views of a clip besides the one of all of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,8 @@ class HtsatConfig:
       mlp_ratio: hidden width of an MLP over its width.
       attention_dropout: rate on attention weights.
       drop_path: stochastic depth rate of the last block; rises from 0 at the first.
+      fusion: takes four views of a long clip and fuses them ('aff_2d' of LAION-CLAP).
+      fusion_reduction: width over the hidden width of the fusion's attention.
     """
 
     spec_size: int = 256
@@ -51,6 +57,8 @@ class HtsatConfig:
     mlp_ratio: float = 4.0
     attention_dropout: float = 0.0
     drop_path: float = 0.1
+    fusion: bool = False
+    fusion_reduction: int = 4
 
     def __post_init__(self):
         if self.spec_size % self.mels:
@@ -81,6 +89,16 @@ class HtsatConfig:
                     f"HtsatConfig.heads: {self.heads[stage]} does not divide the width of stage "
                     f"{stage}, {self.stage_width(stage)}; choose a divisor"
                 )
+        if self.fusion and not 1 <= self.fusion_reduction <= self.embed_dim:
+            raise InputError(
+                f"HtsatConfig.fusion_reduction: {self.fusion_reduction} leaves no hidden width of "
+                f"embed_dim {self.embed_dim}; choose 1 to {self.embed_dim}"
+            )
+        if self.fusion and self.spec_size < _CROPS * self.patch:
+            raise InputError(
+                f"HtsatConfig.patch: {self.patch} is too wide for fusion, whose crops have patches "
+                f"{_CROPS} times as long, and spec_size is {self.spec_size}; take smaller patches"
+            )
 
     @property
     def segments(self) -> int:
@@ -258,6 +276,69 @@ class PatchMerging(nn.Module):
         )(x)
 
 
+class FusionAttention(nn.Module):
+    """One scale of the fusion's attention: a narrow layer and one back, both batch-normalised."""
+
+    reduction: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b y x d"], fused: Bool[Array, "b"], train: bool = False
+    ) -> Float[Array, "b y x d"]:
+        """Gives a logit a channel; the statistics count only rows that are `fused`."""
+        width = x.shape[-1]
+        x = nn.Dense(width // self.reduction, dtype=self.dtype, name="reduce")(x)
+        x = nn.relu(self._normalised(x, "norm_in", fused, train))
+        x = nn.Dense(width, dtype=self.dtype, name="expand")(x)
+        return self._normalised(x, "norm_out", fused, train)
+
+    def _normalised(
+        self, x: Float[Array, "b y x d"], name: str, fused: Bool[Array, "b"], train: bool
+    ) -> Float[Array, "b y x d"]:
+        norm = nn.BatchNorm(
+            momentum=0.9, epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name=name
+        )
+        before = {kind: norm.get_variable("batch_stats", kind) for kind in ("mean", "var")}
+        # Statistics of no rows would be NaN: then count all, and forget what they were.
+        some = jnp.any(fused)
+        counted = (fused | ~some)[:, None, None, None]
+        x = norm(x, use_running_average=not train, mask=counted)
+        if norm.is_mutable_collection("batch_stats") and not norm.is_initializing():
+            for kind, old in before.items():
+                new = norm.get_variable("batch_stats", kind)
+                norm.put_variable("batch_stats", kind, jnp.where(some, new, old))
+        return x
+
+
+class FeatureFusion(nn.Module):
+    """Weighs two embeddings of a clip against each other, by place and channel.
+
+    Reference:
+      Dai et al., Attentional Feature Fusion, arXiv 2009.14082; twice its output, as LAION-CLAP.
+    """
+
+    reduction: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        whole: Float[Array, "b y x d"],
+        crops: Float[Array, "b y x d"],
+        fused: Bool[Array, "b"],
+        train: bool = False,
+    ) -> Float[Array, "b y x d"]:
+        """Fuses every row; the norms count only rows that are `fused`."""
+        both = whole + crops
+        mean = jnp.mean(both, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
+        attention = functools.partial(FusionAttention, self.reduction, self.dtype)
+        logits = attention(name="local")(both, fused, train)
+        logits = logits + attention(name="global")(mean, fused, train)
+        weight = nn.sigmoid(logits)
+        return 2 * whole * weight + 2 * crops * (1 - weight)
+
+
 class Htsat(nn.Module):
     """Encodes log-mel spectrograms; collections `params` and `batch_stats`.
 
@@ -270,33 +351,57 @@ class Htsat(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, log_mel: Float[Array, "b l m"], train: bool = False) -> HtsatOutput:
+    def __call__(
+        self,
+        log_mel: Float[Array, "b l m"] | Float[Array, "b 4 l m"],
+        train: bool = False,
+        longer: Bool[Array, "b"] | None = None,
+    ) -> HtsatOutput:
         """Encodes a batch.
 
         Args:
-          log_mel: level of every mel bin in dB, `config.frames` frames or fewer.
+          log_mel: level of every mel bin in dB, `config.frames` frames or fewer; with
+            `config.fusion` also four views of a clip: all of it shrunk, then three crops.
           train: normalises by the batch's own statistics (and keeps a running mean of them in
             `batch_stats`, which must be mutable), and drops out (rng stream `dropout`).
+          longer: with four views, the clips that were longer than a crop. The others are encoded
+            by their first view alone.
 
         Returns:
           The pooled vector, and the map that it is the mean of.
 
         Raises:
-          InputError: too many frames or a wrong number of mel bins.
+          InputError: too many frames, or a wrong number of mel bins or views; four views without
+            `longer`, or `longer` without them.
+
+        Reference:
+          The fusion's norms count only clips that were longer, those of which it is used.
         """
         config = self.config
+        log_mel = self._checked(log_mel, longer)
+        if config.fusion and log_mel.ndim == 3 and self.is_initializing():
+            # The parameters are the same ones whatever input they are made with.
+            log_mel = jnp.stack([log_mel] * (1 + _CROPS), axis=1)
+            longer = jnp.ones(log_mel.shape[0], bool)
         x = nn.BatchNorm(
-            use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
             dtype=jnp.float32,
             use_fast_variance=False,
             name="input_norm",
-        )(self._checked(log_mel))
-        if x.shape[1] < config.frames:
-            matrix = bicubic_matrix(x.shape[1], config.frames)
-            x = jnp.einsum("jl,blm->bjm", matrix, x, precision="highest")
-        x = nn.Dense(config.embed_dim, dtype=self.dtype, name="patch_embedding")(self._patches(x))
+        )(log_mel, use_running_average=not train)
+        if x.shape[-2] < config.frames:
+            matrix = bicubic_matrix(x.shape[-2], config.frames)
+            x = jnp.einsum("jl,...lm->...jm", matrix, x, precision="highest")
+        views, x = x, x if longer is None else x[:, 0]
+        embed = functools.partial(nn.Dense, config.embed_dim, dtype=self.dtype)
+        x = embed(name="patch_embedding")(self._patches(x, config.patch))
+        if longer is not None:
+            crops = views[:, 1:].reshape(-1, *views.shape[2:])
+            crops = embed(name="crop_embedding")(self._patches(crops, _CROPS * config.patch))
+            fusion = FeatureFusion(config.fusion_reduction, self.dtype, name="fusion")
+            fused = fusion(x, self._side_by_side(crops), longer, train)
+            x = jnp.where(longer[:, None, None, None], fused, x)
         x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="patch_norm")(x)
 
         rates = iter(np.linspace(0, config.drop_path, sum(config.depths)).tolist())
@@ -318,8 +423,10 @@ class Htsat(nn.Module):
         x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         return self._unfolded(x)
 
-    def _checked(self, log_mel: Float[Array, "b l m"]) -> Float32[Array, "b l m"]:
-        _, frames, mels = log_mel.shape
+    def _checked(
+        self, log_mel: Float[Array, "b *views l m"], longer: Bool[Array, "b"] | None
+    ) -> Float32[Array, "b *views l m"]:
+        batch, *views, frames, mels = log_mel.shape
         if mels != self.config.mels:
             raise InputError(
                 f"log_mel: {mels} mel bins, but the encoder takes {self.config.mels}; "
@@ -330,14 +437,52 @@ class Htsat(nn.Module):
                 f"log_mel: {frames} frames, but the encoder takes 1 to {self.config.frames}; "
                 "cut the audio into windows"
             )
+        if views and not self.config.fusion:
+            raise InputError(
+                f"log_mel: {'x'.join(map(str, views))} views, but the encoder has no fusion and "
+                "takes [b, l, m]; give one view, or set HtsatConfig.fusion"
+            )
+        if views and views != [1 + _CROPS]:
+            raise InputError(
+                f"log_mel: {'x'.join(map(str, views))} views, but fusion takes {1 + _CROPS}, all "
+                "of the clip and three crops; make them with features.fusion_views"
+            )
+        if views and longer is None:
+            raise InputError(
+                f"longer: None, but log_mel has {1 + _CROPS} views; say of each clip whether it "
+                "was longer than a crop"
+            )
+        if longer is not None and not views:
+            raise InputError(
+                "longer: given, but log_mel has one view, with which nothing is fused; "
+                f"leave it out, or give {1 + _CROPS} views"
+            )
+        if longer is not None and longer.shape != (batch,):
+            raise InputError(
+                f"longer: shape {longer.shape}, but log_mel has {batch} clips; "
+                f"give one flag a clip, ({batch},)"
+            )
         return log_mel.astype(jnp.float32)
 
-    def _patches(self, x: Float[Array, "b l m"]) -> Float[Array, "b y x patch*patch"]:
-        """Folds the spectrogram into its square, and the square into patches (mel, frame)."""
-        config, side = self.config, self.config.side(0)
-        rows = config.mels // config.patch
-        x = x.reshape(x.shape[0], config.segments, side, config.patch, rows, config.patch)
-        return x.transpose(0, 1, 4, 2, 5, 3).reshape(x.shape[0], side, side, config.patch**2)
+    def _patches(self, x: Float[Array, "b l m"], frames: int) -> Float[Array, "b y x _"]:
+        """Folds a spectrogram into its square, and the square into patches (mel, frame).
+
+        Frames at the end of a segment that fill no patch are left out.
+        """
+        config, rows = self.config, self.config.mels // self.config.patch
+        count = config.spec_size // frames
+        x = x.reshape(x.shape[0], config.segments, config.spec_size, rows, config.patch)
+        x = x[:, :, : count * frames]
+        x = x.reshape(x.shape[0], config.segments, count, frames, rows, config.patch)
+        x = x.transpose(0, 1, 4, 2, 5, 3)
+        return x.reshape(x.shape[0], config.side(0), count, config.patch * frames)
+
+    def _side_by_side(self, crops: Float[Array, "b*3 y x3 d"]) -> Float[Array, "b y x d"]:
+        """Puts a clip's crops beside each other, with zeros in the columns that are left."""
+        _, side, count, width = crops.shape
+        crops = crops.reshape(-1, _CROPS, side, count, width).swapaxes(1, 2)
+        crops = crops.reshape(-1, side, _CROPS * count, width)
+        return jnp.pad(crops, [(0, 0), (0, 0), (0, side - _CROPS * count), (0, 0)])
 
     def _unfolded(self, x: Float[Array, "b y x d"]) -> HtsatOutput:
         """Lays the segments behind each other again."""

@@ -1,7 +1,10 @@
-"""Layers that more than one encoder is made of: self-attention, its MLP, stochastic depth."""
+"""Layers that more than one encoder is made of, and how a frozen one is kept from training."""
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,3 +103,53 @@ class StochasticDepth(nn.Module):
         """Returns `branch`, in training with some rows zero (rng stream `dropout`)."""
         rest = tuple(range(1, branch.ndim))
         return nn.Dropout(self.rate, broadcast_dims=rest)(branch, deterministic=not train)
+
+
+class ProjectionMlp(nn.Module):
+    """Linear, ReLU, linear: into the joint space.
+
+    Attributes:
+      hidden: width between the two.
+      width: of the result.
+      dtype: of the computation.
+    """
+
+    hidden: int
+    width: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
+
+
+def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Rows scaled to length one, in float32; a zero row stays zero."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
+
+
+@contextmanager
+def held_still(rules: tuple[str, ...]) -> Iterator[None]:
+    """Within it, modules that a rule matches compute as in evaluation though they are trained.
+
+    A frozen encoder is one function: it neither normalises by the batch nor drops anything.
+
+    Args:
+      rules: regular expressions, searched in a module's '/'-joined path with a '/' at its end,
+        so that `^text/` holds the sub-tree `text`.
+    """
+
+    def intercepted(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        module = context.module
+        path = "/".join([*module.path, ""])
+        if context.method_name == "__call__" and any(re.search(rule, path) for rule in rules):
+            if isinstance(module, nn.BatchNorm):
+                kwargs = {**kwargs, "use_running_average": True}
+            elif isinstance(module, nn.Dropout):
+                kwargs = {**kwargs, "deterministic": True}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercepted):
+        yield

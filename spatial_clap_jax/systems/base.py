@@ -1,6 +1,6 @@
 """What training, evaluation and export know of a system, and nothing more."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -33,7 +33,8 @@ class System(Protocol):
       sample_rate_hz: rate of the audio that it takes.
       channels: channels of the audio that it takes.
       window_samples: length of the audio that it takes.
-      max_tokens: length of the token rows that it takes.
+      max_tokens: length of the longest token rows that it takes.
+      padding: what fills audio that is shorter: whole repeats of it, then 'zeros'; or these alone.
     """
 
     @property
@@ -44,6 +45,8 @@ class System(Protocol):
     def window_samples(self) -> int: ...
     @property
     def max_tokens(self) -> int: ...
+    @property
+    def padding(self) -> Literal["repeat", "zeros"]: ...
 
     def init(self, rng: jax.Array) -> Variables:
         """Draws fresh variables."""

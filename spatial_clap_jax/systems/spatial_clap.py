@@ -29,6 +29,7 @@ from spatial_clap_jax.losses.contrastive import (
 from spatial_clap_jax.models.cnn import Cnn, CnnConfig
 from spatial_clap_jax.models.crnn import Crnn, CrnnConfig
 from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
+from spatial_clap_jax.models.layers import ProjectionMlp, unit
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
 from spatial_clap_jax.systems.base import Batch, Loss, Variables
 
@@ -94,31 +95,6 @@ class SpatialClapConfig:
     def build(self, loss: ContrastiveConfig, dtype: DTypeLike = jnp.float32) -> "SpatialClap":
         """The system of this shape, trained by `loss`, computing in `dtype`."""
         return SpatialClap(self, loss, dtype)
-
-
-class ProjectionMlp(nn.Module):
-    """Linear, ReLU, linear: into the joint space.
-
-    Attributes:
-      hidden: width between the two.
-      width: of the result.
-      dtype: of the computation.
-    """
-
-    hidden: int
-    width: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
-        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
-        return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
-
-
-def unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """Rows scaled to length one, in float32; a zero row stays zero."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
 
 
 def below_peak(level_db: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
@@ -260,6 +236,10 @@ class SpatialClap:
     @property
     def max_tokens(self) -> int:
         return self.config.text.max_tokens
+
+    @property
+    def padding(self) -> Literal["repeat", "zeros"]:
+        return "zeros"
 
     @cached_property
     def module(self) -> SpatialClapModule:

@@ -18,11 +18,31 @@ from spatial_clap_jax.data.pipeline import PipelineConfig
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.systems.base import System
+from spatial_clap_jax.systems.clap import ClapConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.optim import OptimizerConfig
 from spatial_clap_jax.train.sharding import MeshShape
 
 SIZES = ("quickstart", "small", "base")
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Encoders that a run starts from; whatever is None is drawn.
+
+    A source is a folder or file of published weights, a name on the Hugging Face hub, a folder
+    that `convert` or `export --format safetensors` wrote. Its shape, front end and tokenizer
+    replace the experiment's.
+
+    Attributes:
+      audio: source of the content encoder.
+      text: source of the text encoder.
+      verbose: say of every tensor what became of it, in place of one line a source.
+    """
+
+    audio: str | None = None
+    text: str | None = None
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class Experiment:
       loss: what is minimised.
       data: how batches are made.
       optimizer: how parameters move.
+      init: pretrained encoders to start from.
       steps: length of the run and of the learning-rate schedule.
       seed: of initial variables, sample order, augmentation and dropout.
       precision: of the computation; 'auto' is bfloat16 on accelerators and float32 on a
@@ -51,10 +72,11 @@ class Experiment:
     """
 
     name: str
-    model: SpatialClapConfig = field(default_factory=SpatialClapConfig)
+    model: SpatialClapConfig | ClapConfig = field(default_factory=SpatialClapConfig)
     loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     data: PipelineConfig = field(default_factory=PipelineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     steps: int = 100_000
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

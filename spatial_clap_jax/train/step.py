@@ -1,6 +1,6 @@
 """The training step: pure, then jitted over a mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from spatial_clap_jax.models.layers import held_still
 from spatial_clap_jax.systems.base import Batch, System, Variables
-from spatial_clap_jax.train.optim import matches, path_text
+from spatial_clap_jax.train.optim import map_by_path, matches
 
 
 class TrainState(NamedTuple):
@@ -29,7 +30,12 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    system: System, optimizer: optax.GradientTransformation, rng: jax.Array, *, averaged: bool
+    system: System,
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    loaded: Mapping[str, Array],
+    *,
+    averaged: bool,
 ) -> TrainState:
     """A fresh state; run it under jit with output shardings.
 
@@ -37,12 +43,13 @@ def init_state(
       system: whose variables are drawn.
       optimizer: whose state is made.
       rng: key.
+      loaded: variables that are not drawn, by '/'-joined path.
       averaged: keep a moving average of the variables.
 
     Returns:
       The state before the first step.
     """
-    variables = system.init(rng)
+    variables = map_by_path(lambda path, leaf: loaded.get(path, leaf), system.init(rng))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
@@ -68,7 +75,8 @@ def train_step(
       optimizer: turns gradients into updates.
       ema_decay: of the moving average, None for none. It rises from zero as
         (1 + step) / (10 + step), so that the average forgets the initial draw.
-      frozen: rules on paths whose running statistics stay, as the optimiser's for parameters.
+      frozen: rules on paths; what they match gets no gradient and computes as in evaluation,
+        its running statistics stay.
       rng: key of the run; the step's own key is folded from it, so a resumed run
         draws what a straight one would.
       state: before the step.
@@ -79,12 +87,18 @@ def train_step(
     """
 
     def objective(params):
-        loss = system.loss(
-            {**state.variables, "params": params},
-            batch,
-            jax.random.fold_in(rng, state.step),
-            train=True,
+        # Without a gradient, the backward pass of a frozen encoder is never computed.
+        params = map_by_path(
+            lambda path, leaf: jax.lax.stop_gradient(leaf) if matches(frozen, path) else leaf,
+            params,
         )
+        with held_still(frozen):
+            loss = system.loss(
+                {**state.variables, "params": params},
+                batch,
+                jax.random.fold_in(rng, state.step),
+                train=True,
+            )
         return loss.value, loss
 
     gradients, loss = jax.grad(objective, has_aux=True)(state.variables["params"])
@@ -93,11 +107,7 @@ def train_step(
     )
     variables = {
         "params": optax.apply_updates(state.variables["params"], updates),
-        "batch_stats": jax.tree_util.tree_map_with_path(
-            lambda path, old, new: old if matches(frozen, path_text(path)) else new,
-            state.variables["batch_stats"],
-            loss.batch_stats,
-        ),
+        "batch_stats": loss.batch_stats,
     }
     average = state.average
     if ema_decay is not None:

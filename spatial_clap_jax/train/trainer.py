@@ -1,7 +1,7 @@
 """The training loop, on one screen; it resumes by itself."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train import sharding
+from spatial_clap_jax.train import sharding, warm_start
 from spatial_clap_jax.train.checkpoint import RunCheckpoints
-from spatial_clap_jax.train.configs_io import to_plain
 from spatial_clap_jax.train.description import (
     has_description,
     read_description,
@@ -32,7 +33,7 @@ from spatial_clap_jax.train.step import TrainState, init_state, jit_step
 
 # What may change from one start of a run to the next: it changes no result.
 _FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep", "keep_every", "wandb", "tokenizer")
-_FREE_TO_CHANGE_DATA = ("workers", "threads", "prefetch")
+_FREE_TO_CHANGE_IN = {"data": ("workers", "threads", "prefetch"), "init": ("verbose",)}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def train(
     workdir = Path(workdir)
     scenes = open_scenes(data)
     with ExitStack() as stack:
-        tokenizer, description = check_run(experiment, scenes, workdir)
+        resumed = read_description(workdir) if has_description(workdir) else {}
+        experiment, towers = warm_start.adopt(experiment, resumed.get("experiment"))
+        tokenizer, description = check_run(experiment, scenes, workdir, towers.tokenizer)
         mesh = sharding.make_mesh(shape=experiment.mesh)
         start, step = build_state_and_step(experiment, mesh)
         checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
@@ -85,7 +88,7 @@ def train(
             process_count=jax.process_count(),
         )
         stack.callback(batches.close)
-        state, done = restore_or_init(start, checkpoints, batches)
+        state, done = restore_or_init(start, towers.arrays, checkpoints, batches)
         if description is not None:
             if done:
                 raise InputError(
@@ -100,6 +103,9 @@ def train(
         bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
         for note in long_captions(tokenizer, scenes.manifest["caption_corpus"]):
             bar.announce(note)
+        for report in towers.reports:
+            for line in report.lines if experiment.init.verbose else [report.summary]:
+                bar.announce(line)
 
         row: dict[str, float] = {}
         metrics: dict[str, Any] = {}
@@ -137,8 +143,8 @@ def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
       mesh: the devices.
 
     Returns:
-      `start`, a jitted function of nothing that draws the sharded `TrainState` (its
-      `eval_shape` says the shapes), and `step(state, batch) -> (state, metrics)`.
+      `start`, a jitted function of the arrays that are loaded, by path, that draws the rest of
+      the sharded `TrainState`, and `step(state, batch) -> (state, metrics)`.
     """
     system = experiment.build_system()
     key = jax.random.key(experiment.seed)
@@ -146,7 +152,7 @@ def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
     optimizer = make_optimizer(experiment.optimizer, experiment.steps, shapes)
     averaged = experiment.ema_decay is not None
     fresh = partial(init_state, system, optimizer, key, averaged=averaged)
-    shardings = sharding.shard_by_rules(jax.eval_shape(fresh), (), mesh)
+    shardings = sharding.shard_by_rules(jax.eval_shape(fresh, {}), (), mesh)
     start = jax.jit(fresh, out_shardings=shardings)
     step = jit_step(
         system,
@@ -161,20 +167,29 @@ def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
 
 
 def restore_or_init(
-    start: Any, checkpoints: RunCheckpoints, batches: TrainBatches
+    start: Any,
+    loaded: Mapping[str, np.ndarray],
+    checkpoints: RunCheckpoints,
+    batches: TrainBatches,
 ) -> tuple[TrainState, int]:
     """The newest checkpoint's state with its place in the data, or a fresh state.
+
+    Args:
+      start: see `build_state_and_step`.
+      loaded: what a fresh state does not draw.
+      checkpoints: of the run.
+      batches: whose place is set.
 
     Returns:
       The state, and the number of steps that it has done.
     """
     done = checkpoints.latest()
     if done is None:
-        return start(), 0
+        return start(dict(loaded)), 0
     abstract = jax.tree.map(
         lambda shape, like: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=like),
-        start.eval_shape(),
-        start.lower().compile().output_shardings,
+        start.eval_shape({}),
+        start.lower({}).compile().output_shardings,
     )
     saved, data_state = checkpoints.restore(abstract._asdict(), done)
     batches.set_state(data_state)
@@ -182,7 +197,7 @@ def restore_or_init(
 
 
 def check_run(
-    experiment: Experiment, scenes: Any, workdir: Path
+    experiment: Experiment, scenes: Any, workdir: Path, tokenizer: Tokenizer | None = None
 ) -> tuple[Tokenizer, dict[str, Any] | None]:
     """Checks that experiment, data and folder fit each other; writes nothing.
 
@@ -190,11 +205,12 @@ def check_run(
       experiment: the run.
       scenes: the opened data.
       workdir: the run's folder.
+      tokenizer: of the text encoder that the run starts from.
 
     Returns:
-      The run's tokenizer: the one in `workdir` on a resume, else the experiment's, else
-      a small one trained on the captions of the data. And what makes a new run loadable
-      without its command; None on a resume, where the folder has it.
+      The run's tokenizer: the one in `workdir` on a resume, else the experiment's, else that of
+      its text encoder, else a small one trained on the captions of the data. And what makes a
+      new run loadable without its command; None on a resume, where the folder has it.
 
     Raises:
       InputError: the folder holds a run of another experiment or other data, or the data
@@ -229,17 +245,18 @@ def check_run(
             "render scenes of that length and rate, or set --model.window-s."
         )
     vocabulary = experiment.model.text.vocabulary
-    if experiment.tokenizer is None:
+    if experiment.tokenizer is None and tokenizer is None:
         # The words that join captions are learned too.
         joined = [f"{a}, and {b}." for a, b in pairwise(corpus)]
         tokenizer = Tokenizer.train(joined, vocabulary, system.max_tokens)
-    else:
+    elif experiment.tokenizer is not None:
         tokenizer = Tokenizer.from_file(experiment.tokenizer, system.max_tokens)
         if tokenizer.vocabulary_size > vocabulary:
             raise InputError(
                 f"--tokenizer {experiment.tokenizer}: has {tokenizer.vocabulary_size} tokens, the "
                 f"model takes {vocabulary}; set --model.text.vocabulary."
             )
+    assert tokenizer is not None
     description = {
         "experiment": plain,
         "data_fingerprint": fingerprint,
@@ -267,8 +284,9 @@ def long_captions(tokenizer: Tokenizer, corpus: list[str]) -> list[str]:
 
 def _comparable(experiment: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in experiment.items() if k not in _FREE_TO_CHANGE}
-    data = experiment.get("data", {})
-    return {**kept, "data": {k: v for k, v in data.items() if k not in _FREE_TO_CHANGE_DATA}}
+    for part, free in _FREE_TO_CHANGE_IN.items():
+        kept[part] = {k: v for k, v in experiment.get(part, {}).items() if k not in free}
+    return kept
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:

@@ -162,3 +162,64 @@ def test_impossible_sizes_are_refused():
         Tokenizer.train(CORPUS, 258, 16)
     with pytest.raises(InputError, match=r"max_tokens: 2 leaves no room .* at least 3"):
         Tokenizer.train(CORPUS, 300, 2)
+
+
+def write_words(folder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "A", "Dog", "Dög"]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+
+
+def body(folder, text):
+    tokenizer = Tokenizer.from_folder(folder, 16)
+    assert tokenizer is not None
+    ids, mask = tokenizer.encode([text])
+    assert (tokenizer.begin_id, tokenizer.end_id, tokenizer.pad_id) == (2, 3, 0)
+    return ids[0][mask[0]][1:-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (None, [4, 5, 5]),
+        ("{}", [4, 5, 5]),
+        ('{"do_lower_case": true}', [4, 5, 5]),
+        ('{"do_lower_case": false}', [6, 7, 8]),
+        ('{"do_lower_case": false, "strip_accents": true}', [6, 7, 7]),
+        ('{"strip_accents": false}', [4, 5, 1]),
+    ],
+)
+def test_a_folder_with_words_follows_its_settings(tmp_path, settings, expected):
+    write_words(tmp_path)
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(settings)
+    assert body(tmp_path, "A Dog Dög") == expected
+
+
+def test_one_file_comes_before_the_parts_of_a_tokenizer(tmp_path):
+    write_words(tmp_path)
+    bert_like().save(str(tmp_path / "tokenizer.json"))
+    assert body(tmp_path, "A dog barks left") == [4, 5, 6, 7, 8]
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path):
+    assert Tokenizer.from_folder(tmp_path, 16) is None
+    (tmp_path / "vocab.json").write_text("{}")
+    assert Tokenizer.from_folder(tmp_path, 16) is None
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    write_words(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: cannot be read as JSON"):
+        Tokenizer.from_folder(tmp_path, 16)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: cannot be read as JSON"):
+        Tokenizer.from_folder(tmp_path, 16)
+    (tmp_path / "vocab.json").write_text("[")
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"its vocabulary cannot be read \(.*\); restore"):
+        Tokenizer.from_folder(tmp_path, 16)
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    with pytest.raises(InputError, match=r"has neither <s>, </s>, <pad> \(RoBERTa\) nor"):
+        Tokenizer.from_folder(tmp_path, 16)

@@ -1,9 +1,11 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.htsat import (
@@ -24,18 +26,35 @@ SMALL = HtsatConfig(
 )
 
 
+FUSED = dataclasses.replace(SMALL, fusion=True, drop_path=0.0)
+
 encode = jax.jit(Htsat(SMALL).apply)
+encode_views = jax.jit(Htsat(FUSED).apply)
 
 
-@pytest.fixture(scope="module")
-def variables():
+@jax.jit
+def train_on_views(variables, views, longer):
+    return Htsat(FUSED).apply(variables, views, True, longer, mutable=["batch_stats"])
+
+
+def drawn_variables(config):
     """Weights far larger than at the start of training, so that an error would show."""
-    shapes = jax.eval_shape(Htsat(SMALL).init, jax.random.key(0), jnp.zeros((1, 64, 16)))
+    shapes = jax.eval_shape(Htsat(config).init, jax.random.key(0), jnp.zeros((1, 64, 16)))
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
     drawn = {name: jax.tree.map(draw, tree) for name, tree in shapes.items()}
     drawn["batch_stats"] = jax.tree.map(lambda leaf: 1 + jnp.abs(leaf), drawn["batch_stats"])
     return drawn
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return drawn_variables(SMALL)
+
+
+@pytest.fixture(scope="module")
+def fused_variables():
+    return drawn_variables(FUSED)
 
 
 def noise(batch, frames, mels=16, seed=1):
@@ -136,6 +155,157 @@ def test_training_normalises_by_the_batch_and_remembers_it(variables):
         np.testing.assert_allclose(norm[name], 0.9 * before[name] + 0.1 * new, rtol=1e-4)
 
 
+def views_of(batch, frames=64, seed=1):
+    return jax.random.normal(jax.random.key(seed), (batch, 4, frames, 16))
+
+
+def without_fusion(fused_variables):
+    """What the plain encoder has of a fused one's variables."""
+    added = ("crop_embedding", "fusion")
+    return {
+        kind: {name: leaf for name, leaf in tree.items() if name not in added}
+        for kind, tree in fused_variables.items()
+    }
+
+
+@pytest.mark.parametrize("frames", [23, 64])
+def test_a_clip_that_is_not_longer_is_encoded_by_its_first_view(fused_variables, frames):
+    views, longer = views_of(3, frames), jnp.array([False, True, False])
+    out = encode_views(fused_variables, views, longer=longer)
+    other = encode_views(fused_variables, views.at[:, 1:].set(1e4), longer=longer)
+    plain = encode(without_fusion(fused_variables), views[:, 0])
+    single = encode_views(fused_variables, views[:, 0])
+    np.testing.assert_allclose(single.map, plain.map, atol=1e-6)
+    for row in (0, 2):
+        np.testing.assert_allclose(out.map[row], plain.map[row], atol=1e-5)
+        np.testing.assert_array_equal(out.map[row], other.map[row])
+    assert jnp.abs(out.pooled[1] - plain.pooled[1]).max() > 1e-2
+    assert jnp.abs(out.pooled[1] - other.pooled[1]).max() > 1e-2
+
+
+def test_a_fused_clip_does_not_depend_on_its_neighbours(fused_variables):
+    views, longer = views_of(3), jnp.array([True, False, True])
+    many = encode_views(fused_variables, views, longer=longer)
+    crowd = encode_views(
+        fused_variables, views.at[1:].multiply(9.0), longer=jnp.array([True, True, False])
+    )
+    np.testing.assert_array_equal(many.map[0], crowd.map[0])
+    for row in range(3):
+        one = encode_views(fused_variables, views[row : row + 1], longer=longer[row : row + 1])
+        np.testing.assert_allclose(one.map[0], many.map[row], atol=1e-5)
+
+
+def test_crops_lie_beside_each_other_in_order_and_the_last_columns_are_empty():
+    """A segment of 32 frames holds 2 patches of 12 of each crop, then 2 columns of zeros."""
+    encoder = Htsat(FUSED)
+    frames = jnp.broadcast_to(jnp.arange(64.0)[:, None] // 32 * 2 + jnp.arange(64.0)[:, None] % 32
+                              // 12, (64, 16))  # fmt: skip
+    crops = jnp.stack([100 * crop + frames for crop in (1, 2, 3)])
+    patches = encoder._patches(crops, 12)
+    assert patches.shape == (3, 8, 2, 48)
+    np.testing.assert_array_equal(patches, patches[..., :1] + jnp.zeros(48))
+    grid = encoder._side_by_side(patches[..., :1])[0, :, :, 0]
+    for segment in (0, 1):
+        row = [100, 101, 200, 201, 300, 301]
+        expected = [value + 2 * segment for value in row] + [0, 0]
+        for mel in range(4):
+            assert grid[4 * segment + mel].tolist() == expected
+
+
+def test_the_parameters_of_fusion_do_not_depend_on_the_input():
+    init = Htsat(FUSED).init
+    one = jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, 64, 16)))
+    four = jax.eval_shape(
+        lambda key: init(key, jnp.zeros((2, 4, 64, 16)), longer=jnp.zeros(2, bool)),
+        jax.random.key(0),
+    )
+    assert one == four
+    shapes = jax.tree.map(lambda leaf: leaf.shape, one)
+    attention = {
+        "reduce": {"kernel": (16, 4), "bias": (4,)},
+        "norm_in": {"scale": (4,), "bias": (4,)},
+        "expand": {"kernel": (4, 16), "bias": (16,)},
+        "norm_out": {"scale": (16,), "bias": (16,)},
+    }
+    assert shapes["params"]["crop_embedding"] == {"kernel": (48, 16), "bias": (16,)}
+    assert shapes["params"]["fusion"] == {"local": attention, "global": attention}
+    moments = {name: {"mean": (n,), "var": (n,)} for name, n in (("norm_in", 4), ("norm_out", 16))}
+    assert shapes["batch_stats"]["fusion"] == {"local": moments, "global": moments}
+    plain = jax.eval_shape(Htsat(SMALL).init, jax.random.key(0), jnp.zeros((1, 64, 16)))
+    assert without_fusion(one) == plain
+
+
+def test_fusion_remembers_statistics_of_longer_clips_alone(fused_variables):
+    views, longer = views_of(3), jnp.array([True, False, True])
+    _, state = train_on_views(fused_variables, views, longer)
+    # The input's own statistics stay the same: the frames are only in another order.
+    turned = views.at[1].set(views[1, :, ::-1])
+    _, other = train_on_views(fused_variables, turned, longer)
+    fusion, before = state["batch_stats"]["fusion"], fused_variables["batch_stats"]["fusion"]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        fusion,
+        other["batch_stats"]["fusion"],
+    )
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool(jnp.abs(a - b).max() > 1e-3), fusion, before)
+    )
+
+
+@pytest.mark.parametrize("one_view", [False, True])
+def test_fusion_keeps_its_statistics_where_nothing_is_longer(fused_variables, one_view):
+    views, none = views_of(3), jnp.zeros(3, bool)
+    if one_view:
+        views, none = views[:, 0], None
+    out, state = train_on_views(fused_variables, views, none)
+    before, after = fused_variables["batch_stats"], state["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, after["fusion"], before["fusion"])
+    assert jnp.abs(after["input_norm"]["mean"] - before["input_norm"]["mean"]).max() > 1e-2
+    assert jnp.isfinite(out.map).all()
+
+
+def test_gradients_in_training_are_finite_however_many_are_longer(fused_variables):
+    def scalar(params, longer):
+        variables = {**fused_variables, "params": params}
+        out, _ = train_on_views(variables, views_of(2), longer)
+        return (out.pooled**2).sum()
+
+    gradient_of = jax.jit(jax.grad(scalar))
+    for flags in ([False, False], [True, False], [True, True]):
+        gradient = gradient_of(fused_variables["params"], jnp.array(flags))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        assert np.any(gradient["crop_embedding"]["kernel"] != 0) == any(flags)
+
+
+def test_frozen_norms_can_be_asked_for_at_the_call(fused_variables):
+    """As when fine-tuning with the statistics of pre-training."""
+
+    def freeze(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm):
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    @jax.jit
+    def frozen(views, longer):
+        with nn.intercept_methods(freeze):
+            return Htsat(FUSED).apply(fused_variables, views, True, longer, mutable=["batch_stats"])
+
+    views, longer = views_of(3), jnp.array([True, False, True])
+    out, state = frozen(views, longer)
+    before = fused_variables["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], before)
+    expected = encode_views(fused_variables, views, longer=longer)
+    np.testing.assert_allclose(out.pooled, expected.pooled, atol=1e-5)
+
+
+def test_bfloat16_fusion_is_near_the_float32_one(fused_variables):
+    views, longer = views_of(3), jnp.array([True, False, True])
+    half = jax.jit(Htsat(FUSED, jnp.bfloat16).apply)(fused_variables, views, longer=longer)
+    assert half.pooled.dtype == half.map.dtype == jnp.bfloat16
+    full = encode_views(fused_variables, views, longer=longer).pooled
+    np.testing.assert_allclose(half.pooled.astype(jnp.float32), full, atol=0.03)
+
+
 def test_bfloat16_compute_keeps_float32_parameters(variables):
     encoder = Htsat(SMALL, jnp.bfloat16)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 64, 16)))
@@ -160,8 +330,34 @@ def test_wrong_input_is_refused(variables, shape, text):
 
 
 @pytest.mark.parametrize(
+    ("config", "shape", "longer", "text"),
+    [
+        (FUSED, (2, 3, 64, 16), (2,), r"log_mel: 3 views, but fusion takes 4, .*fusion_views"),
+        (FUSED, (2, 4, 4, 64, 16), (2,), r"log_mel: 4x4 views, but fusion takes 4"),
+        (SMALL, (2, 4, 64, 16), (2,), r"log_mel: 4 views, but the encoder has no fusion .* set"),
+        (FUSED, (2, 4, 64, 16), None, r"longer: None, but log_mel has 4 views; say of each clip"),
+        (FUSED, (2, 64, 16), (2,), r"longer: given, but log_mel has one view.* leave it out"),
+        (SMALL, (2, 64, 16), (2,), r"longer: given, but log_mel has one view.* leave it out"),
+        (FUSED, (2, 4, 64, 16), (1,), r"longer: shape \(1,\), but log_mel has 2 clips; give one"),
+        (FUSED, (2, 4, 65, 16), (2,), r"log_mel: 65 frames, but the encoder takes 1 to 64"),
+        (FUSED, (2, 4, 64, 20), (2,), r"log_mel: 20 mel bins, but the encoder takes 16"),
+    ],
+)
+def test_wrong_views_are_refused(fused_variables, config, shape, longer, text):
+    flags = None if longer is None else jnp.zeros(longer, bool)
+    with pytest.raises(InputError, match=text):
+        Htsat(config).apply(fused_variables, jnp.zeros(shape), longer=flags)
+
+
+@pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"fusion": True, "fusion_reduction": 17}, r"fusion_reduction: 17 .* choose 1 to 16"),
+        ({"fusion": True, "fusion_reduction": 0}, r"fusion_reduction: 0 leaves no hidden"),
+        (
+            {"fusion": True, "spec_size": 8, "mels": 8, "depths": (1,), "heads": (2,)},
+            r"patch: 4 is too wide for fusion.* take smaller patches",
+        ),
         ({"mels": 24}, r"mels: 24 does not divide spec_size 32"),
         ({"heads": (2,)}, r"heads: \(2,\) names 1 stages and depths 2"),
         ({"heads": (3, 4)}, r"heads: 3 does not divide the width of stage 0, 16"),

@@ -1,13 +1,14 @@
 """Our encoders answer like the Hugging Face ones, given the same random weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_clap_jax.models.htsat import Htsat, HtsatConfig, htsat_tiny
+from spatial_clap_jax.models.htsat import Htsat, HtsatConfig, htsat_base, htsat_tiny
 from spatial_clap_jax.models.text import TextConfig, TextEncoder
 
 torch = pytest.importorskip("torch", reason="the parity extra is not installed")
@@ -15,18 +16,25 @@ transformers = pytest.importorskip("transformers", reason="the parity extra is n
 pytestmark = pytest.mark.parity
 
 
-def randomised(model, scale=0.05):
-    """Fills every weight with noise, scales about 1, and positive running variances."""
-    generator = torch.Generator().manual_seed(0)
+def randomised(model, scale=0.05, seed=0):
+    """Fills every weight with noise, scales about 1, and positive running variances.
+
+    Those of the input are of levels in dB, those of the fusion of numbers near 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var"):
+        if "fusion_model" in name and name.endswith("running_var"):
+            tensor.copy_(0.1 + noise.abs())
+        elif "fusion_model" in name and (name.endswith("running_mean") or tensor.ndim > 1):
+            tensor.copy_(0.5 * noise)
+        elif name.endswith("running_var"):
             tensor.copy_(1 + 300 * noise.abs())
         elif name.endswith("running_mean"):
             tensor.copy_(-30 + 10 * noise)
-        elif "norm" in name.lower() and name.endswith("weight"):
+        elif ("norm" in name.lower() or "fusion_model" in name) and name.endswith("weight"):
             tensor.copy_(1 + 0.2 * noise)
         else:
             tensor.copy_(scale * noise)
@@ -36,8 +44,8 @@ def randomised(model, scale=0.05):
 class Weights:
     """A state dict that hands out Flax sub-trees by prefix and counts what was taken."""
 
-    def __init__(self, model):
-        self.left = {name: value.numpy() for name, value in model.state_dict().items()}
+    def __init__(self, state):
+        self.left = {name: value.numpy() for name, value in state.items()}
 
     def take(self, name):
         return self.left.pop(name)
@@ -48,6 +56,16 @@ class Weights:
         if f"{prefixes[0]}.bias" in self.left:
             tree["bias"] = np.concatenate([self.take(f"{prefix}.bias") for prefix in prefixes])
         return tree
+
+    def patches(self, prefix):
+        kernel = self.take(f"{prefix}.weight")
+        return {
+            "kernel": kernel.reshape(kernel.shape[0], -1).T,
+            "bias": self.take(f"{prefix}.bias"),
+        }
+
+    def statistics(self, prefix):
+        return {kind: self.take(f"{prefix}.running_{kind}") for kind in ("mean", "var")}
 
     def norm(self, prefix):
         return {"scale": self.take(f"{prefix}.weight"), "bias": self.take(f"{prefix}.bias")}
@@ -70,21 +88,31 @@ class Weights:
         }
 
 
-def htsat_variables(model, config):
-    weights = Weights(model.audio_encoder)
+# Place of each layer of the fusion's attention after `local_att.`; the global one pools before.
+FUSION_LAYERS = {"reduce": 0, "norm_in": 1, "expand": 3, "norm_out": 4}
+
+
+def htsat_variables(state, config):
+    weights = Weights(state)
     params = {
         "input_norm": weights.norm("batch_norm"),
         "patch_norm": weights.norm("patch_embed.norm"),
         "norm": weights.norm("norm"),
-        "patch_embedding": {
-            "kernel": weights.take("patch_embed.proj.weight").reshape(config.embed_dim, -1).T,
-            "bias": weights.take("patch_embed.proj.bias"),
-        },
+        "patch_embedding": weights.patches("patch_embed.proj"),
     }
-    statistics = {
-        "mean": weights.take("batch_norm.running_mean"),
-        "var": weights.take("batch_norm.running_var"),
-    }
+    statistics = {"input_norm": weights.statistics("batch_norm")}
+    if config.fusion:
+        params["crop_embedding"] = weights.patches("patch_embed.mel_conv2d")
+        params["fusion"] = {"local": {}, "global": {}}
+        statistics["fusion"] = {"local": {}, "global": {}}
+        for scale in ("local", "global"):
+            for layer, place in FUSION_LAYERS.items():
+                prefix = f"patch_embed.fusion_model.{scale}_att.{place + (scale == 'global')}"
+                if layer in ("reduce", "expand"):
+                    params["fusion"][scale][layer] = weights.patches(prefix)
+                else:
+                    params["fusion"][scale][layer] = weights.norm(prefix)
+                    statistics["fusion"][scale][layer] = weights.statistics(prefix)
     for stage, depth in enumerate(config.depths):
         for index in range(depth):
             prefix = f"layers.{stage}.blocks.{index}"
@@ -99,9 +127,9 @@ def htsat_variables(model, config):
                 "norm": weights.norm(f"layers.{stage}.downsample.norm"),
                 "reduction": weights.dense(f"layers.{stage}.downsample.reduction"),
             }
-    unused = {name for name in weights.left if "relative_position_index" not in name}
-    assert unused <= {"batch_norm.num_batches_tracked"}
-    return {"params": params, "batch_stats": {"input_norm": statistics}}
+    counters = ("relative_position_index", "num_batches_tracked")
+    assert not [name for name in weights.left if not name.endswith(counters)]
+    return {"params": params, "batch_stats": statistics}
 
 
 SMALL = HtsatConfig(embed_dim=32, depths=(1, 1, 2, 1), heads=(2, 4, 4, 8))
@@ -111,44 +139,161 @@ NARROW = HtsatConfig(
 )
 
 
-@pytest.mark.parametrize(
-    ("config", "frames"),
-    [
-        (SMALL, 1024),
-        (SMALL, 1001),
-        (SMALL, 500),
-        (SHIFTED, 1024),
-        (SHIFTED, 37),
-        (SHIFTED, 1),
-        (NARROW, 250),
-        (htsat_tiny(), 1024),
-        (htsat_tiny(), 690),
-    ],
-)
-def test_htsat_equals_clap_audio_model(config, frames):
-    theirs = randomised(
-        transformers.ClapAudioModel(
-            transformers.ClapAudioConfig(
-                spec_size=config.spec_size,
-                num_mel_bins=config.mels,
-                depths=list(config.depths),
-                num_attention_heads=list(config.heads),
-                patch_embeds_hidden_size=config.embed_dim,
-                hidden_size=config.width,
-                mlp_ratio=config.mlp_ratio,
-            )
-        )
+def fused(config, **changes):
+    return dataclasses.replace(config, fusion=True, **changes)
+
+
+@functools.cache
+def encoder(config):
+    return jax.jit(Htsat(config).apply)
+
+
+def clap_audio_model(config, seed=0, **options):
+    sizes = transformers.ClapAudioConfig(
+        spec_size=config.spec_size,
+        num_mel_bins=config.mels,
+        depths=list(config.depths),
+        num_attention_heads=list(config.heads),
+        patch_embeds_hidden_size=config.embed_dim,
+        hidden_size=config.width,
+        mlp_ratio=config.mlp_ratio,
+        enable_fusion=config.fusion,
+        aff_block_r=config.fusion_reduction,
+        **options,
     )
-    log_mel = (-30 + 20 * np.random.default_rng(0).normal(size=(2, frames, config.mels))).astype(
-        np.float32
-    )
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(log_mel)[:, None])
-    ours = jax.jit(Htsat(config).apply)(htsat_variables(theirs, config), jnp.asarray(log_mel))
-    np.testing.assert_allclose(ours.pooled, expected.pooler_output.numpy(), atol=1e-4)
-    wanted_map = expected.last_hidden_state.permute(0, 2, 3, 1).numpy()
+    return randomised(transformers.ClapAudioModel(sizes), seed=seed)
+
+
+def levels(*shape, seed=0):
+    noise = np.random.default_rng(seed).normal(size=shape)
+    return (-30 + 20 * noise).astype(np.float32)
+
+
+def assert_same_output(ours, theirs):
+    np.testing.assert_allclose(ours.pooled, theirs.pooler_output.detach().numpy(), atol=1e-4)
+    wanted_map = theirs.last_hidden_state.detach().permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(ours.map, wanted_map, atol=1e-4)
     assert np.std(wanted_map) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "frames", "seed"),
+    [
+        (SMALL, 1024, 0),
+        (SMALL, 1001, 0),
+        (SMALL, 1001, 1),
+        (SMALL, 1001, 2),
+        (SMALL, 500, 0),
+        (SHIFTED, 1024, 0),
+        (SHIFTED, 37, 0),
+        (SHIFTED, 37, 1),
+        (SHIFTED, 37, 2),
+        (SHIFTED, 1, 0),
+        (NARROW, 250, 0),
+        (htsat_tiny(), 1024, 0),
+        (htsat_tiny(), 690, 0),
+        (htsat_tiny(), 690, 1),
+        (htsat_tiny(), 690, 2),
+        (htsat_base(), 1001, 0),
+    ],
+)
+def test_htsat_equals_clap_audio_model(config, frames, seed):
+    theirs = clap_audio_model(config, seed)
+    log_mel = levels(2, frames, config.mels, seed=seed)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(log_mel)[:, None])
+    variables = htsat_variables(theirs.audio_encoder.state_dict(), config)
+    assert_same_output(encoder(config)(variables, log_mel), expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("config", "frames", "longer"),
+    [
+        (fused(SMALL), 1001, [True, False, True, False]),
+        (fused(SMALL), 1001, [False, False, False, False]),
+        (fused(SMALL), 1001, [True, True, True, True]),
+        (fused(SHIFTED, fusion_reduction=3), 37, [False, True, True]),
+        (fused(SHIFTED), 1, [True, False]),
+        (fused(NARROW, fusion_reduction=2), 250, [False, True]),
+        (fused(htsat_tiny()), 1024, [True, False]),
+        (fused(htsat_base()), 1001, [True, False]),
+    ],
+)
+def test_fused_htsat_equals_clap_audio_model(config, frames, longer, seed):
+    if seed and config.embed_dim == htsat_base().embed_dim:
+        pytest.skip("one seed of the large one, to save time")
+    theirs = clap_audio_model(config, seed)
+    views = levels(len(longer), 4, frames, config.mels, seed=seed)
+    # As Hugging Face's feature extractor gives them: [b, 1] flags.
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(views), is_longer=torch.tensor(longer)[:, None])
+    variables = htsat_variables(theirs.audio_encoder.state_dict(), config)
+    ours = encoder(config)(variables, views, longer=jnp.array(longer))
+    assert_same_output(ours, expected)
+
+
+def test_gradients_of_the_fused_htsat_equal_clap_audio_model():
+    """Every weight, by the relative error of its whole gradient."""
+    config = fused(SMALL)
+    theirs = clap_audio_model(config)
+    views, longer = levels(3, 4, 700, config.mels), [True, False, True]
+    probe = np.random.default_rng(1).normal(size=(3, config.width)).astype(np.float32)
+    pooled = theirs(torch.from_numpy(views), is_longer=torch.tensor(longer)).pooler_output
+    (pooled * torch.from_numpy(probe)).sum().backward()
+    state = theirs.audio_encoder.state_dict()
+    variables = htsat_variables(state, config)
+    gradients = {name: weight.grad for name, weight in theirs.audio_encoder.named_parameters()}
+    expected = htsat_variables({**state, **gradients}, config)["params"]
+
+    def scalar(params):
+        out = Htsat(config).apply({**variables, "params": params}, views, longer=jnp.array(longer))
+        return (out.pooled * probe).sum()
+
+    ours = jax.jit(jax.grad(scalar))(variables["params"])
+    error = jax.tree.map(
+        lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), ours, expected
+    )
+    assert max(jax.tree.leaves(error)) <= 1e-3, error
+
+
+def test_training_statistics_of_the_fusion_equal_clap_audio_model():
+    """PyTorch keeps the unbiased variance, Flax the biased one: n / (n - 1) lies between."""
+    config = fused(SMALL, drop_path=0.0)
+    rates = {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0}
+    theirs = clap_audio_model(config, **rates)
+    before = htsat_variables(
+        {name: value.clone() for name, value in theirs.audio_encoder.state_dict().items()}, config
+    )
+    views, longer = levels(4, 4, 1001, config.mels), [True, False, True, True]
+    with torch.no_grad():
+        expected = theirs.train()(torch.from_numpy(views), is_longer=torch.tensor(longer))
+    after = htsat_variables(theirs.audio_encoder.state_dict(), config)["batch_stats"]
+    train = jax.jit(
+        lambda variables: Htsat(config).apply(
+            variables, views, train=True, longer=jnp.array(longer), mutable=["batch_stats"]
+        )
+    )
+    ours, state = train(before)
+    assert_same_output(ours, expected)
+    clips, places = sum(longer), config.side(0) ** 2
+    counts = {
+        "input_norm": views.size // config.mels,
+        "fusion/local/norm_in": clips * places,
+        "fusion/local/norm_out": clips * places,
+        "fusion/global/norm_in": clips,
+        "fusion/global/norm_out": clips,
+    }
+    for path, count in counts.items():
+        old, new, wanted = before["batch_stats"], state["batch_stats"], after
+        for name in path.split("/"):
+            old, new, wanted = old[name], new[name], wanted[name]
+        assert np.abs(wanted["mean"] - old["mean"]).max() > 1e-3
+        np.testing.assert_allclose(new["mean"], wanted["mean"], rtol=1e-4, atol=1e-5)
+        added = (new["var"] - 0.9 * old["var"]) * count / (count - 1)
+        np.testing.assert_allclose(
+            0.9 * old["var"] + added, wanted["var"], rtol=1e-4, atol=1e-6, err_msg=path
+        )
 
 
 TEXT = TextConfig(
@@ -165,7 +310,7 @@ STYLES = {
 
 
 def text_variables(model, config):
-    weights = Weights(model)
+    weights = Weights(model.state_dict())
     names = {"tokens": "word", "positions": "position", "token_types": "token_type"}
     params = {
         ours: {"embedding": weights.take(f"embeddings.{theirs}_embeddings.weight")}

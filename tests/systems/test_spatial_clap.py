@@ -1,6 +1,7 @@
 """Spatial-CLAP: its published sizes, its laws, and two steps of every shipped config."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,8 @@ def test_two_shrunk_steps_of_every_shipped_config(size):
     shapes = jax.eval_shape(system.init, jax.random.key(0))["params"]
     optimizer = make_optimizer(config, 10, shapes)
     averaged = experiment.ema_decay is not None
-    state = jax.jit(lambda: init_state(system, optimizer, jax.random.key(0), averaged=averaged))()
+    start = partial(init_state, system, optimizer, jax.random.key(0), {}, averaged=averaged)
+    state = jax.jit(start)()
     step = jax.jit(
         lambda state, batch: train_step(
             system, optimizer, experiment.ema_decay, (), jax.random.key(1), state, batch

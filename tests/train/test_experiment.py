@@ -6,10 +6,10 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.data.scenes import SceneRecipe
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import experiment
-from spatial_clap_jax.train.configs_io import from_plain, to_plain
 from spatial_clap_jax.train.experiment import SIZES, Experiment, compute_dtype, load_config
 
 

@@ -32,7 +32,7 @@ BATCH = {"x": jnp.array([1.0, 3.0])}
 
 def fresh(averaged: bool = True):
     optimizer = optax.sgd(0.5)
-    return optimizer, init_state(Slope(), optimizer, jax.random.key(0), averaged=averaged)
+    return optimizer, init_state(Slope(), optimizer, jax.random.key(0), {}, averaged=averaged)
 
 
 def test_one_step_by_hand():

@@ -112,7 +112,7 @@ def test_the_step_compiles_once(tiny_scenes):
     mesh = sharding.make_mesh(shape=ours.mesh)
     start, step = trainer.build_state_and_step(ours, mesh)
     tokenizer = Tokenizer.train(["a b"], 300, 24)
-    state = start()
+    state = start({})
     with train_iterator(tiny_scenes, ours, tokenizer) as batches:
         for _ in range(3):
             state, _ = step(state, sharding.put_batch(next(batches), mesh))
@@ -143,7 +143,7 @@ def test_frozen_sub_trees_stay(tiny_scenes, tmp_path, scl):
     )
     trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False)
     mesh = sharding.make_mesh(shape=ours.mesh)
-    fresh = trainer.build_state_and_step(ours, mesh)[0]().variables
+    fresh = trainer.build_state_and_step(ours, mesh)[0]({}).variables
     tree, _ = load_params(tmp_path / "run", 2, ("variables",))
     same = partial(jax.tree.map, np.testing.assert_array_equal)
     same(fresh["params"]["text"], tree["variables"]["params"]["text"])

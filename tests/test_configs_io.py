@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
+from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train.configs_io import from_plain, to_plain
 
 
 @dataclass(frozen=True)

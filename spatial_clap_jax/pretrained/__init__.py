@@ -1,0 +1,1 @@
+"""Published weights as our pytrees, and back: one file a source, every tensor accounted for."""

@@ -1,0 +1,259 @@
+"""Published checkpoints on disk or on the Hugging Face hub, opened without running their code.
+
+A pickle is a program. Tensors are read from safetensors where there are any, and from pickles only
+by `torch.load(weights_only=True)`, which refuses everything else; what it refuses, we refuse.
+"""
+
+import contextlib
+import json
+import pickle
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.pretrained.mapping import Tensors
+
+_SMALL_FILES = ["*.json", "*.txt", "*/config.json"]
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# What a state dict may lie in.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint whose tensors and small files can be read.
+
+    Attributes:
+      name: as the user gave it.
+      folder: its folder, None for a single file of weights.
+      file: that file, None for a folder.
+    """
+
+    name: str
+    folder: Path | None
+    file: Path | None = None
+
+    def json(self, name: str) -> Any:
+        """The content of a JSON file of the folder, None where there is none.
+
+        Raises:
+          InputError: it cannot be read as JSON.
+        """
+        if self.folder is None or not (self.folder / name).is_file():
+            return None
+        return read_json(self.folder / name)
+
+    def below(self, subfolder: str) -> "Source":
+        """The checkpoint in a folder of this one.
+
+        Raises:
+          InputError: `subfolder` leads out of it.
+        """
+        parts = Path(subfolder).parts
+        if self.folder is None or Path(subfolder).is_absolute() or ".." in parts:
+            raise InputError(f"{self.name}: {subfolder!r} is no folder in it; restore its files.")
+        return Source(self.name, self.folder / subfolder)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All tensors by name, as NumPy arrays.
+
+        Raises:
+          InputError: there are none, or a file cannot be read or holds more than tensors.
+        """
+        files = [self.file] if self.file else _weights_in(self.folder or Path())
+        if not files:
+            raise InputError(
+                f"{self.name}: holds neither model.safetensors nor pytorch_model.bin; give a "
+                "folder with weights."
+            )
+        tensors: dict[str, np.ndarray] = {}
+        for path in files:
+            tensors |= read_tensors(path)
+        return tensors
+
+
+def open_source(source: str | Path) -> Source:
+    """Finds a checkpoint: a folder, a file, or a name on the Hugging Face hub.
+
+    Local files come first; a hub name is looked up in the local cache, then fetched unless
+    `HF_HUB_OFFLINE` forbids it.
+
+    Args:
+      source: a folder with `config.json` and weights, a file of weights, or `owner/name`.
+
+    Raises:
+      InputError: there is no such thing.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Source(str(source), path)
+    if not path.is_file():
+        return Source(str(source), _from_hub(str(source)))
+    if path.suffix not in (".safetensors", *_PICKLES):
+        raise InputError(
+            f"{source}: is no checkpoint by its name; give a folder, or a file that ends in "
+            f".safetensors, {', '.join(_PICKLES)}."
+        )
+    return Source(str(source), None, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); restore the file.") from error
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of one file, by name.
+
+    Args:
+      path: safetensors, or a pickle of PyTorch: a state dict, by itself or under a usual key.
+
+    Raises:
+      InputError: the file is damaged, or a pickle of more than tensors and numbers.
+    """
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # NumPy itself knows no bfloat16.
+        with safe_open(path, framework="flax") as file:
+            return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy the file again.") from error
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path}: is a pickle, which only PyTorch reads; "
+            "pip install 'spatial-clap-jax[parity]', or give safetensors."
+        ) from error
+    try:
+        with torch.serialization.safe_globals(_harmless_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged archive raises RuntimeError, EOFError or KeyError, what is refused UnpicklingError.
+    except Exception as error:
+        if isinstance(error, pickle.UnpicklingError):
+            refused = re.search(r"GLOBAL ([\w.]*\w)", str(error))
+            what = f" ({refused.group(1)})" if refused else ""
+            raise InputError(
+                f"{path}: holds more than tensors{what}, and a pickle can run any code when it is "
+                "opened, so it is not; where you trust it, save its state dict as safetensors."
+            ) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({reason}); copy the file again.") from error
+    state = _state_dict(content)
+    if not state:
+        raise InputError(
+            f"{path}: holds no state dict, by itself or under {', '.join(_WRAPPERS)}; give a "
+            "checkpoint of a model."
+        )
+    return {name: _as_numpy(tensor, torch) for name, tensor in state.items()}
+
+
+def _harmless_globals() -> list[Any]:
+    """NumPy's numbers, which training scripts leave beside the weights (a best score)."""
+    dtypes = [type(np.dtype(name)) for name in ("f8", "f4", "i8", "i4", "b1")]
+    scalar = np.float64(0).__reduce__()[0]
+    return [np.dtype, *dtypes, scalar, (scalar, "numpy.core.multiarray.scalar")]
+
+
+def _state_dict(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {}
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), dict):
+            return _state_dict(content[wrapper])
+    return {name: value for name, value in content.items() if hasattr(value, "detach")}
+
+
+def _as_numpy(tensor: Any, torch: Any) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            content = read_json(index)
+            places = content.get("weight_map") if isinstance(content, dict) else None
+            names = list(places.values()) if isinstance(places, dict) else []
+            if not names or not all(_is_plain_name(part) for part in names):
+                raise InputError(f"{index}: names no files of its folder; restore the file.")
+            return [folder / part for part in sorted(set(names))]
+    return []
+
+
+def _is_plain_name(part: Any) -> bool:
+    # A name that leaves the folder would read what the user did not give.
+    return isinstance(part, str) and part != ".." and Path(part).name == part
+
+
+def _from_hub(name: str) -> Path:
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(
+            f"{name}: there is no such file or folder; give one, or a name on the Hugging Face hub "
+            "like laion/clap-htsat-unfused."
+        )
+    with contextlib.suppress(OSError, ValueError):
+        return _download(name, [*_SMALL_FILES, "*.safetensors"], local=True)
+    try:
+        folder = _download(name, [*_SMALL_FILES, "*.safetensors"])
+        return folder if _has_weights(folder) else _download(name, [*_SMALL_FILES, "*.bin"])
+    # The hub's client has errors of its own, and those of whatever it speaks HTTP by.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name}: there is no such folder here, and the Hugging Face hub does not give it "
+            f"({reason}); give a folder, or go online."
+        ) from error
+
+
+def _download(name: str, patterns: list[str], local: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local))
+    if local and not _has_weights(folder):
+        raise FileNotFoundError(folder)
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.rglob(f"*{suffix}")) for suffix in (".safetensors", ".bin"))
+
+
+def common_prefix(tensors: Tensors, suffix: str, source: str) -> str:
+    """What stands before `suffix` in the one name that ends so.
+
+    Raises:
+      InputError: none or several names end so.
+    """
+    found = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
+    if len(found) != 1:
+        names: Iterable[str] = sorted(found) or ["none"]
+        raise InputError(
+            f"{source}: tensors that end in {suffix}: {', '.join(names)}; one is expected: give a "
+            "checkpoint of this architecture."
+        )
+    return found[0]

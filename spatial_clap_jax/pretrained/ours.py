@@ -1,0 +1,108 @@
+"""Encoders of models that this library wrote: `export --format safetensors` and `convert`.
+
+Only `model.json` and `model.safetensors` are looked at, so that a tower can be taken out of any
+system that has one under the name of `content` or `text`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatial_clap_jax.configs_io import from_plain
+from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.features import LogMelConfig
+from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.pretrained.files import read_json, read_tensors
+from spatial_clap_jax.pretrained.hf_text import text_shapes
+from spatial_clap_jax.pretrained.htsat import htsat_shapes
+from spatial_clap_jax.pretrained.mapping import Entry, Left, Taking
+from spatial_clap_jax.pretrained.towers import AudioTower, TextTower, inside
+
+MANIFEST, TENSORS, TOKENIZER = "model.json", "model.safetensors", "tokenizer.json"
+_NESTED = ("safetensors", "text-encoder")
+
+
+def find_export(source: str | Path) -> Path | None:
+    """The folder of weights that this library wrote, None where `source` is no such folder.
+
+    Raises:
+      InputError: it is a run, whose checkpoints are not read here, or holds programs alone.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "description.json").is_file():
+        raise InputError(
+            f"{source}: is the folder of a run; spatial-clap export {source} --format safetensors "
+            "--out DIR, and give DIR."
+        )
+    for place in (folder, *(folder / name for name in _NESTED)):
+        if (place / MANIFEST).is_file() and (place / TENSORS).is_file():
+            return place
+    if (folder / MANIFEST).is_file() or (folder / "stablehlo" / MANIFEST).is_file():
+        raise InputError(
+            f"{source}: holds compiled programs, out of which weights cannot be read; export the "
+            "run with --format safetensors."
+        )
+    return None
+
+
+def read_exported_audio(folder: Path) -> AudioTower:
+    """The content encoder of an export.
+
+    Raises:
+      InputError: it has none, or another than HTSAT.
+    """
+    model = _model(folder)
+    # A field that may hold several kinds says which.
+    content = {key: value for key, value in model.get("content", {}).items() if key != "kind"}
+    kind = model.get("content", {}).get("kind", "HtsatConfig")
+    if not content or kind != "HtsatConfig":
+        raise InputError(
+            f"{folder}: its content encoder is {kind if content else 'absent'}; only an HTSAT can "
+            "be taken: give the export of a model with one."
+        )
+    config = from_plain(HtsatConfig, content)
+    taking = _taking(folder, "content")
+    arrays = _take(taking, htsat_shapes(config))
+    mel = from_plain(LogMelConfig, model["content_mel"])
+    return AudioTower(config, mel, arrays, taking.finish(_LEFT))
+
+
+def read_exported_text(folder: Path) -> TextTower:
+    """The text encoder of an export, with its tokenizer.
+
+    Raises:
+      InputError: it has none.
+    """
+    model = _model(folder)
+    if not isinstance(model.get("text"), dict):
+        raise InputError(f"{folder}: has no text encoder; give the export of a model with one.")
+    config = from_plain(TextConfig, model["text"])
+    taking = _taking(folder, "text")
+    arrays = _take(taking, text_shapes(config))
+    tokenizer = Tokenizer.from_folder(folder, config.max_tokens)
+    return TextTower(config, arrays, tokenizer, taking.finish(_LEFT))
+
+
+_LEFT = (Left(r"other/.*", "other parts of the model"),)
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / MANIFEST)
+    model = manifest.get("experiment", {}).get("model") if isinstance(manifest, dict) else None
+    if not isinstance(model, dict):
+        raise InputError(f"{folder / MANIFEST}: describes no model; copy the export again.")
+    return model
+
+
+def _taking(folder: Path, part: str) -> Taking:
+    arrays = read_tensors(folder / TENSORS)
+    own = inside(arrays, part)
+    rest = {f"other/{path}": array for path, array in arrays.items() if path.split("/")[1] != part}
+    return Taking(str(folder), {**own, **rest})
+
+
+def _take(taking: Taking, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return taking.take([Entry(path, (path,)) for path in shapes], shapes)
