@@ -66,7 +66,7 @@ HTSAT_LEFT = (
     Left(r".*relative_position_index", "indices"),
     Left(r".*num_batches_tracked", "counters"),
     Left(r".*attn_mask", "masks"),
-    Left(r".*(tscam_conv|head)\.(weight|bias)", "class heads"),
+    Left(r"(.*\.)?(tscam_conv|head)\.(weight|bias)", "class heads"),
 )
 
 

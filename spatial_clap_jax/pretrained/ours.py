@@ -56,13 +56,15 @@ def read_exported_audio(folder: Path) -> AudioTower:
     """
     model = _model(folder)
     # A field that may hold several kinds says which.
-    content = {key: value for key, value in model.get("content", {}).items() if key != "kind"}
-    kind = model.get("content", {}).get("kind", "HtsatConfig")
+    content = dict(model.get("content") or {})
+    kind = content.pop("kind", "HtsatConfig")
     if not content or kind != "HtsatConfig":
         raise InputError(
             f"{folder}: its content encoder is {kind if content else 'absent'}; only an HTSAT can "
             "be taken: give the export of a model with one."
         )
+    if not isinstance(model.get("content_mel"), dict):
+        raise InputError(f"{folder / MANIFEST}: describes no content_mel; copy the export again.")
     config = from_plain(HtsatConfig, content)
     taking = _taking(folder, "content")
     arrays = _take(taking, htsat_shapes(config))
@@ -91,7 +93,8 @@ _LEFT = (Left(r"other/.*", "other parts of the model"),)
 
 def _model(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
-    model = manifest.get("experiment", {}).get("model") if isinstance(manifest, dict) else None
+    experiment = manifest.get("experiment") if isinstance(manifest, dict) else None
+    model = experiment.get("model") if isinstance(experiment, dict) else None
     if not isinstance(model, dict):
         raise InputError(f"{folder / MANIFEST}: describes no model; copy the export again.")
     return model

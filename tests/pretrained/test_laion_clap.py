@@ -146,7 +146,7 @@ def test_another_front_end_is_refused(tmp_path, state):
         refused(
             tmp_path,
             state | {MEL: mel.contiguous()},
-            r"its mel bands are not LAION-CLAP's \(64 of 50 to 14000 Hz at 48000 Hz\); another",
+            r"its mel bands are not LAION-CLAP's \(64 of 50 to 14000 Hz at 48000 Hz\); give a model",
         )
 
 
@@ -195,7 +195,7 @@ def test_missing_tensors_are_listed(tmp_path, state, missing, message):
     [
         ("module.audio_branch.zeta", r": has audio_branch\.zeta, which this architecture does n"),
         ("module.text_branch.lm_head.weight", r": has text_branch\.lm_head\.weight, which"),
-        ("module.other.head.weight", r": has other\.head\.weight, which"),
+        ("module.audio_branch.ahead.weight", r": has audio_branch\.ahead\.weight, which"),
         ("logit_scale_a", r": another tensor is called logit_scale_a too; remove one"),
     ],
 )
