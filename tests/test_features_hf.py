@@ -1,6 +1,7 @@
 """The front end of CLAP's checkpoints against Hugging Face's feature extractor."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -132,5 +133,5 @@ def test_long_audio_becomes_their_four_views(extractor, monkeypatch, kind, sampl
     # however loud: there the power says nothing, and the shrinking is held apart, on their levels.
     assert np.abs(ours[0] - theirs[0])[~below_the_loudest(theirs[0])].max() <= 1e-3
     levels = extractor._np_extract_fbank_features(audio, extractor.mel_filters)
-    views = features.fusion_views(levels, starts=tuple(starts) or None)
+    views = features.fusion_views(jnp.asarray(levels), starts=tuple(starts) or None)
     np.testing.assert_allclose(views, theirs, atol=1e-4)

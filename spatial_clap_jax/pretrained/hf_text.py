@@ -219,8 +219,8 @@ def _sentence_pooling(source: Source) -> tuple[str, Literal["mean", "first"] | N
         ) from error
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise InputError(
-            f"{source.name}: is made of {', '.join(kinds) or 'nothing'}; a transformer with pooling (and "
-            "normalisation) is read: give one of that kind."
+            f"{source.name}: is made of {', '.join(kinds) or 'nothing'}; a transformer with "
+            "pooling (and normalisation) is read: give one of that kind."
         )
     held = source.below(paths[1]).json("config.json") or {}
     flags = [

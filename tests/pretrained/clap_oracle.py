@@ -19,16 +19,15 @@ TEXT_SIZES = {
     "small": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1,
               "intermediate_size": 96, "max_position_embeddings": 66},
     # RoBERTa-base but for its vocabulary.
-    "tiny": {},
     "base": {},
 }  # fmt: skip
 
 
-def config(size: str, fused: bool) -> transformers.ClapConfig:
-    """The oracle's shape: 'small' (quick), or the published 'tiny' and 'base'."""
+def config(size: str, fused: bool, text: str = "small") -> transformers.ClapConfig:
+    """The oracle's shape: audio 'small' (quick) or the published 'tiny' and 'base', and text."""
     return transformers.ClapConfig(
         audio_config={**SIZES[size], "enable_fusion": fused},
-        text_config={"vocab_size": VOCABULARY, "layer_norm_eps": 1e-5, **TEXT_SIZES[size]},
+        text_config={"vocab_size": VOCABULARY, "layer_norm_eps": 1e-5, **TEXT_SIZES[text]},
         projection_dim=24 if size == "small" else 512,
     )
 

@@ -88,8 +88,11 @@ def assert_same(tower, model, ids, mask, pooled):
     assert np.std(unit(pooled), axis=0).mean() > 0.02
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("kind", KINDS)
+SEEDS = [(kind, seed) for kind in ("roberta", "bert") for seed in (0, 1, 2)]
+SEEDS += [(kind, 0) for kind in KINDS if kind not in ("roberta", "bert")]
+
+
+@pytest.mark.parametrize(("kind", "seed"), SEEDS)
 def test_a_saved_encoder_gives_the_same_numbers(tmp_path, kind, seed):
     model = model_of(kind, seed)
     model.save_pretrained(tmp_path)

@@ -146,7 +146,7 @@ def test_another_front_end_is_refused(tmp_path, state):
         refused(
             tmp_path,
             state | {MEL: mel.contiguous()},
-            r"its mel bands are not LAION-CLAP's \(64 of 50 to 14000 Hz at 48000 Hz\); give a model",
+            r"its mel bands are not LAION-CLAP's \(64 of 50 to 14000 Hz at 48000 Hz\); give",
         )
 
 

@@ -193,9 +193,9 @@ def test_renaming_must_not_join_two():
 
 
 def test_the_prefix_before_one_name():
-    names = {"text.x.weight": 0, "text.y.weight": 1}
+    names = {"text.x.weight": numbers(1), "text.y.weight": numbers(1)}
     assert common_prefix(names, "x.weight", "a") == "text."
-    assert common_prefix({"x.weight": 0}, "x.weight", "a") == ""
+    assert common_prefix({"x.weight": numbers(1)}, "x.weight", "a") == ""
     with pytest.raises(InputError, match=r"^a: tensors that end in z\.weight: none; one is"):
         common_prefix(names, "z.weight", "a")
     with pytest.raises(InputError, match=r"end in weight: text\.x\., text\.y\.; one is expected"):

@@ -1,5 +1,7 @@
 """Every form of a published tokenizer gives the ids that transformers' own classes give."""
 
+# ruff: noqa: RUF001
+
 import csv
 import json
 from pathlib import Path
