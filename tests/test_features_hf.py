@@ -107,6 +107,7 @@ def test_short_audio_is_repeated_and_padded_as_theirs(extractor, kind, samples):
         ("noise", 480_480),
         ("tone in noise", 480_960),
         ("noise", 500_000),
+        ("noise", 720_000),
         ("tone", 500_000),
         ("noise", 1_000_000),
         ("tone in noise", 1_000_000),
@@ -134,4 +135,4 @@ def test_long_audio_becomes_their_four_views(extractor, monkeypatch, kind, sampl
     assert np.abs(ours[0] - theirs[0])[~below_the_loudest(theirs[0])].max() <= 1e-3
     levels = extractor._np_extract_fbank_features(audio, extractor.mel_filters)
     views = features.fusion_views(jnp.asarray(levels), starts=tuple(starts) or None)
-    np.testing.assert_allclose(views, theirs, atol=1e-4)
+    np.testing.assert_allclose(views, theirs, rtol=0, atol=3e-5)

@@ -30,6 +30,7 @@ from spatial_clap_jax.inference import (
     embedding_functions,
     load,
     save_embedding,
+    text_lengths,
     window_starts,
 )
 from spatial_clap_jax.metrics.embed import Embedder
@@ -319,3 +320,54 @@ def test_the_package_brings_no_jax_until_a_model_is_loaded():
     assert spatial_clap_jax.load is load
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         _ = spatial_clap_jax.lode
+
+
+def test_a_short_recording_is_repeated_whole_where_the_model_wants_it(pointer):
+    heard = []
+
+    def remember(batch):
+        heard.append(batch[0].copy())
+        return pointer.audio_program(batch)
+
+    repeating = dataclasses.replace(pointer, padding="repeat", audio_program=remember)
+    tokens = dataclasses.replace(repeating, window_samples=8)
+    clip = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+    tokens.embed_audio(clip, 16_000)
+    # Two whole repeats fit; what is left is silence.
+    np.testing.assert_array_equal(heard[0], [[1, 2, 3, 1, 2, 3, 0, 0], [4, 5, 6, 4, 5, 6, 0, 0]])
+
+
+def test_a_model_that_takes_the_whole_is_asked_only_for_what_is_longer(pointer):
+    whole = dataclasses.replace(
+        pointer, whole_program=lambda clip: np.array([0, clip.shape[-1]], np.float32)
+    )
+    long, short = noise(2, 9), noise(2, 4)
+    np.testing.assert_array_equal(whole.embed_audio(long, 16_000), [0, 9])
+    np.testing.assert_array_equal(
+        whole.embed_audio(short, 16_000), pointer.embed_audio(short, 16_000)
+    )
+    assert whole.embed_audio(np.stack([long, long]), 16_000).shape == (2, 2)
+
+
+def test_a_text_is_padded_by_its_own_length_only(pointer):
+    shapes = []
+
+    def count(tokens, mask):
+        shapes.append(tokens.shape)
+        return np.stack([mask.sum(axis=1), tokens[:, 1]], axis=1).astype(np.float32)
+
+    model = dataclasses.replace(pointer, text_program=count, text_lengths=(8, 24))
+    short, long = "a bell", "a bell rings and " * 3 + "rings"
+    rows = model.embed_text([long, short, short, long])
+    assert {shape[1] for shape in shapes} == {8, 24}
+    np.testing.assert_array_equal(rows[0], rows[3])
+    np.testing.assert_array_equal(rows[1], model.embed_text([short])[0])
+    np.testing.assert_array_equal(rows[0], model.embed_text([long])[0])
+
+
+@pytest.mark.parametrize(
+    ("longest", "lengths"),
+    [(24, (24,)), (32, (32,)), (48, (32, 48)), (512, (32, 64, 128, 256, 512))],
+)
+def test_texts_have_few_lengths(longest, lengths):
+    assert text_lengths(longest) == lengths

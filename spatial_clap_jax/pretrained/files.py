@@ -20,6 +20,8 @@ from spatial_clap_jax.pretrained.mapping import Tensors
 
 _SMALL_FILES = ["*.json", "*.txt", "*/config.json"]
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+# What a cached model has beside its weights, if it was fetched whole: one file of each.
+_COMPANIONS = (("config.json",), ("tokenizer.json", "vocab.json", "vocab.txt"))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a state dict may lie in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -216,13 +218,19 @@ def _from_hub(name: str) -> Path:
             f"{name}: there is no such file or folder; give one, or a name on the Hugging Face hub "
             "like laion/clap-htsat-unfused."
         )
+    cached = None
     with contextlib.suppress(OSError, ValueError):
-        return _download(name, [*_SMALL_FILES, "*.safetensors"], local=True)
+        cached = _download(name, [*_SMALL_FILES, "*.safetensors"], local=True)
+        # Another program may have fetched no more than it wanted.
+        if all(any((cached / file).is_file() for file in files) for files in _COMPANIONS):
+            return cached
     try:
         folder = _download(name, [*_SMALL_FILES, "*.safetensors"])
         return folder if _has_weights(folder) else _download(name, [*_SMALL_FILES, "*.bin"])
     # The hub's client has errors of its own, and those of whatever it speaks HTTP by.
     except Exception as error:
+        if cached is not None:
+            return cached
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{name}: there is no such folder here, and the Hugging Face hub does not give it "

@@ -4,9 +4,11 @@ Reference: the names of Hugging Face's `RobertaModel` and `BertModel`; sentence-
   `modules.json` for the pooling.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -187,11 +189,12 @@ def transformer_layer(ours: str, theirs: str, before: str, after: str) -> list[E
     ]
 
 
-def text_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def text_shapes(config: TextConfig) -> Mapping[str, tuple[int, ...]]:
     """Shapes of a text encoder's arrays by path, `params/` first."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     tree = jax.eval_shape(TextEncoder(config).init, jax.random.key(0), tokens, tokens > 0)
-    return leaf_shapes(tree)
+    return MappingProxyType(leaf_shapes(tree))
 
 
 def read_tokenizer(source: Source, max_tokens: int) -> Tokenizer | None:

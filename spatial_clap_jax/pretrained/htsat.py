@@ -1,6 +1,9 @@
 """Names of HTSAT's tensors in Hugging Face's `ClapAudioEncoder` and in LAION-CLAP's own code."""
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -105,10 +108,12 @@ def htsat_entries(config: HtsatConfig, prefix: str, names: Names) -> list[Entry]
     return entries
 
 
-def htsat_shapes(config: HtsatConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def htsat_shapes(config: HtsatConfig) -> Mapping[str, tuple[int, ...]]:
     """Shapes of an HTSAT's variables by path, `params/` or `batch_stats/` first."""
     log_mel = jnp.zeros((1, config.frames, config.mels))
-    return leaf_shapes(jax.eval_shape(Htsat(config).init, jax.random.key(0), log_mel))
+    tree = jax.eval_shape(Htsat(config).init, jax.random.key(0), log_mel)
+    return MappingProxyType(leaf_shapes(tree))
 
 
 def _patches(ours: str, theirs: str, patch: tuple[int, int]) -> list[Entry]:

@@ -57,18 +57,22 @@ def read_laion_clap(source: str | Path) -> ClapWeights:
     Raises:
       InputError: a tensor is missing, unknown or does not fit, or its front end is not ours.
     """
-    tensors = renamed(open_source(source).tensors(), _plain_name)
+    return laion_clap_of(open_source(source).tensors(), str(source))
+
+
+def laion_clap_of(tensors: Tensors, source: str) -> ClapWeights:
+    """`read_laion_clap` of tensors that are read already; `source` names them in errors."""
+    tensors = renamed(tensors, _plain_name)
     for name in ("audio_branch.bn0.weight", "text_branch.embeddings.word_embeddings.weight"):
         if name not in tensors:
             raise InputError(
                 f"{source}: lacks {name}, so it is no LAION-CLAP of HTSAT and RoBERTa; give one "
                 "of these."
             )
-    name = str(source)
-    audio = htsat_shape(tensors, "audio_branch.", name)
-    text = roberta_shape(tensors, "text_branch.", name)
-    mel = laion_front_end(tensors, "audio_branch.", audio, name)
-    taking = Taking(name, tensors)
+    audio = htsat_shape(tensors, "audio_branch.", source)
+    text = roberta_shape(tensors, "text_branch.", source)
+    mel = laion_front_end(tensors, "audio_branch.", audio, source)
+    taking = Taking(source, tensors)
     audio_arrays = taking.take(htsat_entries(audio, "audio_branch.", LAION), htsat_shapes(audio))
     text_arrays = taking.take(text_entries(text, "text_branch."), text_shapes(text))
     joint = int(np.shape(tensors.get("audio_projection.2.weight", ((0,),)))[0])

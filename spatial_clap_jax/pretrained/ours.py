@@ -4,6 +4,7 @@ Only `model.json` and `model.safetensors` are looked at, so that a tower can be 
 system that has one under the name of `content` or `text`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,5 @@ def _taking(folder: Path, part: str) -> Taking:
     return Taking(str(folder), {**own, **rest})
 
 
-def _take(taking: Taking, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _take(taking: Taking, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return taking.take([Entry(path, (path,)) for path in shapes], shapes)

@@ -6,12 +6,12 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.pretrained.files import open_source
 from spatial_clap_jax.pretrained.hf_clap import read_hf_clap
 from spatial_clap_jax.pretrained.hf_text import read_hf_text
-from spatial_clap_jax.pretrained.laion_clap import read_laion_clap
+from spatial_clap_jax.pretrained.laion_clap import laion_clap_of
 from spatial_clap_jax.pretrained.ours import find_export, read_exported_audio, read_exported_text
 from spatial_clap_jax.pretrained.spatial_clap import (
     SpatialClapWeights,
     is_spatial_clap,
-    read_spatial_clap,
+    spatial_clap_of,
 )
 from spatial_clap_jax.pretrained.towers import AudioTower, ClapWeights, TextTower
 
@@ -28,9 +28,9 @@ def read_weights(source: str | Path) -> ClapWeights | SpatialClapWeights | TextT
     """
     opened = open_source(source)
     if opened.file is not None:
-        if is_spatial_clap(opened.tensors()):
-            return read_spatial_clap(source)
-        return read_laion_clap(source)
+        tensors = opened.tensors()
+        read = spatial_clap_of if is_spatial_clap(tensors) else laion_clap_of
+        return read(tensors, str(source))
     config = opened.json("config.json")
     if isinstance(config, dict) and config.get("model_type") == "clap":
         return read_hf_clap(source)

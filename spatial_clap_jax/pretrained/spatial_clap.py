@@ -84,8 +84,12 @@ def read_spatial_clap(source: str | Path) -> SpatialClapWeights:
     Raises:
       InputError: a tensor is missing, unknown or does not fit.
     """
-    name = str(source)
-    tensors = renamed(open_source(source).tensors(), current_name)
+    return spatial_clap_of(open_source(source).tensors(), str(source))
+
+
+def spatial_clap_of(tensors: Tensors, name: str) -> SpatialClapWeights:
+    """`read_spatial_clap` of tensors that are read already; `name` stands in errors."""
+    tensors = renamed(tensors, current_name)
     word_table = "embeddings.word_embeddings.weight"
     text_prefix = common_prefix(tensors, word_table, name)
     audio = htsat_shape(tensors, CONTENT_PREFIX, name)

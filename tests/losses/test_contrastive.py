@@ -86,3 +86,23 @@ def test_assignment_without_groups_is_not_a_number():
     accuracy = in_batch_accuracy(jnp.eye(3), jnp.eye(3), jnp.arange(3), jnp.arange(3))
     assert np.isnan(accuracy["assignment"])
     assert accuracy["retrieval"] == 1.0
+
+
+def test_each_direction_has_its_own_scale():
+    rng = np.random.default_rng(3)
+    audio, text = (rng.normal(size=(5, 4)) for _ in range(2))
+    audio, text = (
+        jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)
+        for x in (audio, text)
+    )
+    low, high = jnp.float32(2.0), jnp.float32(9.0)
+    mixed = info_nce(audio, text, low, None, high)
+    # The audio-to-text half of the one and the text-to-audio half of the other.
+    cosines = np.asarray(audio @ text.T, np.float64)
+
+    def half(logits):
+        return -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(axis=1)))
+
+    assert float(mixed) == pytest.approx((half(2 * cosines) + half(9 * cosines.T)) / 2, rel=1e-5)
+    same = info_nce(audio, text, low, None, low)
+    assert float(same) == pytest.approx(float(info_nce(audio, text, low)), rel=1e-6)

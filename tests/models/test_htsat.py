@@ -299,11 +299,15 @@ def test_frozen_norms_can_be_asked_for_at_the_call(fused_variables):
 
 
 def test_bfloat16_fusion_is_near_the_float32_one(fused_variables):
+    """The error is small beside what the fusion changes."""
     views, longer = views_of(3), jnp.array([True, False, True])
     half = jax.jit(Htsat(FUSED, jnp.bfloat16).apply)(fused_variables, views, longer=longer)
     assert half.pooled.dtype == half.map.dtype == jnp.bfloat16
-    full = encode_views(fused_variables, views, longer=longer).pooled
-    np.testing.assert_allclose(half.pooled.astype(jnp.float32), full, atol=0.03)
+    full = encode_views(fused_variables, views, longer=longer).map
+    unfused = encode_views(fused_variables, views, longer=jnp.zeros(3, bool)).map
+    for row in (0, 2):
+        error = jnp.linalg.norm(half.map[row].astype(jnp.float32) - full[row])
+        assert error < 0.25 * jnp.linalg.norm(unfused[row] - full[row])
 
 
 def test_bfloat16_compute_keeps_float32_parameters(variables):

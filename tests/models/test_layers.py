@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spatial_clap_jax.models.layers import LayerNorm, Mlp, SelfAttention, StochasticDepth
+from spatial_clap_jax.models.layers import (
+    LayerNorm,
+    Mlp,
+    SelfAttention,
+    StochasticDepth,
+    held_still,
+)
 
 
 def attention_weights(width):
@@ -74,3 +80,53 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
     np.testing.assert_allclose(np.unique(rows), [0.0, 4 / 3], rtol=1e-6)
     np.testing.assert_allclose(np.mean(rows), 1.0, atol=0.03)
     np.testing.assert_array_equal(layer.apply({}, x), x)
+
+
+class Noisy(nn.Module):
+    """A norm and a dropout under one name, as an encoder has them."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(name="norm")(x, use_running_average=not train)
+        return nn.Dropout(0.5)(x, deterministic=not train)
+
+
+class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return Noisy(name="text")(x, train), Noisy(name="text_projection")(x, train)
+
+
+def test_what_is_held_still_computes_as_in_evaluation():
+    x = jnp.arange(6.0).reshape(3, 2)
+    variables = Pair().init(jax.random.key(0), x, False)
+
+    def trained(rules):
+        with held_still(rules):
+            return Pair().apply(
+                variables, x, True, rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"]
+            )
+
+    evaluated = Pair().apply(variables, x, False)
+    (still, moving), updated = trained((r"^text/",))
+    np.testing.assert_array_equal(still, evaluated[0])
+    assert not np.allclose(moving, evaluated[1])
+    old, new = variables["batch_stats"], updated["batch_stats"]
+    np.testing.assert_array_equal(new["text"]["norm"]["mean"], old["text"]["norm"]["mean"])
+    assert not np.allclose(new["text_projection"]["norm"]["mean"], 0)
+    # Without a rule, and after it, both are trained.
+    for rules in ((), (r"^spatial/",)):
+        (one, other), _ = trained(rules)
+        assert not np.allclose(one, evaluated[0])
+        assert not np.allclose(other, evaluated[1])
+
+
+def test_a_part_can_be_held_still_by_its_path():
+    x = jnp.arange(6.0).reshape(3, 2)
+    variables = Pair().init(jax.random.key(0), x, False)
+    with held_still((r"/norm/$",)):
+        _, updated = Pair().apply(
+            variables, x, True, rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"]
+        )
+    for name in ("text", "text_projection"):
+        np.testing.assert_array_equal(updated["batch_stats"][name]["norm"]["mean"], [0, 0])

@@ -198,6 +198,8 @@ def hub(monkeypatch):
 
 def test_the_cache_comes_before_the_network(tmp_path, hub):
     save_file(STATE, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "vocab.txt").write_text("")
     fake = hub(tmp_path, cached=True)
     source = open_source("owner/name")
     assert (source.name, source.folder) == ("owner/name", tmp_path)
@@ -208,6 +210,17 @@ def test_the_cache_comes_before_the_network(tmp_path, hub):
 def test_a_cache_without_weights_is_not_enough(tmp_path, hub):
     (tmp_path / "config.json").write_text("{}")
     fake = hub(tmp_path, cached=True, online=("safetensors",))
+    assert open_source("owner/name").folder == tmp_path
+    assert fake.calls == [("safetensors", True), ("safetensors", False)]
+
+
+def test_a_cache_without_tokenizer_is_filled_and_taken_as_it_is_offline(tmp_path, hub):
+    save_file(STATE, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    fake = hub(tmp_path, cached=True, online=("safetensors",))
+    assert open_source("owner/name").folder == tmp_path
+    assert fake.calls == [("safetensors", True), ("safetensors", False)]
+    fake = hub(tmp_path, cached=True)
     assert open_source("owner/name").folder == tmp_path
     assert fake.calls == [("safetensors", True), ("safetensors", False)]
 

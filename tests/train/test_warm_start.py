@@ -2,15 +2,11 @@
 
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import tiny_experiment
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pretrained"))
-
 from towers_on_disk import TEXT, random_arrays, save_bert
 
 from spatial_clap_jax.configs_io import to_plain
