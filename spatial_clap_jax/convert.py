@@ -64,11 +64,6 @@ def convert(
             f"{source}: brings no tokenizer; give that of its text encoder by --tokenizer "
             "(roberta-base's for LAION-CLAP and Spatial-CLAP)."
         )
-    if held.vocabulary_size > text.config.vocabulary:
-        raise InputError(
-            f"--tokenizer: has {held.vocabulary_size} tokens, the text encoder knows "
-            f"{text.config.vocabulary}; give the tokenizer of its vocabulary."
-        )
     text = dataclasses.replace(text, tokenizer=held)
     if isinstance(weights, TextTower):
         return _write_text(text, out), weights.report

@@ -9,6 +9,7 @@ from towers_on_disk import TEXT, save_bert
 import spatial_clap_jax
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.convert import convert
+from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.pretrained.read import read_text_tower
 
@@ -72,6 +73,17 @@ def test_a_source_without_tokenizer_wants_one(bert, tmp_path):
     assert len(files) == 4
     with pytest.raises(InputError, match=r"holds no tokenizer; give a tokenizer\.json"):
         convert(tmp_path / "mute", tmp_path / "other", tokenizer=tmp_path)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(bert, tmp_path):
+    texts = [" ".join(f"word{i}{j}" for i in range(9)) for j in range(50)]
+    other = tmp_path / "tokenizer.json"
+    other.write_text(Tokenizer.train(texts, 400, 24).to_json())
+    with pytest.raises(
+        InputError, match=r"tokenizer has 4\d\d tokens and the text encoder knows 320"
+    ):
+        convert(bert, tmp_path / "out", tokenizer=other)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_of_others_is_overwritten(bert, tmp_path):

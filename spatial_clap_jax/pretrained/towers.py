@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import TextConfig
@@ -44,6 +45,15 @@ class TextTower:
     arrays: dict[str, np.ndarray]
     tokenizer: Tokenizer | None
     report: Report
+
+    def __post_init__(self) -> None:
+        # An id beyond the table would be read as the last row, in silence.
+        if self.tokenizer and self.tokenizer.vocabulary_size > self.config.vocabulary:
+            raise InputError(
+                f"{self.report.source}: the tokenizer has {self.tokenizer.vocabulary_size} tokens "
+                f"and the text encoder knows {self.config.vocabulary}; give the tokenizer of its "
+                "vocabulary."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

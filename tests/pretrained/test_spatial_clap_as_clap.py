@@ -81,7 +81,7 @@ def test_both_encoders_answer_in_transformers(run, tmp_path):
     content = np.asarray(bound._content(jnp.asarray(stereo), False))
     silence = np.zeros((1, system.config.spatial.width), np.float32)
     expected = np.asarray(bound.fusion(np.concatenate([content, silence], axis=-1)))
-    expected /= np.linalg.norm(expected)
+    expected = expected / np.linalg.norm(expected)
     features = extractor(stereo[0].mean(axis=0), sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         heard = clap.audio_model(features["input_features"].float())
