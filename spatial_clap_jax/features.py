@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 import scipy.signal
-from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.shapes import MelFrames, Signal, Spectrum, Stereo
@@ -176,111 +176,6 @@ def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFram
     return _decibels(
         _mel([_power(*half) for half in _mel_spectra(audio, config)], config), config.amin
     )
-
-
-def log_mel_on_host(
-    audio: Float32[np.ndarray, "t"], config: LogMelConfig = LAION_CLAP_LOG_MEL
-) -> Float32[np.ndarray, "l m"]:
-    """`log_mel` of one signal without compiling anything, for recordings of any length.
-
-    Args:
-      audio: samples at `config.sample_rate_hz`.
-      config: the front end.
-
-    Returns:
-      [t // hop + 1, mels] in dB.
-
-    Reference: librosa.feature.melspectrogram.
-    """
-    power = librosa.feature.melspectrogram(
-        y=audio,
-        sr=config.sample_rate_hz,
-        n_fft=config.n_fft,
-        hop_length=config.hop,
-        pad_mode="reflect",
-        n_mels=config.mels,
-        fmin=config.low_hz,
-        fmax=config.high_hz,
-        htk=config.scale == "htk",
-        norm=config.norm,
-    )
-    return (10 * np.log10(np.maximum(power.T, config.amin))).astype(np.float32)
-
-
-def repeat_pad(audio: Signal, samples: int) -> Float32[Array, "*b s"]:
-    """Fills a window with whole repetitions of the audio, then zeros.
-
-    Args:
-      audio: samples, any leading axes.
-      samples: length of the window.
-
-    Returns:
-      [*b, samples].
-
-    Raises:
-      InputError: no samples, or more than the window holds.
-
-    Reference: 'repeatpad' of LAION-CLAP (arXiv 2211.06687).
-
-    Example:
-      >>> repeat_pad(jnp.array([1.0, 2.0]), 5)
-      Array([1., 2., 1., 2., 0.], dtype=float32)
-    """
-    length = audio.shape[-1]
-    if not 1 <= length <= samples:
-        raise InputError(
-            f"repeat_pad: audio has {length} samples, the window {samples}: need 1 to {samples}; "
-            "cut longer audio, or take fusion_views of its log-mel."
-        )
-    repeats = samples // length
-    audio = jnp.tile(jnp.asarray(audio, jnp.float32), repeats)
-    return jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, samples - repeats * length)])
-
-
-def fusion_views(
-    log_mel: MelFrames, frames: int = 1001, starts: Sequence[int] | None = None
-) -> Float32[Array, "*b 4 frames m"]:
-    """Four views of long audio: all of it shrunk in time, and three crops.
-
-    Args:
-      log_mel: log-mel frames, `frames` or more; the encoder's `longer` is whether more.
-      frames: frames of a view.
-      starts: first frame of each crop, 0 to l - frames. If None, those in the middle of the
-        first, second and last third of what is possible, the same from call to call.
-
-    Returns:
-      [*b, 4, frames, m]; with exactly `frames` frames, four times the input.
-
-    Raises:
-      InputError: too few frames, or other than three starts, or one out of range.
-
-    Reference: LAION-CLAP (arXiv 2211.06687), which draws each start from its third at random;
-      the middle is our choice. Shrunk without a low-pass, at the places of PyTorch's
-      `bilinear` with `align_corners=False`.
-
-    Example:
-      >>> fusion_views(jnp.arange(6.0)[:, None], frames=3)[..., 0]
-      Array([[0.5, 2.5, 4.5],
-             [0. , 1. , 2. ],
-             [2. , 3. , 4. ],
-             [3. , 4. , 5. ]], dtype=float32)
-    """
-    length = log_mel.shape[-2]
-    if length < frames:
-        raise InputError(
-            f"fusion_views: log_mel has {length} frames, a view {frames}: need {frames} or more; "
-            "repeat_pad the audio first."
-        )
-    starts = _middle_starts(length - frames + 1) if starts is None else tuple(starts)
-    if len(starts) != 3 or not all(0 <= start <= length - frames for start in starts):
-        raise InputError(
-            f"fusion_views: starts {starts}: need three from 0 to {length - frames}, so that "
-            f"{frames} of {length} frames fit; leave them out for the middle of each third."
-        )
-    left, right, weight = _shrinking_taps(length, frames)
-    shrunk = log_mel[..., left, :] * (1 - weight) + log_mel[..., right, :] * weight
-    crops = [log_mel[..., start : start + frames, :] for start in starts]
-    return jnp.stack([shrunk, *crops], axis=-3)
 
 
 def magnitude_phase(audio: Stereo, n_fft: int = 1024, hop: int = 512) -> Float32[Array, "*b l f 4"]:
@@ -558,26 +453,6 @@ def _mel(halves: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> Me
 
 def _decibels(power: Float32[Array, "*s"], amin: float) -> Float32[Array, "*s"]:
     return 10 * jnp.log10(jnp.maximum(power, amin))
-
-
-def _middle_starts(count: int) -> tuple[int, ...]:
-    """Middle of each third of `count` starts; the first thirds take what is left over."""
-    thirds = np.array_split(np.arange(count), 3)
-    return tuple(int(third[(len(third) - 1) // 2]) if len(third) else 0 for third in thirds)
-
-
-@functools.lru_cache(maxsize=32)
-def _shrinking_taps(
-    source: int, target: int
-) -> tuple[Int[np.ndarray, "l"], Int[np.ndarray, "l"], Float32[np.ndarray, "l 1"]]:
-    """Two neighbours of each place, and how much the second one counts."""
-    # Rounded to float32 as PyTorch does, the step and then each place once (a fused multiply-add):
-    # 30 dB from frame to frame show a place's last digits.
-    step = np.float64(np.float32(source) / np.float32(target))
-    place = np.maximum((step * (np.arange(target) + 0.5) - 0.5).astype(np.float32), 0)
-    left = np.minimum(place.astype(np.int64), source - 1)
-    weight = (place - left).astype(np.float32)
-    return left, np.minimum(left + 1, source - 1), weight[:, None]
 
 
 @functools.lru_cache(maxsize=32)

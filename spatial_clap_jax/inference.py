@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 from jaxtyping import Float, Float32
@@ -20,7 +19,6 @@ from jaxtyping import Float, Float32
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.features import fusion_views, log_mel_on_host
 from spatial_clap_jax.metrics.embed import check_finite, embed_in_batches
 from spatial_clap_jax.models.layers import unit
 from spatial_clap_jax.models.text import TextEncoder, TextOutput
@@ -37,6 +35,7 @@ from spatial_clap_jax.stored import (
 )
 from spatial_clap_jax.systems.base import System, Variables
 from spatial_clap_jax.systems.clap import Clap
+from spatial_clap_jax.windows import fusion_views, log_mel_on_host, window_of, window_starts
 
 # Rows of every batch: small, because a single recording costs as much as a full batch.
 _BATCH = 8
@@ -117,7 +116,7 @@ class AudioTextModel:
             return rows if np.ndim(audio) == 3 else rows[0]
         starts = window_starts(clips.shape[-1], self.window_samples)
         windows = (
-            _window(clip, start, self.window_samples, self.padding)
+            window_of(clip, start, self.window_samples, self.padding)
             for clip in clips
             for start in starts
         )
@@ -206,35 +205,6 @@ def text_lengths(max_tokens: int) -> tuple[int, ...]:
     """
     powers = (2**power for power in range(5, max_tokens.bit_length()))
     return (*(length for length in powers if length < max_tokens), max_tokens)
-
-
-def window_starts(samples: int, window: int) -> list[int]:
-    """First samples of the windows that a recording is cut into, half a window apart.
-
-    Args:
-      samples: length of the recording.
-      window: length of a window.
-
-    Returns:
-      Ascending; the last window ends where the recording does. One window, which is to be
-      padded, where the recording is no longer than that.
-
-    Example:
-      >>> window_starts(samples=9, window=4)
-      [0, 2, 4, 5]
-    """
-    if samples <= window:
-        return [0]
-    return [*range(0, samples - window, max(window // 2, 1)), samples - window]
-
-
-def _window(
-    clip: Float32[np.ndarray, "c t"], start: int, length: int, padding: str
-) -> Float32[np.ndarray, "c n"]:
-    part = clip[:, start : start + length]
-    if padding == "repeat":
-        part = np.tile(part, (1, length // part.shape[1]))
-    return np.pad(part, ((0, 0), (0, length - part.shape[1])))
 
 
 def _checked_audio(audio: Any, channels: int) -> Float32[np.ndarray, "b c t"]:
@@ -413,7 +383,7 @@ def _whole_program(system: System, variables: Variables) -> Callable[..., Any] |
         heard = resample(mono, system.sample_rate_hz, mel.sample_rate_hz)
         # On the host: a program of the whole would be compiled for every length.
         log_mel = log_mel_on_host(heard[0], mel)
-        views = fusion_views(jnp.asarray(log_mel), frames)
+        views = fusion_views(log_mel, frames)
         return embed(variables, views[None], np.array([len(log_mel) > frames]))[0]
 
     return whole

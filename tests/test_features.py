@@ -136,49 +136,6 @@ def test_log_mel_hears_what_is_60_db_below_the_loudest():
     np.testing.assert_allclose(log_mel(audio, SMALL), theirs, atol=1e-3)
 
 
-def test_repeat_pad_by_hand():
-    audio = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    np.testing.assert_array_equal(
-        features.repeat_pad(audio, 8), [[1, 2, 3, 1, 2, 3, 0, 0], [4, 5, 6, 4, 5, 6, 0, 0]]
-    )
-    np.testing.assert_array_equal(features.repeat_pad(audio, 5)[0], [1, 2, 3, 0, 0])
-    np.testing.assert_array_equal(features.repeat_pad(audio, 3), audio)
-    np.testing.assert_array_equal(features.repeat_pad(jnp.ones(1), 4), np.ones(4))
-
-
-def ramp(frames):
-    return jnp.arange(float(frames))[:, None] + jnp.array([0.0, 1000.0])
-
-
-def test_fusion_views_by_hand():
-    # 5 possible starts fall into thirds 0 1, 2 3 and 4; 7 frames shrink to 3 at 1 2/3 +- 7/3.
-    views = features.fusion_views(ramp(7), frames=3)[..., 0]
-    np.testing.assert_allclose(views[0], [2 / 3, 3, 16 / 3], atol=1e-6)
-    np.testing.assert_array_equal(views[1:], [[0, 1, 2], [2, 3, 4], [4, 5, 6]])
-    views = features.fusion_views(ramp(7), frames=3, starts=(4, 1, 2))[..., 1]
-    np.testing.assert_array_equal(views[1:] - 1000, [[4, 5, 6], [1, 2, 3], [2, 3, 4]])
-
-
-@pytest.mark.parametrize(
-    ("frames", "starts"),
-    [(101, (0, 1, 0)), (102, (0, 1, 2)), (103, (0, 2, 3)), (109, (1, 5, 8)), (400, (50, 150, 250))],
-)
-def test_default_crops_start_in_the_middle_of_each_third(frames, starts):
-    views = features.fusion_views(ramp(frames), frames=100)
-    assert views.shape == (4, 100, 2)
-    assert tuple(views[1:, 0, 0].astype(int).tolist()) == starts
-    np.testing.assert_array_equal(views, features.fusion_views(ramp(frames), 100, starts))
-    steps = jnp.diff(views[0, 1:-1], axis=0)
-    np.testing.assert_allclose(steps, frames / 100, rtol=1e-3)
-
-
-def test_fusion_views_of_what_fits_are_all_the_same(noise):
-    levels = log_mel(noise, SMALL)
-    views = features.fusion_views(levels, frames=levels.shape[-2])
-    assert views.shape == (2, 2, 4, 13, 32)
-    np.testing.assert_array_equal(views, jnp.stack([levels] * 4, axis=-3))
-
-
 def test_magnitude_phase_planes(noise):
     planes = planes_of(noise, 512, 320)
     padded = np.pad(noise.astype(np.float64), [(0, 0), (0, 0), (256, 256)], mode="reflect")
@@ -349,18 +306,6 @@ def test_no_front_end_calls_an_fft(front_end):
         (lambda: LogMelConfig(hop=0), "hop 0"),
         (lambda: LogMelConfig(sample_rate_hz=16_000), "high_hz 14000: .* <= 8000; lower high_hz"),
         (lambda: LogMelConfig(mels=0), "mels 0, amin 1e-10: both must be above zero"),
-        (lambda: features.repeat_pad(jnp.zeros(9), 8), "9 samples, the window 8: need 1 to 8; cut"),
-        (lambda: features.repeat_pad(jnp.zeros(0), 8), "0 samples, the window 8: need 1 to 8"),
-        (
-            lambda: features.fusion_views(ramp(9), 10),
-            "9 frames, a view 10: need 10 or .* repeat_pad",
-        ),
-        (
-            lambda: features.fusion_views(ramp(9), 5, (0, 5, 1)),
-            r"starts \(0, 5, 1\): .* 0 to 4, .* 9",
-        ),
-        (lambda: features.fusion_views(ramp(9), 5, (0, -1, 1)), r"starts \(0, -1, 1\): need three"),
-        (lambda: features.fusion_views(ramp(9), 5, (0, 1)), r"starts \(0, 1\): need three"),
         (lambda: features.resample_poly(jnp.zeros(9), 0, 1), "up 0, down 1: both must be"),
         (lambda: features.resample(jnp.zeros(9), 16_001, 48_000), "48000/16001 .* soxr"),
     ],

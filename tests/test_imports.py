@@ -15,6 +15,7 @@ ORDER = (
     "acoustics",
     "data",
     "features",
+    "windows",
     "models",
     "pretrained",
     "losses",

@@ -31,10 +31,10 @@ from spatial_clap_jax.inference import (
     load,
     save_embedding,
     text_lengths,
-    window_starts,
 )
 from spatial_clap_jax.metrics.embed import Embedder
 from spatial_clap_jax.stored import read_trained
+from spatial_clap_jax.windows import window_starts
 
 SHAPE = tiny_experiment()
 

@@ -445,7 +445,7 @@ class Htsat(nn.Module):
         if views and views != [1 + _CROPS]:
             raise InputError(
                 f"log_mel: {'x'.join(map(str, views))} views, but fusion takes {1 + _CROPS}, all "
-                "of the clip and three crops; make them with features.fusion_views"
+                "of the clip and three crops; make them with windows.fusion_views"
             )
         if views and longer is None:
             raise InputError(

@@ -179,7 +179,7 @@ class Clap:
 
         Args:
           variables: of this system.
-          views: see `features.fusion_views`.
+          views: see `windows.fusion_views`.
           longer: which recordings are longer than the window.
         """
         return cast(Array, self.module.apply(variables, views, longer, method="embed_views"))
