@@ -7,7 +7,7 @@
 `small` on ESC-10 takes about half an hour on two cores and reaches, on clips and rooms never heard,
 88 % in two-source content-space assignment (chance 50), 41 % in three-source assignment (chance 17,
 never trained on), 99 % in direction, 90 % in content and 78 % in two-source R@1 of 200. `base` has
-not been trained by us.
+not been trained by us. docs/pretrained.md tells how a run starts from published encoders.
 """
 
 from dataclasses import replace

@@ -94,8 +94,8 @@ clips and captions whose licenses decide what the weights may be used for.
 ## Limits
 
 - {long}
-{limits}- Other kinds of sound and other languages than those of the training are unknown to it. At
-  most {max_tokens} tokens a text.
+{limits}- Other kinds of sound and other languages than those of the training are unknown to it.
+- At most {max_tokens} tokens a text.
 - Computes in float32; accelerators agree with a CPU within rounding.
 """
 

@@ -267,7 +267,7 @@ def test_a_failed_export_leaves_the_earlier_one(run, copied, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = contents(copied)
-    monkeypatch.setattr(export_module, "_write_manifest", full_disk)
+    monkeypatch.setattr(export_module, "save_file", full_disk)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
         export(run, copied, "safetensors", step=1)
     assert contents(copied) == before
@@ -327,7 +327,8 @@ def test_a_manifest_that_cannot_be_used_is_named(copied):
     refused(r"model.json: is of format 'onnx', version 1; this library reads", format="onnx")
     refused(r"version 2; this library reads .* up to version 1: update it", format_version=2)
     refused(
-        r"model.json: Experiment: unknown key model.a", experiment={"name": "x", "model": {"a": 1}}
+        r"model.json: Experiment: unknown key model.a",
+        experiment={"name": "x", "model": {"kind": "SpatialClapConfig", "a": 1}},
     )
     path.write_text(text[:200])
     with pytest.raises(InputError, match=r"model.json: cannot be read as JSON .*copy the export"):
