@@ -74,7 +74,8 @@ def test_steps_learn_and_move_every_part(stereo):
     system, variables = stereo
     config = OptimizerConfig(learning_rate=3e-3, warmup_steps=1)
     optimizer = make_optimizer(config, 10, variables["params"])
-    state = init_state(system, optimizer, jax.random.key(0), {}, averaged=False)
+    start = partial(init_state, system, optimizer, jax.random.key(0), {}, averaged=False)
+    state = jax.jit(start)()
     # The batch is an argument: as a constant, its features would be computed by the compiler.
     step = jax.jit(partial(train_step, system, optimizer, None, (), jax.random.key(1)))
     losses = []
