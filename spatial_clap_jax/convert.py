@@ -16,7 +16,6 @@ from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.export import write_model
-from spatial_clap_jax.features import LAION_CLAP_LOG_MEL
 from spatial_clap_jax.folders import check_place, write_folder
 from spatial_clap_jax.model_card import text_card
 from spatial_clap_jax.pretrained.mapping import Report, nested
@@ -86,7 +85,7 @@ def _model(weights: ClapWeights | SpatialClapWeights, tokenizer: Tokenizer) -> T
     else:
         shape = SpatialClapConfig(
             content=audio.config,
-            content_mel=LAION_CLAP_LOG_MEL,
+            content_mel=audio.mel,
             text=text.config,
             fusion_width=weights.joint_width,
             joint_width=weights.joint_width,

@@ -73,14 +73,15 @@ def find_model(path: str | Path) -> Path:
         raise InputError(f"{path}: {what}; give the folder of a run or of an export.")
     if (folder / "description.json").is_file() or (folder / MANIFEST).is_file():
         return folder
-    names = (*FORMATS, TEXT_ENCODER)
-    inside = [folder / name for name in names if (folder / name / MANIFEST).is_file()]
+    inside = [folder / name for name in FORMATS if (folder / name / MANIFEST).is_file()]
+    if not inside and (folder / TEXT_ENCODER / MANIFEST).is_file():
+        return folder / TEXT_ENCODER
     if not inside:
         raise InputError(
             f"{path}: holds neither a run (description.json) nor an export ({MANIFEST}); give "
             "the folder of a run or of an export."
         )
-    weights = {read_manifest(place)["weights_sha256"] for place in inside if len(inside) > 1}
+    weights = {read_manifest(place)["weights_sha256"] for place in inside}
     if len(weights) > 1:
         raise InputError(
             f"{path}: holds exports of different weights; give one of "

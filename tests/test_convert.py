@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny import shared_run
 from towers_on_disk import TEXT, save_bert
 
 import spatial_clap_jax
@@ -11,6 +12,7 @@ from spatial_clap_jax.cli import main
 from spatial_clap_jax.convert import convert
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.export import export
 from spatial_clap_jax.pretrained.read import read_text_tower
 
 
@@ -54,6 +56,14 @@ def test_a_text_encoder_embeds_wherever_it_lies(bert, converted):
 def test_a_text_encoder_is_no_audio_text_model(converted):
     with pytest.raises(InputError, match=r"text encoder alone; spatial_clap_jax\.load_text opens"):
         spatial_clap_jax.load(converted[0])
+
+
+def test_a_text_encoder_beside_an_export_hides_nothing(bert, tmp_path, tmp_path_factory):
+    run = shared_run(tmp_path_factory.getbasetemp())
+    export(run, tmp_path, "safetensors")
+    convert(bert, tmp_path)
+    assert spatial_clap_jax.load(tmp_path).step == 2
+    assert (tmp_path / "text-encoder" / "model.json").is_file()
 
 
 def test_the_card_and_the_manifest_say_where_it_comes_from(bert, converted):

@@ -28,7 +28,7 @@ from spatial_clap_jax.pretrained.htsat import (
     htsat_entries,
     htsat_shapes,
 )
-from spatial_clap_jax.pretrained.mapping import Entry, Taking, dense, write_entries
+from spatial_clap_jax.pretrained.mapping import Entry, Taking, mlp, mlp_shapes, write_entries
 from spatial_clap_jax.pretrained.towers import AudioTower, ClapWeights, TextTower
 
 AUDIO_PREFIX, TEXT_PREFIX = "audio_model.audio_encoder.", "text_model."
@@ -119,7 +119,9 @@ def read_hf_clap(source: str | Path) -> ClapWeights:
         htsat_entries(audio, AUDIO_PREFIX, HUGGING_FACE), htsat_shapes(audio)
     )
     text_arrays = taking.take(text_entries(text, TEXT_PREFIX), text_shapes(text))
-    arrays = taking.take(_head_entries(), head_shapes(audio.width, text.width, joint))
+    arrays = taking.take(
+        head_entries("linear1", "linear2"), head_shapes(audio.width, text.width, joint)
+    )
     report = taking.finish([*TEXT_LEFT, *HTSAT_LEFT])
     return ClapWeights(
         audio=AudioTower(audio, mel, audio_arrays, report),
@@ -143,7 +145,7 @@ def hf_clap_tensors(weights: ClapWeights) -> dict[str, np.ndarray]:
     tensors = {
         **write_entries(htsat_entries(audio, AUDIO_PREFIX, HUGGING_FACE), weights.audio.arrays),
         **write_entries(text_entries(text, TEXT_PREFIX), weights.text.arrays),
-        **write_entries(_head_entries(), weights.arrays),
+        **write_entries(head_entries("linear1", "linear2"), weights.arrays),
     }
     positions = text.max_tokens + text.position_offset
     tensors[f"{TEXT_PREFIX}embeddings.position_ids"] = np.arange(positions)[None]
@@ -267,6 +269,21 @@ def _whole(seconds: float) -> int:
     return round(seconds)
 
 
+def head_entries(first: str, second: str) -> list[Entry]:
+    """Entries of both projections and both scales.
+
+    Args:
+      first: their name of a projection's first layer.
+      second: their name of its second layer.
+    """
+    names = ("audio_projection", "text_projection")
+    return [
+        *(e for name in names for e in mlp(name, f"{name}.{first}", f"{name}.{second}")),
+        Entry("params/logit_scale_audio", ("logit_scale_a",)),
+        Entry("params/logit_scale_text", ("logit_scale_t",)),
+    ]
+
+
 def head_shapes(audio: int, text: int, joint: int) -> dict[str, tuple[int, ...]]:
     """Shapes of both projections and both scales, by path.
 
@@ -275,26 +292,12 @@ def head_shapes(audio: int, text: int, joint: int) -> dict[str, tuple[int, ...]]
       text: width of the text encoder.
       joint: width of the joint space.
     """
-    shapes: dict[str, tuple[int, ...]] = {
+    return {
+        **mlp_shapes("audio_projection", audio, joint),
+        **mlp_shapes("text_projection", text, joint),
         "params/logit_scale_audio": (),
         "params/logit_scale_text": (),
     }
-    for name, width in (("audio_projection", audio), ("text_projection", text)):
-        shapes[f"params/{name}/hidden/kernel"] = (width, joint)
-        shapes[f"params/{name}/out/kernel"] = (joint, joint)
-        shapes[f"params/{name}/hidden/bias"] = shapes[f"params/{name}/out/bias"] = (joint,)
-    return shapes
-
-
-def _head_entries() -> list[Entry]:
-    return [
-        *dense("params/audio_projection/hidden", "audio_projection.linear1"),
-        *dense("params/audio_projection/out", "audio_projection.linear2"),
-        *dense("params/text_projection/hidden", "text_projection.linear1"),
-        *dense("params/text_projection/out", "text_projection.linear2"),
-        Entry("params/logit_scale_audio", ("logit_scale_a",)),
-        Entry("params/logit_scale_text", ("logit_scale_t",)),
-    ]
 
 
 def _htsat_config(config: Mapping[str, Any], source: str) -> HtsatConfig:

@@ -128,7 +128,8 @@ def text_config(
                 f"{source}: {key} is {config[key]!r}, our encoder has {value!r} only; give a "
                 "model of that kind."
             )
-    offset = config.get("pad_token_id", 1) + 1 if kind in ROBERTA_TYPES else 0
+    padding = config.get("pad_token_id")
+    offset = (1 if padding is None else padding) + 1 if kind in ROBERTA_TYPES else 0
     return TextConfig(
         vocabulary=config["vocab_size"],
         width=config["hidden_size"],

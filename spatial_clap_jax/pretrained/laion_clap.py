@@ -20,7 +20,7 @@ from spatial_clap_jax.features import (
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.pretrained.files import open_source
-from spatial_clap_jax.pretrained.hf_clap import head_shapes
+from spatial_clap_jax.pretrained.hf_clap import head_entries, head_shapes
 from spatial_clap_jax.pretrained.hf_text import (
     TEXT_LEFT,
     current_name,
@@ -28,7 +28,7 @@ from spatial_clap_jax.pretrained.hf_text import (
     text_shapes,
 )
 from spatial_clap_jax.pretrained.htsat import HTSAT_LEFT, LAION, htsat_entries, htsat_shapes
-from spatial_clap_jax.pretrained.mapping import Entry, Left, Taking, Tensors, dense, renamed
+from spatial_clap_jax.pretrained.mapping import Left, Taking, Tensors, renamed
 from spatial_clap_jax.pretrained.towers import AudioTower, ClapWeights, TextTower
 
 # The front end is frozen there, and a layer of the model.
@@ -76,7 +76,7 @@ def laion_clap_of(tensors: Tensors, source: str) -> ClapWeights:
     audio_arrays = taking.take(htsat_entries(audio, "audio_branch.", LAION), htsat_shapes(audio))
     text_arrays = taking.take(text_entries(text, "text_branch."), text_shapes(text))
     joint = int(np.shape(tensors.get("audio_projection.2.weight", ((0,),)))[0])
-    arrays = taking.take(_head_entries(), head_shapes(audio.width, text.width, joint))
+    arrays = taking.take(head_entries("0", "2"), head_shapes(audio.width, text.width, joint))
     report = taking.finish(_LEFT)
     return ClapWeights(
         audio=AudioTower(audio, mel, audio_arrays, report),
@@ -202,14 +202,3 @@ def _plain_name(name: str) -> str:
 
 def _count(tensors: Tensors, pattern: str) -> int:
     return 1 + max(int(found[1]) for name in tensors if (found := re.match(pattern, name)))
-
-
-def _head_entries() -> list[Entry]:
-    return [
-        *dense("params/audio_projection/hidden", "audio_projection.0"),
-        *dense("params/audio_projection/out", "audio_projection.2"),
-        *dense("params/text_projection/hidden", "text_projection.0"),
-        *dense("params/text_projection/out", "text_projection.2"),
-        Entry("params/logit_scale_audio", ("logit_scale_a",)),
-        Entry("params/logit_scale_text", ("logit_scale_t",)),
-    ]

@@ -101,6 +101,28 @@ def batch_norm(ours: str, theirs: str) -> list[Entry]:
     ]
 
 
+def mlp(ours: str, *layers: str) -> list[Entry]:
+    """Entries of a projection of two layers below `params/`, by their names of the layers."""
+    first, second = layers
+    return [*dense(f"params/{ours}/hidden", first), *dense(f"params/{ours}/out", second)]
+
+
+def mlp_shapes(ours: str, width: int, joint: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a projection's arrays by path.
+
+    Args:
+      ours: its name.
+      width: of what comes in.
+      joint: of its hidden layer and of what it gives.
+    """
+    return {
+        f"params/{ours}/hidden/kernel": (width, joint),
+        f"params/{ours}/hidden/bias": (joint,),
+        f"params/{ours}/out/kernel": (joint, joint),
+        f"params/{ours}/out/bias": (joint,),
+    }
+
+
 @dataclass(frozen=True)
 class Left:
     """Tensors that are no weights of ours, known by name.
@@ -151,14 +173,6 @@ class Report:
             *(f"left: {theirs} ({why})" for theirs, why in self.left),
             *(f"made: {ours} ({why})" for ours, why in self.made),
         ]
-
-    def __add__(self, other: "Report") -> "Report":
-        return Report(
-            self.source,
-            self.taken + other.taken,
-            self.left + other.left,
-            self.made + other.made,
-        )
 
 
 @dataclass
@@ -222,6 +236,11 @@ class Taking:
             self._taken.append((entry.ours, names, array.shape))
         return arrays
 
+    @property
+    def untaken(self) -> list[str]:
+        """Names of the tensors that nobody took so far, in their order."""
+        return [name for name in self.tensors if name not in self._used]
+
     def make(self, ours: str, why: str) -> None:
         """Notes an array that no tensor holds."""
         self._made.append((ours, why))
@@ -237,7 +256,7 @@ class Taking:
         """
         rules = list(left)
         unexpected = []
-        for name in self.tensors.keys() - self._used:
+        for name in self.untaken:
             why = next((rule.why for rule in rules if re.fullmatch(rule.pattern, name)), None)
             if why is None:
                 unexpected.append(name)

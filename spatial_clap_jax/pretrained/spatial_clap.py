@@ -8,7 +8,6 @@ Hugging Face's endings. The report says what was taken, made and left.
 Reference: Seki et al., arXiv 2509.14785; names by Diff-MST's `mst/modules.py` and `mst/htsat.py`.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +38,11 @@ from spatial_clap_jax.pretrained.mapping import (
     batch_norm,
     dense,
     leaf_shapes,
+    mlp,
+    mlp_shapes,
     renamed,
 )
-from spatial_clap_jax.pretrained.towers import AudioTower, TextTower
+from spatial_clap_jax.pretrained.towers import AudioTower, TextTower, below
 
 CONTENT_PREFIX = "audio_encoder.mel_encoder."
 _SPATIAL_PREFIX = "audio_encoder.spatial_encoder.encoder."
@@ -101,11 +102,12 @@ def spatial_clap_of(tensors: Tensors, name: str) -> SpatialClapWeights:
     joint = len(tensors.get("audio_projection.2.weight", ()))
     arrays = taking.take(_spatial_entries(), _spatial_shapes())
     arrays |= taking.take(
-        [*_mlp("fusion", "audio_projection"), Entry("params/logit_scale", ("logit_scale",))],
-        {**_mlp_shapes("fusion", audio.width + 2 * CrnnConfig().gru_width, joint),
-         "params/logit_scale": ()},
-    )  # fmt: skip
-    arrays |= _text_projection(taking, text_prefix, text.width, joint)
+        mlp("fusion", "audio_projection.0", "audio_projection.2"),
+        mlp_shapes("fusion", audio.width + 2 * CrnnConfig().gru_width, joint),
+    )
+    scale = Entry("params/logit_scale", ("logit_scale",))
+    arrays |= taking.take([scale], {scale.ours: ()})
+    arrays |= _text_projection(taking, text.width, joint)
     report = taking.finish(_LEFT)
     return SpatialClapWeights(
         audio=AudioTower(audio, mel, content, report),
@@ -136,51 +138,25 @@ def _spatial_entries() -> list[Entry]:
         for end in ("", "_reverse"):
             ours, theirs = f"params/spatial/gru{layer}{end}", f"{_SPATIAL_PREFIX}gru."
             for role, there in (("input", "ih"), ("state", "hh")):
-                weight, bias = (f"{theirs}{kind}_{there}_l{layer}{end}" for kind in _GRU_KINDS)
-                entries.append(Entry(f"{ours}/{role}_kernel", (weight,), "matrix"))
-                entries.append(Entry(f"{ours}/{role}_bias", (bias,)))
+                place = f"{there}_l{layer}{end}"
+                kernel = Entry(f"{ours}/{role}_kernel", (f"{theirs}weight_{place}",), "matrix")
+                entries += [kernel, Entry(f"{ours}/{role}_bias", (f"{theirs}bias_{place}",))]
     return entries
-
-
-_GRU_KINDS = ("weight", "bias")
 
 
 def _spatial_shapes() -> dict[str, tuple[int, ...]]:
     planes = np.zeros((1, _FRAMES, _BINS, _PLANES), np.float32)
     tree = jax.eval_shape(lambda: Crnn(CrnnConfig()).init(jax.random.key(0), planes, train=False))
-    shapes = leaf_shapes(tree)
-    return {
-        re.sub(r"^(params|batch_stats)/", r"\1/spatial/", path): shape
-        for path, shape in shapes.items()
-    }
+    return below(leaf_shapes(tree), "spatial")
 
 
-def _mlp(ours: str, theirs: str) -> list[Entry]:
-    return [
-        *dense(f"params/{ours}/hidden", f"{theirs}.0"),
-        *dense(f"params/{ours}/out", f"{theirs}.2"),
-    ]
-
-
-def _mlp_shapes(ours: str, width: int, joint: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"params/{ours}/hidden/kernel": (width, joint),
-        f"params/{ours}/hidden/bias": (joint,),
-        f"params/{ours}/out/kernel": (joint, joint),
-        f"params/{ours}/out/bias": (joint,),
-    }
-
-
-def _text_projection(
-    taking: Taking, text_prefix: str, width: int, joint: int
-) -> dict[str, np.ndarray]:
-    """Two layers under any name of the text side that fit by shape; drawn where there are none."""
-    shapes = _mlp_shapes("text_projection", width, joint)
-    for name in taking.tensors:
-        if name.startswith(("audio_", text_prefix)) or not name.endswith(".0.weight"):
-            continue
-        if taking.tensors[name].shape == (joint, width):
-            return taking.take(_mlp("text_projection", name.removesuffix(".0.weight")), shapes)
+def _text_projection(taking: Taking, width: int, joint: int) -> dict[str, np.ndarray]:
+    """Two layers under any name left that fit by shape; drawn where there are none."""
+    shapes = mlp_shapes("text_projection", width, joint)
+    for name in taking.untaken:
+        if name.endswith(".0.weight") and taking.tensors[name].shape == (joint, width):
+            place = name.removesuffix(".0.weight")
+            return taking.take(mlp("text_projection", f"{place}.0", f"{place}.2"), shapes)
     rng = np.random.default_rng(0)
     for path in shapes:
         taking.make(path, "the source has no projection of texts, drawn")

@@ -1,7 +1,7 @@
 """What a published checkpoint holds, once it is ours."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.pretrained.mapping import Report
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +82,8 @@ class ClapWeights:
     report: Report
 
 
-def below(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """Variables of a module as those of a sub-module `name` of another.
+def below(arrays: dict[str, T], name: str) -> dict[str, T]:
+    """Variables (or their shapes) of a module as those of a sub-module `name` of another.
 
     Example:
       >>> list(below({"params/norm/scale": scale}, "text"))

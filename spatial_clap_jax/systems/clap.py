@@ -11,10 +11,9 @@ Reference: Wu et al., arXiv 2211.06687.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -22,16 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 from spatial_clap_jax import features
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
-from spatial_clap_jax.losses.contrastive import (
-    ContrastiveConfig,
-    clamped_scale,
-    in_batch_accuracy,
-    info_nce,
-)
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
 from spatial_clap_jax.models.layers import ProjectionMlp, unit
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
-from spatial_clap_jax.systems.base import Batch, Loss, Variables
+from spatial_clap_jax.systems.base import Batch, Variables
+from spatial_clap_jax.systems.two_towers import TwoTowers
 
 
 @dataclass(frozen=True)
@@ -116,28 +111,14 @@ class ClapModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class Clap:
+class Clap(TwoTowers):
     """CLAP as pure functions; see `systems.base.System`."""
 
     config: ClapConfig
-    objective: ContrastiveConfig
-    dtype: DTypeLike = jnp.float32
-
-    @property
-    def sample_rate_hz(self) -> int:
-        return self.config.sample_rate_hz
 
     @property
     def channels(self) -> int:
         return self.config.channels
-
-    @property
-    def window_samples(self) -> int:
-        return round(self.config.window_s * self.config.sample_rate_hz)
-
-    @property
-    def max_tokens(self) -> int:
-        return self.config.text.max_tokens
 
     @property
     def padding(self) -> Literal["repeat", "zeros"]:
@@ -146,31 +127,6 @@ class Clap:
     @cached_property
     def module(self) -> ClapModule:
         return ClapModule(self.config, self.objective.initial_scale, self.dtype)
-
-    def init(self, rng: jax.Array) -> Variables:
-        batch = {
-            "audio": jnp.zeros((2, self.channels, self.window_samples)),
-            "tokens": jnp.zeros((2, self.max_tokens), jnp.int32),
-            "token_mask": jnp.ones((2, self.max_tokens), bool),
-        }
-        variables = self.module.init({"params": rng}, batch, train=False)
-        return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
-
-    def loss(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Loss:
-        forward: Any = self.module.apply(
-            variables, batch, train, rngs={"dropout": rng}, mutable=["batch_stats"]
-        )
-        (audio, text, *logit_scales), updated = forward
-        scale, text_scale = (clamped_scale(scale, self.objective) for scale in logit_scales)
-        value = info_nce(audio, text, scale, batch["meaning"], text_scale)
-        metrics = in_batch_accuracy(audio, text, batch["group"], batch["meaning"])
-        metrics["scale"] = scale
-        return Loss(value, metrics, updated["batch_stats"])
-
-    def embed_audio(
-        self, variables: Variables, audio: Float[Array, "b c t"]
-    ) -> Float[Array, "b d"]:
-        return cast(Array, self.module.apply(variables, audio, False, method="embed_audio"))
 
     def embed_views(
         self, variables: Variables, views: Float[Array, "b 4 l m"], longer: Bool[Array, "b"]
@@ -183,9 +139,3 @@ class Clap:
           longer: which recordings are longer than the window.
         """
         return cast(Array, self.module.apply(variables, views, longer, method="embed_views"))
-
-    def embed_text(
-        self, variables: Variables, tokens: Int[Array, "b n"], token_mask: Bool[Array, "b n"]
-    ) -> Float[Array, "b d"]:
-        inputs = (tokens, token_mask, False)
-        return cast(Array, self.module.apply(variables, *inputs, method="embed_text"))

@@ -10,7 +10,7 @@ Reference: Seki et al., arXiv 2509.14785.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -20,18 +20,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spatial_clap_jax import features
 from spatial_clap_jax.features import LogMelConfig
-from spatial_clap_jax.losses.contrastive import (
-    ContrastiveConfig,
-    clamped_scale,
-    in_batch_accuracy,
-    info_nce,
-)
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.cnn import Cnn, CnnConfig
 from spatial_clap_jax.models.crnn import Crnn, CrnnConfig
 from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
 from spatial_clap_jax.models.layers import ProjectionMlp, unit
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
-from spatial_clap_jax.systems.base import Batch, Loss, Variables
+from spatial_clap_jax.systems.base import Batch
+from spatial_clap_jax.systems.two_towers import TwoTowers
 
 # Levels reach this far below the loudest cell, and span 4 units.
 _DEPTH_DB = 80.0
@@ -217,25 +213,14 @@ class SpatialClapModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class SpatialClap:
+class SpatialClap(TwoTowers):
     """Spatial-CLAP as pure functions; see `systems.base.System`."""
 
     config: SpatialClapConfig
-    objective: ContrastiveConfig
-    dtype: DTypeLike = jnp.float32
-    channels: int = 2
 
     @property
-    def sample_rate_hz(self) -> int:
-        return self.config.sample_rate_hz
-
-    @property
-    def window_samples(self) -> int:
-        return round(self.config.window_s * self.config.sample_rate_hz)
-
-    @property
-    def max_tokens(self) -> int:
-        return self.config.text.max_tokens
+    def channels(self) -> int:
+        return 2
 
     @property
     def padding(self) -> Literal["repeat", "zeros"]:
@@ -244,39 +229,3 @@ class SpatialClap:
     @cached_property
     def module(self) -> SpatialClapModule:
         return SpatialClapModule(self.config, self.objective.initial_scale, self.dtype)
-
-    def init(self, rng: jax.Array) -> Variables:
-        batch = {
-            "audio": jnp.zeros((2, self.channels, self.window_samples)),
-            "tokens": jnp.zeros((2, self.max_tokens), jnp.int32),
-            "token_mask": jnp.ones((2, self.max_tokens), bool),
-        }
-        variables = self.module.init({"params": rng}, batch, train=False)
-        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-    def loss(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Loss:
-        dropout, augment = jax.random.split(rng)
-        forward: Any = self.module.apply(
-            variables,
-            batch,
-            train,
-            rngs={"dropout": dropout, "augment": augment},
-            mutable=["batch_stats"],
-        )
-        (audio, text, logit_scale), updated = forward
-        scale = clamped_scale(logit_scale, self.objective)
-        value = info_nce(audio, text, scale, batch["meaning"])
-        metrics = in_batch_accuracy(audio, text, batch["group"], batch["meaning"])
-        metrics["scale"] = scale
-        return Loss(value, metrics, updated.get("batch_stats", {}))
-
-    def embed_audio(
-        self, variables: Variables, audio: Float[Array, "b 2 t"]
-    ) -> Float[Array, "b d"]:
-        return cast(Array, self.module.apply(variables, audio, False, method="embed_audio"))
-
-    def embed_text(
-        self, variables: Variables, tokens: Int[Array, "b n"], token_mask: Bool[Array, "b n"]
-    ) -> Float[Array, "b d"]:
-        inputs = (tokens, token_mask, False)
-        return cast(Array, self.module.apply(variables, *inputs, method="embed_text"))

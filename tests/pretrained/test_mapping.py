@@ -8,7 +8,6 @@ from spatial_clap_jax.pretrained.files import common_prefix
 from spatial_clap_jax.pretrained.mapping import (
     Entry,
     Left,
-    Report,
     Taking,
     batch_norm,
     dense,
@@ -112,14 +111,6 @@ def test_a_report_with_nothing_left_or_made_says_no_more():
     taking = Taking("a", {"x": numbers(2)})
     taking.take([Entry("params/x", ("x",))], {"params/x": (2,)})
     assert taking.finish().summary == "a: 1 arrays of 2 numbers taken"
-
-
-def test_reports_add_up():
-    one = Report("a", (("p", "x", (2,)),), (("y", "why"),), ())
-    other = Report("b", (("q", "z", ()),), (), (("r", "drawn"),))
-    both = one + other
-    assert both == Report("a", (*one.taken, *other.taken), one.left, other.made)
-    assert both.summary.startswith("a: 2 arrays of 3 numbers taken")
 
 
 def test_missing_tensors_are_all_listed():

@@ -156,6 +156,14 @@ def test_the_texts_projection_is_found_under_any_name(tmp_path, prefix):
     assert weights.report.made == ()
 
 
+def test_the_texts_projection_is_found_among_the_encoders_own_tensors(tmp_path):
+    state = with_projection("text_encoder.projection")
+    bare = {name.replace("text_encoder.roberta.", "text_encoder."): t for name, t in state.items()}
+    weights = read_spatial_clap(saved(tmp_path, bare))
+    assert not weights.report.made
+    assert_mlp(weights.arrays, "text_projection", parts()[2], 64)
+
+
 def test_a_projection_that_is_absent_is_drawn_and_told(tmp_path):
     path = saved(tmp_path, parts()[3])
     weights = read_spatial_clap(path)

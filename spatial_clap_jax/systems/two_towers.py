@@ -1,0 +1,99 @@
+"""What systems of an audio and a text tower under one contrastive loss have in common."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from spatial_clap_jax.losses.contrastive import (
+    ContrastiveConfig,
+    clamped_scale,
+    in_batch_accuracy,
+    info_nce,
+)
+from spatial_clap_jax.systems.base import Batch, Loss, Variables
+
+
+@dataclass(frozen=True)
+class TwoTowers(abc.ABC):
+    """A module of two towers as pure functions; see `systems.base.System`.
+
+    Attributes:
+      config: has sample_rate_hz, window_s and text.
+      objective: the loss.
+      dtype: of the computation.
+    """
+
+    config: Any
+    objective: ContrastiveConfig
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    @abc.abstractmethod
+    def channels(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def padding(self) -> Literal["repeat", "zeros"]: ...
+
+    @property
+    @abc.abstractmethod
+    def module(self) -> nn.Module:
+        """Called with (batch, train): audio and text embeddings, and one or two logit scales.
+
+        Two are of the directions from audio to text and from text to audio. Its methods
+        `embed_audio` and `embed_text` give unit embeddings.
+        """
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.config.sample_rate_hz
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.config.window_s * self.config.sample_rate_hz)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.text.max_tokens
+
+    def init(self, rng: jax.Array) -> Variables:
+        batch = {
+            "audio": jnp.zeros((2, self.channels, self.window_samples)),
+            "tokens": jnp.zeros((2, self.max_tokens), jnp.int32),
+            "token_mask": jnp.ones((2, self.max_tokens), bool),
+        }
+        variables = self.module.init({"params": rng}, batch, train=False)
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    def loss(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Loss:
+        dropout, augment = jax.random.split(rng)
+        forward: Any = self.module.apply(
+            variables,
+            batch,
+            train,
+            rngs={"dropout": dropout, "augment": augment},
+            mutable=["batch_stats"],
+        )
+        (audio, text, *logit_scales), updated = forward
+        scales = [clamped_scale(scale, self.objective) for scale in logit_scales]
+        value = info_nce(audio, text, scales[0], batch["meaning"], *scales[1:])
+        metrics = in_batch_accuracy(audio, text, batch["group"], batch["meaning"])
+        metrics["scale"] = scales[0]
+        return Loss(value, metrics, updated.get("batch_stats", {}))
+
+    def embed_audio(
+        self, variables: Variables, audio: Float[Array, "b c t"]
+    ) -> Float[Array, "b d"]:
+        return cast(Array, self.module.apply(variables, audio, False, method="embed_audio"))
+
+    def embed_text(
+        self, variables: Variables, tokens: Int[Array, "b n"], token_mask: Bool[Array, "b n"]
+    ) -> Float[Array, "b d"]:
+        inputs = (tokens, token_mask, False)
+        return cast(Array, self.module.apply(variables, *inputs, method="embed_text"))
