@@ -8,9 +8,12 @@ import difflib
 import inspect
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,7 +23,8 @@ from spatial_clap_jax.errors import InputError
 
 T = TypeVar("T")
 # Bare booleans take a value (`--loss.scl False`), unions keep the type of their default.
-_STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+_Style = tuple[Any, ...]
+_STYLE: _Style = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -174,6 +178,53 @@ def train_command(arguments: list[str]) -> None:
         print(f"{result.workdir}: trained to step {result.step}")
 
     _call(run, arguments, "train")
+
+
+def plan_command(arguments: list[str]) -> None:
+    """Compile a training step for a TPU slice that is elsewhere, and say what it needs."""
+    if not {"gpu", "--topology=gpu"} & set(arguments):
+        # A TPU or GPU of this machine is left to whoever runs on it.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    config, size = _peek(arguments, default="spatial_clap.py")
+    from spatial_clap_jax.train.experiment import Experiment, load_config
+    from spatial_clap_jax.train.plan import plan, print_plan
+
+    experiment_default = load_config(config, size)
+    if not isinstance(experiment_default, Experiment):
+        raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
+
+    def run(
+        config: tyro.conf.Positional[Path],
+        topology: str,
+        global_batch: int | None = None,
+        size: str = "small",
+        json: bool = False,
+        largest: bool = True,
+        fast: bool = False,
+        experiment: tyro.conf.FlagConversionOff[
+            Annotated[Experiment, tyro.conf.arg(name="")]
+        ] = experiment_default,
+    ) -> None:
+        """Compiles the training step ahead of time; nothing runs, and no TPU is needed.
+
+        Args:
+          config: a Python file with get_config(size), for example configs/spatial_clap.py.
+          topology: a TPU slice (v5e:16x16, v5p:4x4x4), several (v5e:16x16*2), or cpu or gpu for
+            the devices of this machine.
+          global_batch: captions in a batch, over all chips; default: the config's.
+          size: quickstart, small or base.
+          json: print one JSON object in place of a table.
+          largest: compile a second time, for the largest batch that fits.
+          fast: compile with little effort: sooner, but memory and its traffic come out higher.
+          experiment: everything that decides the run.
+        """
+        found = plan(experiment, topology, global_batch, largest=largest, fast=fast)
+        if json:
+            print(dumps(asdict(found)))
+        else:
+            print_plan(found)
+
+    _call(run, arguments, "plan", style=(tyro.conf.AvoidSubcommands,))
 
 
 def evaluate_command(arguments: list[str]) -> None:
@@ -334,6 +385,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": quickstart_command,
     "render": render_command,
     "train": train_command,
+    "plan": plan_command,
     "evaluate": evaluate_command,
     "export": export_command,
     "convert": convert_command,
@@ -360,25 +412,27 @@ def _peek(arguments: list[str], default: str) -> tuple[str, str]:
     return arguments[0], size
 
 
-def _call(function: Callable[..., T], arguments: list[str], name: str) -> T:
+def _call(function: Callable[..., T], arguments: list[str], name: str, style: _Style = _STYLE) -> T:
     """`function` with the arguments of the command line; mistakes become `InputError`."""
     program = f"spatial-clap {name}"
-    unknown, message = _parse(function, arguments, program)
+    unknown, message = _parse(function, arguments, program, style)
     if message:
         raise InputError(f"{name}: {message} ({program} --help tells the options)")
     if unknown:
         flag = unknown[0].split("=")[0]
-        flags = _flags(function, program)
+        flags = _flags(function, program, style)
         nearest = difflib.get_close_matches(flag.replace("_", "-"), flags, n=1, cutoff=0.0)[0]
         kind = "option" if flag.startswith("-") else "argument"
         raise InputError(
             f"{name}: unknown {kind} {flag}; did you mean {nearest}? "
             f"({program} --help tells the options)"
         )
-    return tyro.cli(function, args=arguments, prog=program, config=_STYLE)
+    return tyro.cli(function, args=arguments, prog=program, config=style)
 
 
-def _parse(function: Callable, arguments: list[str], program: str) -> tuple[list[str], str]:
+def _parse(
+    function: Callable, arguments: list[str], program: str, style: _Style
+) -> tuple[list[str], str]:
     """Options that are unknown, and what else is wrong with the arguments, if anything."""
     if {"-h", "--help"} & set(arguments):
         return [], ""
@@ -390,7 +444,7 @@ def _parse(function: Callable, arguments: list[str], program: str) -> tuple[list
                 _signature_only(function),
                 args=arguments,
                 prog=program,
-                config=_STYLE,
+                config=style,
                 return_unknown_args=True,
             )
     except SystemExit:
@@ -421,10 +475,10 @@ def _unbox(text: str) -> str:
     return _one_line(" ".join(kept)) or _one_line(text)
 
 
-def _flags(function: Callable, program: str) -> list[str]:
+def _flags(function: Callable, program: str, style: _Style) -> list[str]:
     printed = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
-        tyro.cli(function, args=["--help"], prog=program, config=_STYLE)
+        tyro.cli(function, args=["--help"], prog=program, config=style)
     return sorted(set(re.findall(r"--[a-z][\w.-]*", printed.getvalue())))
 
 

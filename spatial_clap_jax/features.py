@@ -8,7 +8,8 @@ frame i is centred on sample i * hop, and t samples give t // hop + 1 frames.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import jax
@@ -30,6 +31,12 @@ _LEVEL_RANGE = 1e-6
 # Far below the quietest 16-bit sample, and its square, which gradients divide by, is no zero.
 _SILENT_POWER = 1e-18
 _LARGEST_RATIO = 1000
+# Splitting frames into eighths asks for 0.44 of the products that splitting them into halves
+# does; finer splits cost more in sums and in small matrices than they save.
+_FINEST_SPLIT = 8
+# Samples in the frames of a block, in all channels: about what a core's cache holds.
+_BLOCK_SAMPLES = 1 << 17
+_SHORTEST_BLOCK = 8
 
 
 def _check_stft(n_fft: int, hop: int) -> None:
@@ -113,7 +120,7 @@ def stft(
             f"stft: audio has {audio.shape[-1]} samples; a frame needs n_fft {n_fft}: "
             "give longer audio, or centre the frames."
         )
-    even, odd = _half_spectra(audio, n_fft, hop, win_length or n_fft, window, n_fft // 2 + 1)
+    even, odd = _spectra(audio, n_fft, hop, win_length or n_fft, window, n_fft // 2 + 1, split=2)
     return jax.lax.complex(*(_interleave(*parts) for parts in zip(even, odd, strict=True)))
 
 
@@ -173,9 +180,12 @@ def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFram
       >>> log_mel(jnp.zeros((2, 48_000))).shape      # 1 s of digital silence, all -100 dB
       (2, 101, 64)
     """
-    return _decibels(
-        _mel([_power(*half) for half in _mel_spectra(audio, config)], config), config.amin
-    )
+
+    def levels(audio: Signal) -> MelFrames:
+        powers = [_power(*parts) for parts in _mel_spectra(audio, config)]
+        return _decibels(_mel(powers, config), config.amin)
+
+    return _by_blocks(levels, _centred(audio, config.n_fft), config)
 
 
 def magnitude_phase(audio: Stereo, n_fft: int = 1024, hop: int = 512) -> Float32[Array, "*b l f 4"]:
@@ -228,21 +238,28 @@ def mel_cross(audio: Stereo, config: LogMelConfig) -> Float32[Array, "*b l m 4"]
       >>> mel_cross(jnp.stack([2 * x, x]), config)[..., 3]     # L is 6.02 dB louder
       Array([[0.602, ...
     """
-    powers, cosines, sines = [], [], []
-    for real, imaginary in _mel_spectra(audio, config):
-        (left_re, right_re), (left_im, right_im) = _channels(real), _channels(imaginary)
-        powers.append(_power(real, imaginary))
-        cosines.append(left_re * right_re + left_im * right_im)
-        sines.append(left_im * right_re - left_re * right_im)
-    power_left, power_right = _channels(_mel(powers, config))
+
+    def sums(audio: Stereo) -> Float32[Array, "*b 4 l m"]:
+        powers, cosines, sines = [], [], []
+        for real, imaginary in _mel_spectra(audio, config):
+            (left_re, right_re), (left_im, right_im) = _channels(real), _channels(imaginary)
+            powers.append(_power(real, imaginary))
+            cosines.append(left_re * right_re + left_im * right_im)
+            sines.append(left_im * right_re - left_re * right_im)
+        crosses = jnp.stack([_mel(cosines, config), _mel(sines, config)], axis=-3)
+        return jnp.concatenate([_mel(powers, config), crosses], axis=-3)
+
+    power_left, power_right, cosine, sine = jnp.moveaxis(
+        _by_blocks(sums, _centred(audio, config.n_fft), config), -3, 0
+    )
     floor = jnp.maximum(_LEVEL_RANGE * jnp.maximum(power_left, power_right), _SILENT_POWER)
     power_l, power_r = jnp.maximum(power_left, floor), jnp.maximum(power_right, floor)
     scale = jax.lax.rsqrt(power_l) * jax.lax.rsqrt(power_r)
     return jnp.stack(
         [
             _decibels((power_left + power_right) / 2, config.amin),
-            _mel(cosines, config) * scale,
-            _mel(sines, config) * scale,
+            cosine * scale,
+            sine * scale,
             jnp.log10(power_l / power_r),
         ],
         axis=-1,
@@ -355,27 +372,116 @@ def _centred(audio: Signal, n_fft: int, pad_mode: str = "reflect") -> Float32[Ar
     return jnp.pad(jnp.asarray(audio, jnp.float32), ends, mode=pad_mode)
 
 
-def _half_spectra(
-    audio: Signal, n_fft: int, hop: int, win_length: int, window: str, bins: int
-) -> tuple[_Parts, _Parts]:
-    """Real and imaginary parts of the first `bins` bins, even ones and odd ones apart.
+def _by_blocks(
+    function: Callable[[Signal], Float32[Array, "*planes l m"]], audio: Signal, config: LogMelConfig
+) -> Float32[Array, "*planes l m"]:
+    """`function` of the audio; on a CPU, of one block of frames after the other.
 
-    A product with the Fourier matrix, since XLA's FFT cannot be partitioned: it gathers the
-    frames of the whole global batch on every device. Even bins see only the sum of a frame's
-    two halves, odd bins their difference, which halves the work.
+    What lies between samples and mel bands is several times as large as either, and through
+    main memory it costs a CPU more time than the sums do. The loop is over time alone, so
+    that a batch can be spread over devices.
+
+    Args:
+      function: of samples to mel bands; it frames what it is given from the first sample on.
+      audio: samples, the first frame first.
+      config: how long and how far apart frames are.
+
+    Returns:
+      The bands of all frames.
     """
-    weights = _window(window, win_length, n_fft)
-    half = n_fft // 2
+    n_fft, hop, time = config.n_fft, config.hop, audio.ndim - 1
+    count = (audio.shape[time] - n_fft) // hop + 1
+    channels = math.prod(audio.shape[:time])
+    length = max(_SHORTEST_BLOCK, _BLOCK_SAMPLES // (n_fft * max(channels, 1)))
+    if length >= count:
+        return function(audio)
+
+    def on_cpu(audio: Signal) -> Float32[Array, "*planes l m"]:
+        # Whole hops, so that framing need not pad each block.
+        hops = length - 1 + -(-n_fft // hop)
+        audio = _at_least(audio, (count - length + hops) * hop)
+
+        def block(i: Array, bands: Array) -> Array:
+            # The last block reaches back over frames that are there already.
+            start = jnp.minimum(i * length, count - length)
+            piece = jax.lax.dynamic_slice_in_dim(audio, start * hop, hops * hop, time)
+            return jax.lax.dynamic_update_slice_in_dim(bands, function(piece), start, -2)
+
+        one = jax.eval_shape(function, audio[..., : hops * hop])
+        empty = jnp.zeros((*one.shape[:-2], count, one.shape[-1]), one.dtype)
+        return jax.lax.fori_loop(0, -(-count // length), block, empty)
+
+    return jax.lax.platform_dependent(audio, cpu=on_cpu, default=function)
+
+
+def _spectra(
+    audio: Signal, n_fft: int, hop: int, win_length: int, window: str, bins: int, split: int
+) -> list[_Parts]:
+    """Real and imaginary parts of the first `bins` bins, sorted as `_sorted_bins` does.
+
+    Products with Fourier matrices, since XLA's FFT cannot be partitioned: it gathers the
+    frames of the whole global batch on every device. A frame is first taken as `split` parts of
+    equal length, and short transforms across them give what the bins of each remainder
+    modulo `split` see: fewer and shorter products. It is the first stage of an FFT.
+
+    Reference: Cooley and Tukey 1965, decimation in frequency.
+    """
     count = (audio.shape[-1] - n_fft) // hop + 1
-    first = _frames(audio, half, hop, count) * weights[:half]
-    second = _frames(audio[..., half:], half, hop, count) * weights[half:]
+    frames = _frames(audio, n_fft, hop, count) * _window(window, win_length, n_fft)
+    parts = jnp.split(frames, split, axis=-1)
     spectra = []
-    for frames, matrix in zip(
-        (first + second, first - second), _fourier_matrices(n_fft, bins), strict=True
-    ):
-        parts = jnp.matmul(frames, matrix, precision=jax.lax.Precision.HIGHEST)
-        spectra.append((parts[..., : matrix.shape[1] // 2], parts[..., matrix.shape[1] // 2 :]))
-    return spectra[0], spectra[1]
+    for across, along in _fourier_stages(n_fft, bins, split):
+        product = _total(
+            jnp.matmul(_weighted(parts, weights), matrix, precision=jax.lax.Precision.HIGHEST)
+            for weights, matrix in zip(across, along, strict=True)
+        )
+        spectra.append(tuple(jnp.split(product, 2, axis=-1)))
+    return spectra
+
+
+def _weighted(parts: Sequence[Array], weights: Sequence[float]) -> Array:
+    return _total(part * weight for part, weight in zip(parts, weights, strict=True) if weight)
+
+
+def _total(terms: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, terms)
+
+
+def _sorted_bins(bins: int, split: int) -> list[np.ndarray]:
+    """Bins whose number leaves r or -r modulo `split`, for r = 0 .. split // 2."""
+    remainder = np.arange(bins) % split
+    return [
+        np.flatnonzero((remainder == r) | (remainder == split - r)) for r in range(split // 2 + 1)
+    ]
+
+
+@functools.lru_cache(maxsize=32)
+def _fourier_stages(n_fft: int, bins: int, split: int) -> list[tuple[list[list[float]], list]]:
+    """Weights across the parts of a frame and matrices along them, for each remainder.
+
+    With r and s = -r modulo `split`, the sum z over the parts m of exp(-2 pi i m r / split) times
+    the part serves bins of both remainders, those of s by its conjugate. z is real for r = 0 and
+    for r = split / 2; else its real and its imaginary part have weights and a matrix each.
+    Columns of a matrix are the real, then the imaginary parts of bins.
+    """
+    stages = []
+    sample = np.arange(n_fft // split)[:, None]
+    for r, numbers in enumerate(_sorted_bins(bins, split)):
+        turns = sample * numbers % n_fft / n_fft
+        cosines, sines = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
+        sines[turns * 2 % 1 == 0] = 0  # else the real bin at Nyquist gets a random sign of phase
+        sign = np.where(numbers % split == r, 1, -1)
+        angles = 2 * np.pi * (np.arange(split) * r % split) / split
+        across = [np.cos(angles), -np.sin(angles)]
+        along = [np.hstack([cosines, -sines]), np.hstack([sign * sines, sign * cosines])]
+        used = 1 if r * 2 % split == 0 else 2
+        stages.append(
+            (
+                [np.round(weights, 12).tolist() for weights in across[:used]],
+                [matrix.astype(np.float32) for matrix in along[:used]],
+            )
+        )
+    return stages
 
 
 def _interleave(
@@ -384,18 +490,6 @@ def _interleave(
     bins = even.shape[-1] + odd.shape[-1]
     odd = jnp.pad(odd, [(0, 0)] * (odd.ndim - 1) + [(0, even.shape[-1] - odd.shape[-1])])
     return jnp.stack([even, odd], axis=-1).reshape(*even.shape[:-1], -1)[..., :bins]
-
-
-@functools.lru_cache(maxsize=32)
-def _fourier_matrices(
-    n_fft: int, bins: int
-) -> tuple[Float32[np.ndarray, "h e"], Float32[np.ndarray, "h o"]]:
-    """Columns [cosines, -sines] over half a frame for even bins, and for odd bins."""
-    turns = np.arange(n_fft // 2)[:, None] * np.arange(bins) % n_fft / n_fft
-    cosines, sines = np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)
-    sines[turns * 2 % 1 == 0] = 0  # else the real bin at Nyquist gets a random sign of phase
-    matrices = [np.concatenate([cosines[:, i::2], sines[:, i::2]], axis=1) for i in (0, 1)]
-    return matrices[0].astype(np.float32), matrices[1].astype(np.float32)
 
 
 @functools.lru_cache(maxsize=32)
@@ -408,11 +502,17 @@ def _frames(audio: Signal, width: int, hop: int, count: int) -> Float[Array, "*b
     """Frames of `width` samples every `hop`, from shifted slices: no gather, so no scatter back."""
     slices = -(-width // hop)
     rows = count + slices - 1
-    missing = max(0, rows * hop - audio.shape[-1])
-    audio = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, missing)])[..., : rows * hop]
+    audio = _at_least(audio, rows * hop)[..., : rows * hop]
     audio = audio.reshape(*audio.shape[:-1], rows, hop)
     shifted = [audio[..., i : i + count, : min(hop, width - i * hop)] for i in range(slices)]
     return jnp.concatenate(shifted, axis=-1)
+
+
+def _at_least(audio: Signal, samples: int) -> Float[Array, "*b s"]:
+    """The audio with zeros behind, where it is too short; XLA joins this with a pad before it."""
+    missing = max(0, samples - audio.shape[-1])
+    zeros = jnp.zeros((*audio.shape[:-1], missing), audio.dtype)
+    return jnp.concatenate([audio, zeros], axis=-1) if missing else audio
 
 
 def _power(real: Float32[Array, "*s"], imaginary: Float32[Array, "*s"]) -> Float32[Array, "*s"]:
@@ -437,18 +537,23 @@ def _weights(config: LogMelConfig) -> Float32[np.ndarray, "f m"]:
     return weights[: np.flatnonzero(weights.any(axis=1))[-1] + 1]
 
 
-def _mel_spectra(audio: Signal, config: LogMelConfig) -> tuple[_Parts, _Parts]:
-    audio, n_fft = _centred(audio, config.n_fft), config.n_fft
-    return _half_spectra(audio, n_fft, config.hop, n_fft, "hann", len(_weights(config)))
+def _mel_split(config: LogMelConfig) -> int:
+    return math.gcd(config.n_fft, _FINEST_SPLIT)
 
 
-def _mel(halves: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> MelFrames:
-    """Sums over bands of a quantity per bin, given at even and at odd bins."""
-    even, odd = (
-        jnp.matmul(bins, _weights(config)[i::2], precision=jax.lax.Precision.HIGHEST)
-        for i, bins in enumerate(halves)
+def _mel_spectra(audio: Signal, config: LogMelConfig) -> list[_Parts]:
+    n_fft, bins = config.n_fft, len(_weights(config))
+    return _spectra(audio, n_fft, config.hop, n_fft, "hann", bins, _mel_split(config))
+
+
+def _mel(quantity: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> MelFrames:
+    """Sums over bands of a quantity per bin, given as `_spectra` sorts the bins."""
+    weights = _weights(config)
+    numbers = _sorted_bins(len(weights), _mel_split(config))
+    return _total(
+        jnp.matmul(part, weights[rows], precision=jax.lax.Precision.HIGHEST)
+        for part, rows in zip(quantity, numbers, strict=True)
     )
-    return even + odd
 
 
 def _decibels(power: Float32[Array, "*s"], amin: float) -> Float32[Array, "*s"]:

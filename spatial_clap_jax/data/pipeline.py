@@ -1,9 +1,9 @@
 """Scene groups on disk to host batches: shuffle, augment, tokenise, batch, hand to each process.
 
 The groups of step s follow from the seed and s alone. A global batch is laid out first (captions of
-single sources, then those of mixtures, members of a group side by side) and every process takes its
-contiguous part of it; so neither the number of processes nor that of workers changes what is
-trained on, and the whole state of the iterator is one number.
+single sources, then those of mixtures, members of a group side by side) and every process reads
+only the groups of its own rows of it; so neither the number of processes nor that of workers
+changes what is trained on, and the whole state of the iterator is one number.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -158,8 +159,7 @@ def train_batches(
     *,
     scl: bool,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> TrainBatches:
     """Endless, reshuffled, augmented training batches of this process.
 
@@ -172,42 +172,34 @@ def train_batches(
       tokenizer: for the captions; those that are too long are cut.
       scl: whether the permuted members of a group stay together.
       seed: order and augmentation follow from it.
-      process_index: which part of each global batch is built here.
-      process_count: number of parts.
+      rows: which rows of each global batch are built here, ascending; None for all.
 
     Returns:
       Iterator over `audio` float32 [b, c, t], `tokens` int32 [b, n], `token_mask` bool [b, n],
       `group` int32 [b] (same number = same scene group) and `meaning` int32 [b] (same number =
-      same contents in the same directions), b = captions of this process. It has `get_state`,
+      same contents in the same directions), b = rows built here. It has `get_state`,
       `set_state` and `close`; close it.
 
     Raises:
-      InputError: no training split, or captions that cannot be shared out among the processes
-        without splitting a group.
+      InputError: no training split, or rows that are not in the batch.
     """
     total = config.captions_per_batch
     members = 2 if scl else 1
     singles = _single_captions(scenes, config, members)
-    if total % process_count:
+    wanted = list(range(total)) if rows is None else [int(row) for row in rows]
+    if not wanted or wanted != sorted(set(wanted)) or not 0 <= wanted[0] <= wanted[-1] < total:
         raise InputError(
-            f"captions_per_batch: {total} does not divide among {process_count} processes; give a"
-            f" multiple of {process_count}."
+            f"rows: {wanted[:3]}... of a batch of {total} captions; give ascending ones from 0 to "
+            f"{total - 1}, each once."
         )
-    rows = total // process_count
-    if process_count > 1 and singles < total and rows % members:
-        raise InputError(
-            f"captions_per_batch: {total} gives each of {process_count} processes {rows} captions,"
-            f" which would split a scene group; give a multiple of {2 * process_count}."
-        )
-    first, last = process_index * rows, (process_index + 1) * rows
     parts = []
     if singles:
         groups = _augmented(scenes, "train_k1", config, members, seed)
-        parts.append(_Part(groups, singles, min(first, singles), min(last, singles)))
+        parts.append(_Part(groups, singles, _by_group([r for r in wanted if r < singles], 1)))
     if singles < total:
         groups = _augmented(scenes, "train_k2", config, members, seed)
-        start, stop = (max(row - singles, 0) // members for row in (first, last))
-        parts.append(_Part(groups, (total - singles) // members, start, stop))
+        mixed = _by_group([r - singles for r in wanted if r >= singles], members)
+        parts.append(_Part(groups, (total - singles) // members, mixed))
     build = functools.partial(_build_batch, tuple(parts), tokenizer)
     return TrainBatches(grain.MapDataset.range(_ENDLESS).map(build), config)
 
@@ -267,22 +259,30 @@ def meanings(group: SceneGroup) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Which of the `per_step` groups of each step are this process's: `start` up to `stop`."""
+    """Which of the `per_step` groups of each step are built here, and which members of each."""
 
     groups: grain.MapDataset[SceneGroup]
     per_step: int
-    start: int
-    stop: int
+    wanted: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def _by_group(rows: Sequence[int], members: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Rows that lie side by side by group, as (group, its members)."""
+    return tuple(
+        (group, tuple(row % members for row in of_group))
+        for group, of_group in itertools.groupby(rows, lambda row: row // members)
+    )
 
 
 def _build_batch(parts: Sequence[_Part], tokenizer: Tokenizer, step: int) -> Batch:
-    groups = [
-        part.groups[step * part.per_step + i]
-        for part in parts
-        for i in range(part.start, part.stop)
-    ]
-    # Grain's elements may be None, where a filter dropped one; there is no filter here.
-    return collate(cast(list[SceneGroup], groups), tokenizer)
+    groups = []
+    for part in parts:
+        for index, members in part.wanted:
+            # Grain's elements may be None, where a filter dropped one; there is no filter here.
+            group = cast(SceneGroup, part.groups[step * part.per_step + index])
+            is_whole = len(members) == len(group.captions)
+            groups.append(group if is_whole else transforms.take_members(group, members))
+    return collate(groups, tokenizer)
 
 
 def _single_captions(scenes: Scenes, config: PipelineConfig, members: int) -> int:

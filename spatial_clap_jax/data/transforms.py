@@ -34,12 +34,17 @@ def member_directions(group: SceneGroup) -> list[list[int]]:
 
 def draw_member(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
     """One member of the group, as a group of its own; its permutation need not be the identity."""
-    i = int(rng.integers(len(group.captions)))
+    return take_members(group, [int(rng.integers(len(group.captions)))])
+
+
+def take_members(group: SceneGroup, members: Sequence[int]) -> SceneGroup:
+    """Some members of the group, by number and in this order, as a group of their own."""
+    taken = list(members)
     return dataclasses.replace(
         group,
-        audio=group.audio[i : i + 1],
-        permutations=group.permutations[i : i + 1],
-        captions=group.captions[i : i + 1],
+        audio=group.audio[taken],
+        permutations=group.permutations[taken],
+        captions=tuple(group.captions[i] for i in taken),
     )
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from spatial_clap_jax.models.layers import block_class
+
 
 @dataclass(frozen=True)
 class CnnConfig:
@@ -122,8 +124,9 @@ class Cnn(nn.Module):
         x = log_mel[..., None].astype(self.dtype)
         x = fold_patches(x, config.patch)
         x = nn.Dense(config.channels[0], dtype=self.dtype, name="stem")(x)
+        block = block_class(ConvBlock, train_argument=2)
         for i, (channels, pool) in enumerate(zip(config.channels, config.pools, strict=True)):
-            x = ConvBlock(channels, pool, dtype=self.dtype, name=f"block{i}")(x, train)
+            x = block(channels, pool, dtype=self.dtype, name=f"block{i}")(x, train)
         x = x.reshape(*x.shape[:2], -1)
         x = nn.gelu(nn.Dense(config.width, dtype=self.dtype, name="frame")(x))
         x = AttentionPool(config.heads, config.width, dtype=self.dtype, name="pool")(x)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from spatial_clap_jax.models.cnn import AttentionPool, ConvBlock, fold_patches
+from spatial_clap_jax.models.layers import block_class
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ class Crnn(nn.Module):
         if config.patch is not None:
             x = fold_patches(x, config.patch)
             x = nn.Dense(config.channels[0], dtype=self.dtype, name="stem")(x)
+        block = block_class(ConvBlock, train_argument=2)
         for i, (channels, pool) in enumerate(zip(config.channels, config.pools, strict=True)):
-            block = ConvBlock(channels, pool, config.order, dtype=self.dtype, name=f"block{i}")
-            x = block(x, train)
+            x = block(channels, pool, config.order, dtype=self.dtype, name=f"block{i}")(x, train)
         # Channel-major, as PyTorch flattens [b, c, l, f] frame by frame.
         x = x.swapaxes(2, 3).reshape(*x.shape[:2], -1)
         x = nn.Dense(config.frame_width, dtype=self.dtype, name="frame")(x)

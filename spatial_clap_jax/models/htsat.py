@@ -21,7 +21,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.models.layers import LayerNorm, Mlp, SelfAttention, StochasticDepth
+from spatial_clap_jax.models.layers import (
+    LayerNorm,
+    Mlp,
+    SelfAttention,
+    StochasticDepth,
+    block_class,
+)
 
 _weights_init = nn.initializers.truncated_normal(0.02)
 
@@ -404,13 +410,14 @@ class Htsat(nn.Module):
             x = jnp.where(longer[:, None, None, None], fused, x)
         x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="patch_norm")(x)
 
+        block = block_class(HtsatBlock, train_argument=2)
         rates = iter(np.linspace(0, config.drop_path, sum(config.depths)).tolist())
         for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
             if stage:
                 x = PatchMerging(self.dtype, name=f"merging_{stage - 1}")(x)
             side = x.shape[1]
             for index in range(depth):
-                x = HtsatBlock(
+                x = block(
                     heads=heads,
                     window=min(config.window, side),
                     shift=config.window // 2 if index % 2 and side > config.window else 0,

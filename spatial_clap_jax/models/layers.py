@@ -1,14 +1,20 @@
-"""Layers that more than one encoder is made of, and how a frozen one is kept from training."""
+"""Layers that more than one encoder is made of, and in what ways a training step runs them.
+
+`held_still`, `rows_over` and `executed` change how modules compute without a word in the modules:
+they hold while a step is traced.
+"""
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
@@ -17,6 +23,14 @@ LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 # normal(0.02) without truncation, as in BERT.
 bert_init = nn.initializers.normal(0.02)
+
+Remat = Literal["none", "elementwise", "blocks"]
+_POLICIES: dict[str, Any] = {
+    "elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+_held: ContextVar[tuple[str, ...]] = ContextVar("held", default=())
+_execution: ContextVar[tuple[Remat, bool]] = ContextVar("execution", default=("none", False))
 
 
 class SelfAttention(nn.Module):
@@ -142,14 +156,115 @@ def held_still(rules: tuple[str, ...]) -> Iterator[None]:
     """
 
     def intercepted(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        module = context.module
-        path = "/".join([*module.path, ""])
-        if context.method_name == "__call__" and any(re.search(rule, path) for rule in rules):
-            if isinstance(module, nn.BatchNorm):
+        if context.method_name == "__call__" and is_held_still(context.module):
+            if isinstance(context.module, nn.BatchNorm):
                 kwargs = {**kwargs, "use_running_average": True}
-            elif isinstance(module, nn.Dropout):
+            elif isinstance(context.module, nn.Dropout):
                 kwargs = {**kwargs, "deterministic": True}
         return call(*args, **kwargs)
 
+    token = _held.set(rules)
+    try:
+        with nn.intercept_methods(intercepted):
+            yield
+    finally:
+        _held.reset(token)
+
+
+def is_held_still(module: nn.Module) -> bool:
+    """Whether a rule of `held_still` matches a module."""
+    path = "/".join([*module.path, ""])
+    return any(re.search(rule, path) for rule in _held.get())
+
+
+@contextmanager
+def rows_over(mesh: Mesh | None) -> Iterator[None]:
+    """Within it, what every module gives stays split by its first axis over all of a mesh.
+
+    Without being told, the compiler may gather a batch to meet a parameter that is split over the
+    same devices; it is the parameter that must be gathered.
+
+    Args:
+      mesh: the devices; None (or one device) asks for nothing.
+    """
+    if mesh is None or mesh.size == 1:
+        yield
+        return
+    split = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
+
+    def intercepted(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        given = call(*args, **kwargs)
+        if context.method_name != "__call__":
+            return given
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, split) if x.ndim else x, given
+        )
+
     with nn.intercept_methods(intercepted):
         yield
+
+
+@contextmanager
+def executed(remat: Remat, scan_layers: bool) -> Iterator[None]:
+    """Within it, blocks trade memory, time and compile time as told; the function is the same.
+
+    Args:
+      remat: what the backward pass computes again: 'none' of it, all but matrix products
+        ('elementwise'), or all that is inside a block ('blocks').
+      scan_layers: whether equal layers are compiled once and looped over, with their parameters
+        copied into one array for the step.
+    """
+    token = _execution.set((remat, scan_layers))
+    try:
+        yield
+    finally:
+        _execution.reset(token)
+
+
+def block_class(block: Callable, train_argument: int) -> Callable:
+    """A block's class, or one that computes its insides again in the backward pass.
+
+    Args:
+      block: class of a module.
+      train_argument: which argument of its call is the flag `train`, counted from 1.
+
+    Returns:
+      A class with the same parameters.
+    """
+    remat, _ = _execution.get()
+    if remat == "none":
+        return block
+    return nn.remat(block, static_argnums=(train_argument,), policy=_POLICIES[remat])
+
+
+def scanned(
+    layer: nn.Module, each: Sequence[Any], x: Array, bias: Array, keys: Array | None
+) -> Array:
+    """Equal layers one after the other, compiled once.
+
+    Args:
+      layer: an unbound module, called with (x, bias, train).
+      each: parameters of every layer.
+      x: what the first one takes.
+      bias: what all of them take.
+      keys: of dropout, one a layer; None in evaluation.
+
+    Returns:
+      What the last one gives.
+    """
+    remat, _ = _execution.get()
+
+    def advance(x: Array, entry: tuple) -> tuple[Array, None]:
+        params, key = entry
+        rngs = {} if key is None else {"dropout": key}
+        return layer.apply({"params": params}, x, bias, key is not None, rngs=rngs), None  # pyright: ignore[reportReturnType]
+
+    if remat != "none":
+        advance = jax.checkpoint(advance, policy=_POLICIES[remat], prevent_cse=False)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return jax.lax.scan(advance, x, (stacked, keys))[0]
+
+
+def scans_layers() -> bool:
+    """Whether equal layers are to be looped over; see `executed`."""
+    return _execution.get()[1]

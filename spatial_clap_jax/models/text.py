@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -10,7 +11,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.models.layers import LayerNorm, Mlp, SelfAttention, bert_init
+from spatial_clap_jax.models.layers import (
+    LayerNorm,
+    Mlp,
+    SelfAttention,
+    bert_init,
+    block_class,
+    is_held_still,
+    scanned,
+    scans_layers,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +207,24 @@ class TextEncoder(nn.Module):
             x = x + types(jnp.zeros_like(tokens))
         x = LayerNorm(config.layer_norm_epsilon, dtype=self.dtype, name="norm")(x)
         x = nn.Dropout(config.dropout)(x, deterministic=not train)
-        for index in range(config.layers):
-            x = TextLayer(config, self.dtype, name=f"layer_{index}")(x, bias, train)
+        x = self._through_layers(x, bias, train)
         return TextOutput(x, self._pool(x, mask))
+
+    def _through_layers(
+        self, x: Float[Array, "b n d"], bias: Float32[Array, "..."], train: bool
+    ) -> Float[Array, "b n d"]:
+        config = self.config
+        names = [f"layer_{index}" for index in range(config.layers)]
+        if scans_layers() and not self.is_initializing():
+            draws = train and not is_held_still(self)
+            keys = jax.random.split(self.make_rng("dropout"), len(names)) if draws else None
+            params = self.variables["params"]
+            layer = TextLayer(config, self.dtype, parent=None)
+            return scanned(layer, [params[name] for name in names], x, bias, keys)
+        layer_class = block_class(TextLayer, train_argument=3)
+        for name in names:
+            x = layer_class(config, self.dtype, name=name)(x, bias, train)
+        return x
 
     def _pool(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
         if self.config.pooling == "mean":

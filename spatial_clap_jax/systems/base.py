@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 # {"params": ..., "batch_stats": ...}: plain pytrees of arrays.
@@ -11,17 +12,17 @@ Variables = dict[str, Any]
 Batch = dict[str, Array]
 
 
-class Loss(NamedTuple):
-    """What one forward pass of a system gives to the training step.
+class Encoded(NamedTuple):
+    """What a system's encoders make of a batch, before any example is compared with another.
 
     Attributes:
-      value: what is minimised, a float32 scalar.
-      metrics: scalars to log.
+      rows: arrays with an entry an example.
+      shared: learned scalars that the objective takes, the same for every example.
       batch_stats: the running statistics after this batch.
     """
 
-    value: Float[Array, ""]
-    metrics: dict[str, Float[Array, ""]]
+    rows: dict[str, Array]
+    shared: dict[str, Float[Array, ""]]
     batch_stats: Variables
 
 
@@ -52,8 +53,28 @@ class System(Protocol):
         """Draws fresh variables."""
         ...
 
-    def loss(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Loss:
-        """The training objective of one global batch."""
+    def encode(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Encoded:
+        """Encodes a batch, or a part of one: only running statistics look across examples."""
+        ...
+
+    def objective(
+        self,
+        rows: dict[str, Array],
+        shared: dict[str, Float[Array, ""]],
+        batch: Batch,
+        mesh: Mesh | None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """What is minimised, of one global batch whose rows are split over a mesh.
+
+        Args:
+          rows: what `encode` made of all of it.
+          shared: from `encode`.
+          batch: the global batch.
+          mesh: the devices; None for one.
+
+        Returns:
+          A float32 scalar, and scalars to log.
+        """
         ...
 
     def embed_audio(

@@ -126,7 +126,7 @@ class Clap(TwoTowers):
 
     @cached_property
     def module(self) -> ClapModule:
-        return ClapModule(self.config, self.objective.initial_scale, self.dtype)
+        return ClapModule(self.config, self.contrast.initial_scale, self.dtype)
 
     def embed_views(
         self, variables: Variables, views: Float[Array, "b 4 l m"], longer: Bool[Array, "b"]

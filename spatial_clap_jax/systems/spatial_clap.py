@@ -228,4 +228,4 @@ class SpatialClap(TwoTowers):
 
     @cached_property
     def module(self) -> SpatialClapModule:
-        return SpatialClapModule(self.config, self.objective.initial_scale, self.dtype)
+        return SpatialClapModule(self.config, self.contrast.initial_scale, self.dtype)

@@ -7,16 +7,18 @@ from typing import Any, Literal, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_clap_jax.losses.contrastive import (
     ContrastiveConfig,
     clamped_scale,
-    in_batch_accuracy,
-    info_nce,
+    ring_in_batch_accuracy,
+    ring_info_nce,
+    ring_siglip,
 )
-from spatial_clap_jax.systems.base import Batch, Loss, Variables
+from spatial_clap_jax.systems.base import Batch, Encoded, Variables
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class TwoTowers(abc.ABC):
 
     Attributes:
       config: has sample_rate_hz, window_s and text.
-      objective: the loss.
+      contrast: the loss.
       dtype: of the computation.
     """
 
     config: Any
-    objective: ContrastiveConfig
+    contrast: ContrastiveConfig
     dtype: DTypeLike = jnp.float32
 
     @property
@@ -69,9 +71,12 @@ class TwoTowers(abc.ABC):
             "token_mask": jnp.ones((2, self.max_tokens), bool),
         }
         variables = self.module.init({"params": rng}, batch, train=False)
-        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+        params = dict(variables["params"])
+        if self.contrast.kind == "siglip":
+            params["logit_bias"] = jnp.float32(self.contrast.initial_bias)
+        return {"params": params, "batch_stats": variables.get("batch_stats", {})}
 
-    def loss(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Loss:
+    def encode(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Encoded:
         dropout, augment = jax.random.split(rng)
         forward: Any = self.module.apply(
             variables,
@@ -81,11 +86,31 @@ class TwoTowers(abc.ABC):
             mutable=["batch_stats"],
         )
         (audio, text, *logit_scales), updated = forward
-        scales = [clamped_scale(scale, self.objective) for scale in logit_scales]
-        value = info_nce(audio, text, scales[0], batch["meaning"], *scales[1:])
-        metrics = in_batch_accuracy(audio, text, batch["group"], batch["meaning"])
+        shared = {f"logit_scale_{i}": scale for i, scale in enumerate(logit_scales)}
+        if self.contrast.kind == "siglip":
+            shared["logit_bias"] = variables["params"]["logit_bias"]
+        return Encoded({"audio": audio, "text": text}, shared, updated.get("batch_stats", {}))
+
+    def objective(
+        self,
+        rows: dict[str, Array],
+        shared: dict[str, Float[Array, ""]],
+        batch: Batch,
+        mesh: Mesh | None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        audio, text, meaning = rows["audio"], rows["text"], batch["meaning"]
+        layout: Any = {"mesh": mesh, "block": self.contrast.block}
+        scales = [
+            clamped_scale(shared[name], self.contrast)
+            for name in sorted(shared)
+            if name.startswith("logit_scale")
+        ]
+        metrics = ring_in_batch_accuracy(audio, text, batch["group"], meaning, **layout)
         metrics["scale"] = scales[0]
-        return Loss(value, metrics, updated.get("batch_stats", {}))
+        if self.contrast.kind == "info_nce":
+            return ring_info_nce(audio, text, scales[0], meaning, *scales[1:], **layout), metrics
+        bias = metrics["bias"] = shared["logit_bias"]
+        return ring_siglip(audio, text, scales[0], bias, meaning, **layout), metrics
 
     def embed_audio(
         self, variables: Variables, audio: Float[Array, "b c t"]

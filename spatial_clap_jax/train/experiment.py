@@ -22,6 +22,7 @@ from spatial_clap_jax.systems.clap import ClapConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.optim import OptimizerConfig
 from spatial_clap_jax.train.sharding import MeshShape
+from spatial_clap_jax.train.step import Execution
 
 SIZES = ("quickstart", "small", "base")
 
@@ -67,7 +68,8 @@ class Experiment:
       checkpoint_every: steps between checkpoints.
       keep: newest checkpoints to keep.
       keep_every: also keep those whose step is a multiple of this; None for no more.
-      mesh: how the devices are laid out.
+      mesh: how the devices are laid out, and what is split over them.
+      execution: how a step trades memory, time and compile time.
       wandb: also log to Weights & Biases (extra `wandb`).
     """
 
@@ -87,6 +89,7 @@ class Experiment:
     keep: int = 3
     keep_every: int | None = None
     mesh: MeshShape = field(default_factory=MeshShape)
+    execution: Execution = field(default_factory=Execution)
     wandb: bool = False
 
     def __post_init__(self) -> None:
@@ -104,15 +107,18 @@ class Experiment:
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} is negative; give 0 or more.")
 
-    def build_system(self) -> System:
-        """The system, computing in the precision that this machine asks for."""
-        return self.model.build(self.loss, compute_dtype(self.precision))
+    def build_system(self, platform: str | None = None) -> System:
+        """The system, computing in the precision that a platform asks for; this machine's if None."""
+        return self.model.build(self.loss, compute_dtype(self.precision, platform))
 
 
-def compute_dtype(precision: Literal["auto", "float32", "bfloat16"]) -> DTypeLike:
-    """The type to compute in, decided by the backend where `precision` is 'auto'."""
+def compute_dtype(
+    precision: Literal["auto", "float32", "bfloat16"], platform: str | None = None
+) -> DTypeLike:
+    """The type to compute in, decided by the platform where `precision` is 'auto'."""
     if precision == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        is_cpu = (platform or jax.default_backend()) == "cpu"
+        return jnp.float32 if is_cpu else jnp.bfloat16
     return jnp.dtype(precision)
 
 

@@ -12,13 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train.optim import map_by_path
+from spatial_clap_jax.train.optim import map_by_path, path_text
 
 AXES = ("replica", "data", "fsdp")
-Rules = tuple[tuple[str, PartitionSpec], ...]
+# In place of a spec: the largest dimension that divides, over the axis fsdp.
+LARGEST = "largest"
+Rules = tuple[tuple[str, PartitionSpec | str], ...]
+# Smaller arrays are held whole by all: passing them round would cost more than they do.
+_WORTH_SPLITTING = 2**14
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,29 @@ class MeshShape:
     """How many devices along each axis; a batch is split over all three.
 
     Attributes:
-      replica: copies that only gradients pass between (pods linked by a slower network).
+      replica: copies that only gradients and blocks of embeddings pass between: slices of a pod
+        that are linked by a slower network (DCN), each with a fast one of its own (ICI).
       data: devices that hold the same parameters; None takes all that the others leave.
-      fsdp: devices that a parameter is split over where a rule says so.
+      fsdp: devices that parameters and the state of the optimiser are split over.
+      rules: (regular expression, axes) on '/'-joined paths of parameters; the first one found
+        counts. Axes are one word a dimension, split by commas: names of axes joined by '+', or
+        '-' for none; 'fsdp' alone splits the largest dimension that it divides, '-' alone
+        nothing. What no rule names is split like 'fsdp' where it has 16,384 numbers or more.
     """
 
     replica: int = 1
     data: int | None = None
     fsdp: int = 1
+    rules: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for rule, _ in self.rules:
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise InputError(
+                    f"mesh.rules: {rule!r} is no regular expression ({error}); mend it."
+                ) from None
 
 
 def make_mesh(
@@ -58,12 +78,88 @@ def make_mesh(
             f"mesh: {shape} does not fit {count} devices; replica x data x fsdp must be "
             f"{count} (data None takes what the others leave)."
         )
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if len(slices) > 1:
+        return Mesh(_sliced(devices, slices, sizes), AXES, axis_types=types)
+    return jax.make_mesh(sizes, AXES, types, devices=devices)
+
+
+def _sliced(devices: Sequence[Any], slices: list[int], sizes: tuple[int, ...]) -> np.ndarray:
+    """Devices of several slices: only the first axis leaves a slice."""
+    replicas, data, fsdp = sizes
+    if replicas % len(slices):
+        raise InputError(
+            f"mesh.replica: {replicas} copies on {len(slices)} slices; a copy must lie in one "
+            f"slice, give a multiple of {len(slices)}."
+        )
+    inside = (replicas // len(slices), data, fsdp)
+    return np.concatenate(
+        [
+            mesh_utils.create_device_mesh(inside, [d for d in devices if d.slice_index == index])
+            for index in slices
+        ]
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: leading axis over every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def parameter_rules(shape: MeshShape) -> Rules:
+    """The rules of a mesh, and the default for the rest.
+
+    Raises:
+      InputError: a rule's axes are not words of `AXES`.
+    """
+    named = [(rule, _spec(rule, axes)) for rule, axes in shape.rules]
+    return (*named, ("", LARGEST)) if shape.fsdp > 1 else tuple(named)
+
+
+def _spec(rule: str, axes: str) -> PartitionSpec | str:
+    if axes == "fsdp":
+        return LARGEST
+    dimensions = [
+        tuple(word.split("+")) if word != "-" else None for word in axes.replace(" ", "").split(",")
+    ]
+    unknown = [axis for names in dimensions for axis in names or () if axis not in AXES]
+    if unknown:
+        raise InputError(
+            f"mesh.rules: {rule!r} asks for the axis {unknown[0]!r}; the axes are "
+            f"{', '.join(AXES)}, and '-' for none."
+        )
+    return PartitionSpec() if dimensions == [None] else PartitionSpec(*dimensions)
+
+
+def shard_like_parameters(tree: Any, parameters: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Gives what belongs to a parameter (moments, averages) the sharding of that parameter.
+
+    Args:
+      tree: shapes, in which a parameter's path is the end of the path of what belongs to it.
+      parameters: shapes of the parameters.
+      shardings: of the parameters, a tree of the same structure.
+      mesh: where all will live.
+
+    Returns:
+      A tree of `NamedSharding` of the structure of `tree`; what belongs to none is replicated.
+    """
+    known: dict[str, tuple[tuple[int, ...], NamedSharding]] = {}
+    places = jax.tree.leaves(shardings)
+    for (path, leaf), place in zip(
+        jax.tree_util.tree_leaves_with_path(parameters), places, strict=True
+    ):
+        known[path_text(path)] = (leaf.shape, place)
+
+    def sharding(path: str, leaf: Any) -> NamedSharding:
+        words = path.split("/")
+        ends = ("/".join(words[start:]) for start in range(len(words)))
+        shape, place = next((known[end] for end in ends if end in known), (None, None))
+        if place is not None and shape == leaf.shape:
+            return place
+        return NamedSharding(mesh, PartitionSpec())
+
+    return map_by_path(sharding, tree)
 
 
 def shard_by_rules(abstract_tree: Any, rules: Rules, mesh: Mesh) -> Any:
@@ -72,7 +168,8 @@ def shard_by_rules(abstract_tree: Any, rules: Rules, mesh: Mesh) -> Any:
     Args:
       abstract_tree: arrays or `jax.ShapeDtypeStruct`s.
       rules: (regular expression, spec); the first that is found in the '/'-joined path
-        wins. A leaf that none matches is replicated.
+        wins. A leaf that none matches is replicated. `LARGEST` in place of a spec splits the
+        largest dimension that the axis fsdp divides, if any, of leaves that are worth it.
       mesh: where it will live.
 
     Returns:
@@ -89,18 +186,45 @@ def shard_by_rules(abstract_tree: Any, rules: Rules, mesh: Mesh) -> Any:
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
         spec = next((spec for rule, spec in rules if re.search(rule, path)), PartitionSpec())
+        if isinstance(spec, str):
+            spec = _largest_split(leaf.shape, mesh)
         _check_divides(path, leaf.shape, spec, mesh)
         return NamedSharding(mesh, spec)
 
     return map_by_path(sharding, abstract_tree)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def rows_here(mesh: Mesh, total: int) -> np.ndarray:
+    """Which rows of a global batch this process's devices hold, in ascending order.
+
+    They need not be neighbours: a mesh follows the wires between the chips, not the processes.
+
+    Args:
+      mesh: the devices of all processes.
+      total: rows of the global batch.
+
+    Raises:
+      InputError: the global batch does not divide by the devices.
+    """
+    if total % mesh.size:
+        raise InputError(
+            f"batch: {total} rows for {mesh.size} devices; "
+            "take a batch size that is a multiple of the devices."
+        )
+    places = batch_sharding(mesh).addressable_devices_indices_map((total,))
+    rows = [np.arange(total)[index] for index in places.values() if index is not None]
+    return np.unique(np.concatenate(rows))
+
+
+def put_batch(
+    batch: dict[str, np.ndarray], mesh: Mesh, total: int | None = None
+) -> dict[str, jax.Array]:
     """Puts this process's share of a batch on its devices, as part of the global batch.
 
     Args:
-      batch: host arrays with the same leading axis; every process has as many rows.
+      batch: host arrays with the same leading axis: the rows of `rows_here`, in that order.
       mesh: the devices of all processes.
+      total: rows of the global batch; where None, this process has all of them.
 
     Returns:
       Global arrays, their leading axis split over the mesh.
@@ -109,17 +233,19 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
       InputError: the global batch does not divide by the devices.
     """
     sharding = batch_sharding(mesh)
-    for name, array in batch.items():
-        rows = len(array) * jax.process_count()
-        if rows % mesh.size:
-            raise InputError(
-                f"batch: {name!r} has {rows} rows for {mesh.size} devices; "
-                "take a batch size that is a multiple of the devices."
-            )
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    total = len(next(iter(batch.values()))) if total is None else total
+    rows = rows_here(mesh, total)
+
+    def put(array: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(total)
+            # A device's rows are neighbours, here as in the global batch.
+            first = int(np.searchsorted(rows, start))
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((total, *array.shape[1:]), sharding, part)
+
+    return {name: put(array) for name, array in batch.items()}
 
 
 def describe_devices() -> str:
@@ -194,6 +320,14 @@ def _reason(platform: str, kind: str) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def _largest_split(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    parts = mesh.shape["fsdp"]
+    fitting = [size for size in shape if size % parts == 0]
+    if parts == 1 or math.prod(shape) < _WORTH_SPLITTING or not fitting:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * shape.index(max(fitting)), "fsdp")
 
 
 def _check_divides(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:

@@ -1,15 +1,19 @@
 """The training step: pure, then jitted over a mesh."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from spatial_clap_jax.models.layers import held_still
-from spatial_clap_jax.systems.base import Batch, System, Variables
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.models.layers import Remat, executed, held_still, rows_over
+from spatial_clap_jax.systems.base import Batch, Encoded, System, Variables
 from spatial_clap_jax.train.optim import map_by_path, matches
 
 
@@ -59,84 +63,180 @@ def init_state(
     )
 
 
-def train_step(
-    system: System,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float | None,
-    frozen: tuple[str, ...],
-    rng: jax.Array,
-    state: TrainState,
-    batch: Batch,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One step of gradient descent on one global batch.
+@dataclass(frozen=True)
+class Execution:
+    """How a step is computed. None of it changes what is computed, but for rounding (and, with
+    micro-batches, whose statistics BatchNorm takes and which values dropout draws).
 
-    Args:
+    Attributes:
+      micro_batches: parts of the global batch that are encoded one after the other. The loss is
+        still that of the whole batch: embeddings first, then every part once more for its
+        gradient. Memory is that of a part, for one more forward pass.
+      remat: what the backward pass computes again in place of keeping it: 'none' of it, all but
+        products with weights ('elementwise'), or all inside a block ('blocks').
+      scan_layers: compile the equal layers of the text encoder once, and loop.
+    """
+
+    micro_batches: int = 1
+    remat: Remat = "none"
+    scan_layers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batches < 1:
+            raise InputError(
+                f"execution.micro_batches: {self.micro_batches} is too small; give at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One step of gradient descent on one global batch, as a pure function.
+
+    Attributes:
       system: what is trained.
       optimizer: turns gradients into updates.
+      rng: key of the run; the step's own key is folded from it, so a resumed run
+        draws what a straight one would.
       ema_decay: of the moving average, None for none. It rises from zero as
         (1 + step) / (10 + step), so that the average forgets the initial draw.
       frozen: rules on paths; what they match gets no gradient and computes as in evaluation,
         its running statistics stay.
-      rng: key of the run; the step's own key is folded from it, so a resumed run
-        draws what a straight one would.
-      state: before the step.
-      batch: the global batch.
-
-    Returns:
-      The state after the step, and scalars to log.
+      mesh: the devices that the batch's rows are split over; None for one.
+      execution: how it is computed.
     """
 
-    def objective(params):
+    system: System
+    optimizer: optax.GradientTransformation
+    rng: jax.Array
+    ema_decay: float | None = None
+    frozen: tuple[str, ...] = ()
+    mesh: Mesh | None = None
+    execution: Execution = Execution()
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """Takes a step.
+
+        Args:
+          state: before the step.
+          batch: the global batch.
+
+        Returns:
+          The state after the step, and scalars to log.
+        """
+        gradients, loss, metrics, batch_stats = self._gradients(state, batch)
+        params = state.variables["params"]
+        updates, optimizer_state = self.optimizer.update(gradients, state.optimizer, params)
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+        average = state.average
+        if self.ema_decay is not None:
+            decay = jnp.minimum(self.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, v: decay * a + (1 - decay) * v, average, variables)
+        metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
+        return TrainState(state.step + 1, variables, optimizer_state, average), metrics
+
+    def _gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Array, dict, Variables]:
+        rng = jax.random.fold_in(self.rng, state.step)
+        if self.execution.micro_batches > 1:
+            return self._gradients_in_parts(state, batch, rng)
+
+        def objective(params):
+            encoded = self._encode(params, state, batch, rng)
+            loss, metrics = self.system.objective(encoded.rows, encoded.shared, batch, self.mesh)
+            return loss, (metrics, encoded.batch_stats)
+
+        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(objective, has_aux=True)(
+            state.variables["params"]
+        )
+        return gradients, loss, metrics, batch_stats
+
+    def _gradients_in_parts(
+        self, state: TrainState, batch: Batch, rng: jax.Array
+    ) -> tuple[Any, Array, dict, Variables]:
+        """The same by gradient caching: no more than one part's activations are ever held.
+
+        Reference: Gao et al., arXiv 2101.06983.
+        """
+        count = self.execution.micro_batches
+        params = state.variables["params"]
+        parts = {name: self._split(name, array) for name, array in batch.items()}
+        keys = jax.random.split(rng, count)
+
+        def encode(params: Any, entry: tuple) -> Encoded:
+            part, key = entry
+            return self._encode(params, state, part, key)
+
+        encoded = jax.lax.map(partial(encode, params), (parts, keys))
+        rows = jax.tree.map(self._join, encoded.rows)
+        # Every part gives the same scalars; running statistics are the mean over the parts.
+        shared = jax.tree.map(lambda x: x[0], encoded.shared)
+        batch_stats = jax.tree.map(lambda x: x.mean(axis=0), encoded.batch_stats)
+        (loss, metrics), (to_rows, to_shared) = jax.value_and_grad(
+            lambda rows, shared: self.system.objective(rows, shared, batch, self.mesh),
+            argnums=(0, 1),
+            has_aux=True,
+        )(rows, shared)
+        to_rows = {name: self._split(name, array) for name, array in to_rows.items()}
+        to_shared = jax.tree.map(lambda x: x / count, to_shared)
+
+        def accumulate(total: Any, entry: tuple) -> tuple[Any, None]:
+            part, key, to_part = entry
+
+            def outputs(params: Any) -> tuple:
+                encoded = encode(params, (part, key))
+                return encoded.rows, encoded.shared
+
+            _, back = jax.vjp(outputs, params)
+            (gradients,) = back((to_part, to_shared))
+            return jax.tree.map(jnp.add, total, gradients), None
+
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        gradients, _ = jax.lax.scan(accumulate, nothing, (parts, keys, to_rows))
+        return gradients, loss, metrics, batch_stats
+
+    def _encode(self, params: Any, state: TrainState, batch: Batch, rng: jax.Array) -> Encoded:
         # Without a gradient, the backward pass of a frozen encoder is never computed.
         params = map_by_path(
-            lambda path, leaf: jax.lax.stop_gradient(leaf) if matches(frozen, path) else leaf,
+            lambda path, leaf: jax.lax.stop_gradient(leaf) if matches(self.frozen, path) else leaf,
             params,
         )
-        with held_still(frozen):
-            loss = system.loss(
-                {**state.variables, "params": params},
-                batch,
-                jax.random.fold_in(rng, state.step),
-                train=True,
-            )
-        return loss.value, loss
+        variables = {**state.variables, "params": params}
+        how = self.execution
+        with held_still(self.frozen), rows_over(self.mesh), executed(how.remat, how.scan_layers):
+            return self.system.encode(variables, batch, rng, train=True)
 
-    gradients, loss = jax.grad(objective, has_aux=True)(state.variables["params"])
-    updates, optimizer_state = optimizer.update(
-        gradients, state.optimizer, state.variables["params"]
-    )
-    variables = {
-        "params": optax.apply_updates(state.variables["params"], updates),
-        "batch_stats": loss.batch_stats,
-    }
-    average = state.average
-    if ema_decay is not None:
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        average = jax.tree.map(lambda a, v: decay * a + (1 - decay) * v, average, variables)
-    metrics = {
-        "loss": loss.value,
-        **loss.metrics,
-        "gradient_norm": optax.tree.norm(gradients),
-    }
-    return TrainState(state.step + 1, variables, optimizer_state, average), metrics
+    def _split(self, name: str, array: Array) -> Array:
+        """Into parts [m, b/m, ...] to which every device gives a share of its rows."""
+        count, devices = self.execution.micro_batches, 1 if self.mesh is None else self.mesh.size
+        batch = len(array)
+        if batch % (count * devices):
+            raise InputError(
+                f"execution.micro_batches: {batch} rows of {name!r} do not divide into {count} "
+                f"parts for {devices} devices; take a batch that is a multiple of "
+                f"{count * devices}, or other parts."
+            )
+        cut = array.reshape(devices, count, batch // (count * devices), *array.shape[1:])
+        parts = cut.swapaxes(0, 1).reshape(count, batch // count, *array.shape[1:])
+        return self._over_devices(parts, axis=1)
+
+    def _join(self, parts: Array) -> Array:
+        """The inverse of `_split`."""
+        count, devices = self.execution.micro_batches, 1 if self.mesh is None else self.mesh.size
+        cut = parts.reshape(count, devices, -1, *parts.shape[2:]).swapaxes(0, 1)
+        return self._over_devices(cut.reshape(-1, *parts.shape[2:]), axis=0)
+
+    def _over_devices(self, array: Array, axis: int) -> Array:
+        if self.mesh is None:
+            return array
+        spec = PartitionSpec(*[None] * axis, tuple(self.mesh.axis_names))
+        return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, spec))
 
 
 def jit_step(
-    system: System,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float | None,
-    frozen: tuple[str, ...],
-    rng: jax.Array,
-    state_shardings: Any,
-    batch_sharding: Any,
+    step: TrainStep, state_shardings: Any, batch_sharding: Any
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """`train_step` compiled for a mesh; the old state's memory is given to the new one."""
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(system, optimizer, ema_decay, frozen, rng, state, batch)
-
+    """A step compiled for a mesh; the old state's memory is given to the new one."""
     return jax.jit(
-        step,
+        step.__call__,
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, None),
         donate_argnums=0,

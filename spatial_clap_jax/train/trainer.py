@@ -29,7 +29,7 @@ from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.metrics_log import MetricsLog
 from spatial_clap_jax.train.optim import make_optimizer
 from spatial_clap_jax.train.progress import TrainProgress
-from spatial_clap_jax.train.step import TrainState, init_state, jit_step
+from spatial_clap_jax.train.step import TrainState, TrainStep, init_state, jit_step
 
 # What may change from one start of a run to the next: it changes no result.
 _FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep", "keep_every", "wandb", "tokenizer")
@@ -146,24 +146,29 @@ def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
       `start`, a jitted function of the arrays that are loaded, by path, that draws the rest of
       the sharded `TrainState`, and `step(state, batch) -> (state, metrics)`.
     """
-    system = experiment.build_system()
+    system = experiment.build_system(mesh.devices.flat[0].platform)
     key = jax.random.key(experiment.seed)
     shapes = jax.eval_shape(system.init, key)["params"]
     optimizer = make_optimizer(experiment.optimizer, experiment.steps, shapes)
     averaged = experiment.ema_decay is not None
     fresh = partial(init_state, system, optimizer, key, averaged=averaged)
-    shardings = sharding.shard_by_rules(jax.eval_shape(fresh, {}), (), mesh)
-    start = jax.jit(fresh, out_shardings=shardings)
-    step = jit_step(
-        system,
-        optimizer,
-        experiment.ema_decay,
-        experiment.optimizer.frozen,
-        jax.random.fold_in(key, 1),
-        shardings,
-        sharding.batch_sharding(mesh),
+    of_parameters = sharding.shard_by_rules(
+        shapes, sharding.parameter_rules(experiment.mesh), mesh
     )
-    return start, step
+    shardings = sharding.shard_like_parameters(
+        jax.eval_shape(fresh, {}), shapes, of_parameters, mesh
+    )
+    start = jax.jit(fresh, out_shardings=shardings)
+    step = TrainStep(
+        system=system,
+        optimizer=optimizer,
+        rng=jax.random.fold_in(key, 1),
+        ema_decay=experiment.ema_decay,
+        frozen=experiment.optimizer.frozen,
+        mesh=mesh,
+        execution=experiment.execution,
+    )
+    return start, jit_step(step, shardings, sharding.batch_sharding(mesh))
 
 
 def restore_or_init(

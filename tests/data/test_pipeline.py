@@ -178,25 +178,50 @@ def test_each_switch_changes_what_it_says(tokenizer, switch, changed):
 
 @pytest.mark.parametrize("scl", [True, False])
 @pytest.mark.parametrize("captions", [16, 24])
-def test_processes_share_what_one_process_would_see(tokenizer, scl, captions):
+@pytest.mark.parametrize("layout", ["neighbours", "interleaved", "single rows"])
+def test_processes_share_what_one_process_would_see(tokenizer, scl, captions, layout):
     settings = config(captions, mixture_share=0.6)
     whole = batches(tokenizer, 2, settings, scl=scl)
     for count in (2, 4):
-        parts = [
-            batches(tokenizer, 2, settings, scl=scl, process_index=i, process_count=count)
-            for i in range(count)
-        ]
-        for step in range(2):
-            joined = {
-                name: np.concatenate([part[step][name] for part in parts]) for name in whole[0]
-            }
-            assert_same(joined, whole[step])
-            if scl:
-                for part in parts:
-                    groups = part[step]["group"].tolist()
-                    singles = max(captions - 2 * round(captions * 0.3), 0)
-                    mixed = [g for g in groups if whole[step]["group"].tolist().index(g) >= singles]
-                    assert mixed[::2] == mixed[1::2]
+        order = {
+            "neighbours": np.arange(captions).reshape(count, -1),
+            # Two devices a process, each with rows of its own that lie apart.
+            "interleaved": np.arange(captions).reshape(2, count, -1).swapaxes(0, 1),
+            # A process may have one member of a group and another process the other.
+            "single rows": np.arange(captions).reshape(-1, count).T,
+        }[layout].reshape(count, -1)
+        for rows in order:
+            part = batches(tokenizer, 2, settings, scl=scl, rows=rows)
+            for step in range(2):
+                assert_same(part[step], {name: x[rows] for name, x in whole[step].items()})
+
+
+def test_a_process_reads_no_group_of_others(tokenizer):
+    read = []
+
+    class Watched(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    @dataclasses.dataclass(frozen=True)
+    class WatchedScenes(FakeScenes):
+        def source(self, split):
+            return Watched(super().source(split))
+
+    scenes = WatchedScenes(groups=64, splits=("train_k2",))
+    settings = config(64, prefetch=1, **PLAIN)
+    iterator = train_batches(scenes, settings, tokenizer, scl=True, seed=0, rows=range(8))
+    next(iterator)
+    iterator.close()
+    # 8 rows are 4 groups; no more than two batches ahead are built.
+    assert 4 <= len(read) <= 12
+
+
+@pytest.mark.parametrize("rows", [[], [3, 2], [1, 1], [-1, 0], [15, 16]])
+def test_rows_that_are_not_in_the_batch_are_refused(tokenizer, rows):
+    with pytest.raises(InputError, match="rows: .* of a batch of 16 captions"):
+        train_batches(SCENES, config(), tokenizer, scl=True, seed=0, rows=rows)
 
 
 def test_state_continues_with_the_next_batch(tokenizer):
