@@ -152,8 +152,11 @@ def train_command(arguments: list[str]) -> None:
     """Train a system on rendered scenes; resumes by itself."""
     config, size = _peek(arguments, default="spatial_clap.py")
     from spatial_clap_jax.train.experiment import Experiment, load_config
+    from spatial_clap_jax.train.processes import is_first_process, join_processes
     from spatial_clap_jax.train.trainer import train
 
+    if not {"-h", "--help"} & set(arguments):
+        join_processes()
     experiment_default = load_config(config, size)
     if not isinstance(experiment_default, Experiment):
         raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
@@ -175,7 +178,8 @@ def train_command(arguments: list[str]) -> None:
           experiment: everything that decides the run.
         """
         result = train(experiment, data, workdir)
-        print(f"{result.workdir}: trained to step {result.step}")
+        if is_first_process():
+            print(f"{result.workdir}: trained to step {result.step}")
 
     _call(run, arguments, "train")
 

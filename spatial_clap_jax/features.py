@@ -391,8 +391,9 @@ def _by_blocks(
     """
     n_fft, hop, time = config.n_fft, config.hop, audio.ndim - 1
     count = (audio.shape[time] - n_fft) // hop + 1
-    channels = math.prod(audio.shape[:time])
-    length = max(_SHORTEST_BLOCK, _BLOCK_SAMPLES // (n_fft * max(channels, 1)))
+    # An exported model's batch has no number yet: it counts as one.
+    channels = math.prod(size for size in audio.shape[:time] if isinstance(size, int) and size)
+    length = max(_SHORTEST_BLOCK, _BLOCK_SAMPLES // (n_fft * channels))
     if length >= count:
         return function(audio)
 

@@ -203,9 +203,7 @@ def _in_blocks(pairs: Pairs, rows: Tree, columns: Tree, block: int) -> tuple[Tre
             return pairs.merge_columns(column_sums, of_columns), pairs.merge_rows(sums, of_rows)
 
         column_block, column_valid = column_entry
-        column_sums, row_sums = jax.lax.scan(
-            along_rows, no_columns, ((cut(rows), valid), row_sums)
-        )
+        column_sums, row_sums = jax.lax.scan(along_rows, no_columns, ((cut(rows), valid), row_sums))
         return row_sums, column_sums
 
     start = jax.tree.map(lambda x: jnp.broadcast_to(x, (blocks, *x.shape)), no_rows)

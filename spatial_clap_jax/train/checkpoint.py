@@ -135,6 +135,11 @@ class RunCheckpoints:
         self._checkpointer.close()
 
 
+def has_checkpoints(workdir: str | Path) -> bool:
+    """Whether a run's folder holds a whole checkpoint."""
+    return bool(_steps(run_folder(workdir) / "checkpoints"))
+
+
 def load_params(
     workdir: str | Path,
     step: int | None = None,

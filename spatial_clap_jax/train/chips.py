@@ -55,6 +55,12 @@ def chip(device_kind: str) -> Chip | None:
     return _CHIPS.get(device_kind)
 
 
+def peak_flops(device_kind: str, devices: int) -> float | None:
+    """FLOPs a second of some devices together, in bfloat16; None if unknown."""
+    known = chip(device_kind)
+    return None if known is None else devices * known.bf16_flops_per_s
+
+
 _V5P = Chip(459e12, 459e12, int(95.74 * _GIB), 2765e9, 1200e9, 50e9 / 8)
 _H100 = Chip(989.4e12, 494.7e12, 80 * _GIB, 3350e9, 900e9)
 _CHIPS = {

@@ -206,7 +206,7 @@ def _collective(instruction: _Instruction, devices: int) -> Collective | None:
             # First come the operands, last what waits for the end.
             count = len(instruction.operands)
             arrays = arrays[count : 2 * count]
-    if opcode not in KINDS:
+    if opcode not in KINDS or size < 2:
         return None
     return Collective(opcode, sum(arrays), _SENT[opcode](size) * sum(arrays), bool(between))
 

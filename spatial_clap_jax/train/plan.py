@@ -198,7 +198,7 @@ def _verdicts(found: Plan) -> Iterator[str]:
     if found.step_seconds_bound is not None and found.mfu_bound is not None:
         yield (
             f"A step takes at least {_duration(found.step_seconds_bound)}, bound by "
-            f"{found.bound_by}; model FLOPs utilisation is at most {found.mfu_bound:.0%}."
+            f"{found.bound_by}; model FLOPs utilisation is at most {found.mfu_bound:.1%}."
         )
     if found.largest_batch is not None:
         batches = " and ".join(f"{batch:,}" for batch in found.largest_batch_from)

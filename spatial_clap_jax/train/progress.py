@@ -1,6 +1,7 @@
 """What a person sees of a training: a bar on a terminal, lines elsewhere."""
 
 import math
+import os
 import time
 from types import TracebackType
 from typing import Self
@@ -9,6 +10,9 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+# More waiting for data than this is worth a line.
+_MUCH_WAITING = 0.1
+
 
 class TrainProgress:
     """Counts clips and waiting, and shows loss, clips/s and time left.
@@ -16,12 +20,18 @@ class TrainProgress:
     Args:
       steps: length of the run.
       clips_per_step: captions (or clips) in a global batch.
+      workers: processes that build batches, for a hint where the loop waits for them.
       show: false shows nothing and still counts.
     """
 
-    def __init__(self, steps: int, clips_per_step: int, *, show: bool = True):
+    def __init__(self, steps: int, clips_per_step: int, *, workers: int = 0, show: bool = True):
         self._steps = steps
         self._clips_per_step = clips_per_step
+        self._workers = workers
+        self._flops_per_step = 0.0
+        self._peak_flops: float | None = None
+        self._peak_text = ""
+        self._is_told = False
         self._console = Console(stderr=True, quiet=not show or jax.process_index() != 0)
         self._bar = Progress(
             TextColumn("train"),
@@ -53,6 +63,18 @@ class TrainProgress:
         """Prints a line of its own."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def started(self, flops_per_step: float, peak_flops: float | None, device_kind: str) -> None:
+        """Starts the clock, with what a step costs and what the devices can do.
+
+        Args:
+          flops_per_step: of the whole global batch.
+          peak_flops: FLOPs a second of all devices together; None if unknown.
+          device_kind: what they are.
+        """
+        self._flops_per_step, self._peak_flops = flops_per_step, peak_flops
+        self._peak_text = "" if peak_flops else f"unknown peak of {device_kind}"
+        self._since, self._waited_s = (time.perf_counter(), self._done), 0.0
+
     def waited(self, seconds: float) -> None:
         """Adds time that the loop waited for data."""
         self._waited_s += seconds
@@ -63,19 +85,37 @@ class TrainProgress:
         self._bar.update(self._task, completed=finished)
 
     def rates(self) -> dict[str, float]:
-        """Clips a second and the share of time spent waiting for data since the last call."""
+        """What was done a second since the last call.
+
+        Returns:
+          `clips_per_s`; `data_wait_share`, the share of time that the loop waited for batches;
+          after `started` also `flops_per_s` of all devices, and `mfu`, its share of their peak,
+          where that is known.
+        """
         began, before = self._since
         now = time.perf_counter()
+        steps_per_s = (self._done - before) / (now - began)
         rates = {
-            "clips_per_s": (self._done - before) * self._clips_per_step / (now - began),
+            "clips_per_s": steps_per_s * self._clips_per_step,
             "data_wait_share": self._waited_s / (now - began),
         }
+        if self._flops_per_step:
+            rates["flops_per_s"] = steps_per_s * self._flops_per_step
+        if self._flops_per_step and self._peak_flops:
+            rates["mfu"] = rates["flops_per_s"] / self._peak_flops
         self._since, self._waited_s = (now, self._done), 0.0
         return rates
 
     def show(self, finished: int, row: dict[str, float]) -> None:
         """Shows a logged row."""
         text = f"loss {row['loss']:.3f}  {row['clips_per_s']:.0f} clips/s"
+        if "mfu" in row:
+            text += f"  MFU {row['mfu']:.1%}"
+        elif "flops_per_s" in row:
+            text += f"  {row['flops_per_s'] / 1e9:.0f} GFLOP/s ({self._peak_text})"
+        waiting = row.get("data_wait_share", 0.0)
+        if waiting > _MUCH_WAITING:
+            text += f"  waits {waiting:.0%} for data"
         # Not a number where the batch has no group of several, as without SCL.
         if not math.isnan(row.get("assignment", math.nan)):
             text += f"  assignment {row['assignment']:.2f}"
@@ -83,3 +123,30 @@ class TrainProgress:
         if not self._console.is_terminal:
             left = (self._steps - finished) * self._clips_per_step / row["clips_per_s"]
             self.announce(f"step {finished}/{self._steps}  {text}  {left:.0f} s left")
+        # Said anew only after it has been well in between.
+        if waiting > _MUCH_WAITING and not self._is_told:
+            self.announce(waiting_hint(waiting, self._workers, os.cpu_count() or 1))
+        self._is_told = waiting > _MUCH_WAITING
+
+
+def waiting_hint(share: float, workers: int, cores: int) -> str:
+    """A line on why a training may wait for data, and what to try.
+
+    Args:
+      share: of the time, 0 to 1.
+      workers: processes that build batches.
+      cores: of this machine.
+    """
+    if workers == 0 and cores > 2:
+        why = f"batches are built in this process; try --data.workers {min(8, cores // 2)}"
+    elif workers == 0:
+        why = f"training and building batches share {cores} cores; use a machine with more"
+    elif workers < cores:
+        more = min(2 * workers, cores)
+        why = f"{workers} workers build batches on {cores} cores; try --data.workers {more}"
+    else:
+        why = (
+            f"{workers} workers keep {cores} cores busy, or wait for the disk; put the scenes on "
+            "a faster disk, or train on more hosts"
+        )
+    return f"waits {share:.0%} of the time for data: {why}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,14 +19,16 @@ from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train import sharding, warm_start
-from spatial_clap_jax.train.checkpoint import RunCheckpoints
+from spatial_clap_jax.train import processes, sharding, warm_start
+from spatial_clap_jax.train.checkpoint import RunCheckpoints, has_checkpoints
+from spatial_clap_jax.train.chips import peak_flops
 from spatial_clap_jax.train.description import (
     has_description,
     read_description,
     write_description,
 )
 from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.flops import count_flops
 from spatial_clap_jax.train.metrics_log import MetricsLog
 from spatial_clap_jax.train.optim import make_optimizer
 from spatial_clap_jax.train.progress import TrainProgress
@@ -71,35 +74,38 @@ def train(
     workdir = Path(workdir)
     scenes = open_scenes(data)
     with ExitStack() as stack:
-        resumed = read_description(workdir) if has_description(workdir) else {}
-        experiment, towers = warm_start.adopt(experiment, resumed.get("experiment"))
+        experiment, towers = warm_start.adopt(experiment, _resumed(workdir))
         tokenizer, description = check_run(experiment, scenes, workdir, towers.tokenizer)
+        captions = experiment.data.captions_per_batch
         mesh = sharding.make_mesh(shape=experiment.mesh)
+        rows = sharding.rows_here(mesh, captions)
         start, step = build_state_and_step(experiment, mesh)
+        processes.wait_for_all("checked")
         checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
         stack.callback(checkpoints.close)
+        if description is not None:
+            write_description(workdir, description)
+            processes.wait_for_all("described")
+            # What process 0 has written counts, for all.
+            found = read_description(workdir)
+            tokenizer = Tokenizer.from_json(found["tokenizer"], found["max_tokens"])
         batches = train_batches(
             scenes,
             experiment.data,
             tokenizer,
             scl=experiment.loss.scl,
             seed=experiment.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
         )
         stack.callback(batches.close)
         state, done = restore_or_init(start, towers.arrays, checkpoints, batches)
-        if description is not None:
-            if done:
-                raise InputError(
-                    f"{workdir}: has checkpoints but no description.json; put it back, or take "
-                    "another --workdir."
-                )
-            write_description(workdir, description)
         log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
         stack.callback(log.close)
-        captions = experiment.data.captions_per_batch
-        bar = stack.enter_context(TrainProgress(experiment.steps, captions, show=progress))
+        bar = stack.enter_context(
+            TrainProgress(
+                experiment.steps, captions, workers=experiment.data.workers, show=progress
+            )
+        )
         bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
         for note in long_captions(tokenizer, scenes.manifest["caption_corpus"]):
             bar.announce(note)
@@ -110,8 +116,13 @@ def train(
         row: dict[str, float] = {}
         metrics: dict[str, Any] = {}
         steps = range(done + 1, experiment.steps + 1)
-        for finished, batch in zip(steps, _on_devices(batches, mesh, bar), strict=False):
-            previous, (state, metrics) = metrics, step(state, batch)
+        if steps:
+            # Built while the step compiles.
+            batches.start_prefetch()
+            program = compile_step(step, state, abstract_batch(experiment, mesh), bar)
+        for finished, batch in zip(steps, _on_devices(batches, mesh, captions, bar), strict=False):
+            with jax.transfer_guard("disallow"):
+                previous, (state, metrics) = metrics, program(state, batch)
             # The step before is waited for, so that the host runs one step ahead, no more.
             jax.block_until_ready(previous)
             last = finished == experiment.steps
@@ -126,13 +137,67 @@ def train(
         return TrainResult(workdir, max(done, experiment.steps), row)
 
 
-def _on_devices(batches: TrainBatches, mesh: Mesh, bar: TrainProgress) -> Iterator[dict]:
+def _resumed(workdir: Path) -> dict[str, Any] | None:
+    """The experiment of the run that a folder's checkpoints belong to; None without any."""
+    if not has_checkpoints(workdir):
+        return None
+    if not has_description(workdir):
+        raise InputError(
+            f"{workdir}: has checkpoints but no description.json; put it back, or take "
+            "another --workdir."
+        )
+    return read_description(workdir).get("experiment")
+
+
+def _on_devices(
+    batches: TrainBatches, mesh: Mesh, captions: int, bar: TrainProgress
+) -> Iterator[dict]:
     """Batches on the devices; the time that the loop waits for them is counted."""
     while True:
         began = time.perf_counter()
-        batch = sharding.put_batch(next(batches), mesh)
+        batch = sharding.put_batch(next(batches), mesh, captions)
         bar.waited(time.perf_counter() - began)
         yield batch
+
+
+def compile_step(step: Any, state: TrainState, batch: Any, bar: TrainProgress) -> Any:
+    """Compiles the step, and tells the bar what it costs.
+
+    Args:
+      step: see `build_state_and_step`.
+      state: the state, or its shapes with shardings.
+      batch: a batch on the devices, or its shapes with shardings.
+      bar: counts time from here on.
+
+    Returns:
+      The compiled step.
+    """
+    began = time.perf_counter()
+    traced = step.trace(state, batch)
+    flops = count_flops(traced.jaxpr)
+    program = traced.lower().compile()
+    seconds = time.perf_counter() - began
+    bar.announce(f"step compiled in {seconds:.0f} s; {flops / 1e9:,.1f} GFLOPs a step")
+    device = jax.devices()[0]
+    bar.started(flops, peak_flops(device.device_kind, len(jax.devices())), device.device_kind)
+    return program
+
+
+def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch of `data.pipeline`, split over a mesh."""
+    system, captions = experiment.build_system(), experiment.data.captions_per_batch
+    rows = {
+        "audio": ((system.channels, system.window_samples), jnp.float32),
+        "tokens": ((system.max_tokens,), jnp.int32),
+        "token_mask": ((system.max_tokens,), jnp.bool_),
+        "group": ((), jnp.int32),
+        "meaning": ((), jnp.int32),
+    }
+    place = sharding.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((captions, *shape), dtype, sharding=place)
+        for name, (shape, dtype) in rows.items()
+    }
 
 
 def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
@@ -152,9 +217,7 @@ def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
     optimizer = make_optimizer(experiment.optimizer, experiment.steps, shapes)
     averaged = experiment.ema_decay is not None
     fresh = partial(init_state, system, optimizer, key, averaged=averaged)
-    of_parameters = sharding.shard_by_rules(
-        shapes, sharding.parameter_rules(experiment.mesh), mesh
-    )
+    of_parameters = sharding.shard_by_rules(shapes, sharding.parameter_rules(experiment.mesh), mesh)
     shardings = sharding.shard_like_parameters(
         jax.eval_shape(fresh, {}), shapes, of_parameters, mesh
     )

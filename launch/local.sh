@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs one spatial-clap command as N processes of this machine that train together.
+#
+#   launch/local.sh N COMMAND ARGUMENTS...
+#   launch/local.sh 2 train configs/spatial_clap.py --data data/mine --workdir runs/mine
+#
+# On CPUs, DEVICES (default 1) is how many devices each process has. On GPUs, process i takes GPU i.
+set -euo pipefail
+
+if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: launch/local.sh N COMMAND ARGUMENTS...   (N processes, at least 1)" >&2
+    exit 2
+fi
+processes=$1
+shift
+
+python=${PYTHON:-python}
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port
+export JAX_NUM_PROCESSES=$processes
+if [[ -n ${DEVICES:-} ]]; then
+    export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
+fi
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+
+pids=()
+# Signals reach all; the processes save and stop together.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+for ((i = 0; i < processes; i++)); do
+    (
+        export JAX_PROCESS_ID=$i
+        if ((gpus >= processes)); then export CUDA_VISIBLE_DEVICES=$i; fi
+        exec "$python" -m spatial_clap_jax.cli "$@"
+    ) > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
+    pids+=($!)
+done
+
+# The first that fails ends the others: they would wait for it for ever.
+status=0
+for ((left = processes; left > 0; left--)); do
+    code=0
+    wait -n || code=$?
+    if ((code != 0 && status == 0)); then
+        status=$code
+        kill -TERM "${pids[@]}" 2>/dev/null || true
+    fi
+done
+exit "$status"

@@ -1,0 +1,68 @@
+"""The processes of one training: how they find each other and wait for each other."""
+
+import os
+
+import jax
+from jax.experimental import multihost_utils
+
+from spatial_clap_jax.errors import InputError
+
+_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_AUTOMATIC = "SPATIAL_CLAP_PROCESSES"
+
+
+def join_processes() -> bool:
+    """Joins the other processes of a training, if the environment speaks of any.
+
+    Either JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    tell all, or SPATIAL_CLAP_PROCESSES=auto lets JAX ask Slurm, Open MPI, Kubernetes or the TPU's
+    metadata. The scripts in `launch/` set them. Must come before anything that looks at devices.
+
+    Returns:
+      Whether there is more than one process.
+
+    Raises:
+      InputError: variables are missing or make no sense, or the others do not answer.
+    """
+    given = {name: os.environ[name] for name in _BY_HAND if os.environ.get(name)}
+    automatic = os.environ.get(_AUTOMATIC, "")
+    if automatic not in ("", "auto"):
+        raise InputError(f"{_AUTOMATIC}: {automatic!r} is unknown; set it to 'auto', or unset it.")
+    if not given and not automatic:
+        return False
+    if not automatic and len(given) < len(_BY_HAND):
+        missing = [name for name in _BY_HAND if name not in given]
+        raise InputError(
+            f"{', '.join(missing)}: not set, but {', '.join(given)} is; set all of "
+            f"{', '.join(_BY_HAND)}, or {_AUTOMATIC}=auto."
+        )
+    numbers = {}
+    for name in _BY_HAND[1:]:
+        value = given.get(name)
+        if value is not None and not value.isdigit():
+            raise InputError(f"{name}: {value!r} is no number; set it to one, from 0.")
+        numbers[name] = None if value is None else int(value)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=given.get(_BY_HAND[0]),
+            num_processes=numbers[_BY_HAND[1]],
+            process_id=numbers[_BY_HAND[2]],
+        )
+    # JAX raises ValueError for what is not told and RuntimeError for what does not answer.
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"processes: cannot join the training ({reason}); start it with a script of launch/."
+        ) from error
+    return jax.process_count() > 1
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks and writes for all."""
+    return jax.process_index() == 0
