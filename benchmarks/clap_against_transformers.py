@@ -2,14 +2,11 @@
 
     pip install '.[parity]' && python benchmarks/clap_against_transformers.py
 
-Prints, for each published shape, the greatest difference of unit embeddings, the lowest cosine
-between bfloat16 and float32, and the time of a forward pass of ours over theirs (median of
-`--repeats`, alternating, two threads each where there are two cores).
+Tells, for each published shape, the greatest difference of unit embeddings, the lowest cosine
+between bfloat16 and float32, and the time of a forward pass of ours and theirs, in turn.
 """
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 import tyro
+from side_by_side import Comparison, compare, report
 
 from spatial_clap_jax.models.htsat import Htsat
 from spatial_clap_jax.models.text import TextEncoder
@@ -35,13 +33,15 @@ WIDTHS = {
 }
 
 
-def main(batch: int = 4, repeats: int = 5) -> None:
+def main(batch: int = 4, repeats: int = 5, json: bool = False) -> None:
     """Runs all shapes.
 
     Args:
       batch: clips and texts at once.
       repeats: timed passes of each side.
+      json: print a line of JSON for each shape.
     """
+    found = []
     for size, widths in WIDTHS.items():
         for fused in (False, True):
             model = randomised({**widths, "enable_fusion": fused})
@@ -49,8 +49,9 @@ def main(batch: int = 4, repeats: int = 5) -> None:
                 model.save_pretrained(folder)
                 weights = read_hf_clap(folder)
             name = f"HTSAT-{size}{', fused' if fused else ''}"
-            compare_audio(name, model, weights, batch, repeats)
-    compare_text(model, weights, batch, repeats)
+            found.append(compare_audio(name, model, weights, batch, repeats))
+    found.append(compare_text(model, weights, batch, repeats))
+    report(found, {"batch": batch, "repeats": repeats}, json)
 
 
 def randomised(audio: dict[str, Any]) -> transformers.ClapModel:
@@ -74,8 +75,8 @@ def randomised(audio: dict[str, Any]) -> transformers.ClapModel:
     return model.eval()
 
 
-def compare_audio(name: str, model: Any, weights: Any, batch: int, repeats: int) -> None:
-    """One line on an audio encoder."""
+def compare_audio(name: str, model: Any, weights: Any, batch: int, repeats: int) -> Comparison:
+    """An audio encoder."""
     fused = weights.audio.config.fusion
     shape = (batch, 4, 1001, 64) if fused else (batch, 1001, 64)
     levels = (-30 + 20 * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
@@ -93,11 +94,11 @@ def compare_audio(name: str, model: Any, weights: Any, batch: int, repeats: int)
     def theirs() -> np.ndarray:
         return model.audio_model(theirs_in, is_longer=theirs_longer).pooler_output.numpy()
 
-    report(name, encoder(jnp.float32), encoder(jnp.bfloat16), theirs, repeats)
+    return compare_encoders(name, encoder(jnp.float32), encoder(jnp.bfloat16), theirs, repeats)
 
 
-def compare_text(model: Any, weights: Any, batch: int, repeats: int) -> None:
-    """One line on the text encoder."""
+def compare_text(model: Any, weights: Any, batch: int, repeats: int) -> Comparison:
+    """The text encoder."""
     rng = np.random.default_rng(0)
     ids = rng.integers(3, weights.text.config.vocabulary, (batch, 77))
     mask = np.arange(77) < rng.integers(5, 78, batch)[:, None]
@@ -113,30 +114,23 @@ def compare_text(model: Any, weights: Any, batch: int, repeats: int) -> None:
         tokens = torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
         return model.text_model(*tokens).pooler_output.numpy()
 
-    report("RoBERTa-base", encoder(jnp.float32), encoder(jnp.bfloat16), theirs, repeats)
+    full, coarse = encoder(jnp.float32), encoder(jnp.bfloat16)
+    return compare_encoders("RoBERTa-base", full, coarse, theirs, repeats)
 
 
-def report(
+def compare_encoders(
     name: str,
     ours: Callable[[], Any],
     low: Callable[[], Any],
     theirs: Callable[[], np.ndarray],
     repeats: int,
-) -> None:
-    """Prints differences, the cosine of bfloat16, and the ratio of times."""
+) -> Comparison:
+    """Differences and the cosine of bfloat16, which stand in the name, and times."""
     full, coarse, expected = unit(ours()), unit(low()), unit(theirs())
-    seconds: dict[Callable, list[float]] = {ours: [], theirs: []}
-    for _ in range(repeats):
-        for side, times in seconds.items():
-            began = time.perf_counter()
-            side()
-            times.append(time.perf_counter() - began)
-    here, there = (statistics.median(times) for times in seconds.values())
-    print(
-        f"{name:20} difference {np.abs(full - expected).max():.1e}   "
-        f"bfloat16 cosine {(full * coarse).sum(axis=1).min():.6f}   "
-        f"{here * 1e3:5.0f} ms / {there * 1e3:5.0f} ms = {here / there:.2f}"
-    )
+    difference = np.abs(full - expected).max()
+    cosine = (full * coarse).sum(axis=1).min()
+    told = f"{name} (difference {difference:.1e}, bfloat16 cosine {cosine:.6f})"
+    return compare(ours, theirs, repeats, name=told, peer_name="transformers")
 
 
 def unit(rows: Any) -> np.ndarray:

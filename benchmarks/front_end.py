@@ -17,7 +17,7 @@ import jax
 import librosa
 import numpy as np
 import tyro
-from side_by_side import compare, machine, report, use_threads
+from side_by_side import compare, report, use_threads
 
 from spatial_clap_jax import features
 from spatial_clap_jax.errors import InputError
@@ -39,7 +39,6 @@ def main(
       json: print a line of JSON for each peer.
     """
     use_threads(threads)
-    where = machine()
     rng = np.random.default_rng(0)
     samples = round(seconds * FRONT_END.sample_rate_hz)
     audio = (0.1 * rng.standard_normal((clips, samples))).astype(np.float32)
@@ -60,7 +59,7 @@ def main(
             raise InputError(f"{name}: levels differ by {difference:.1e} dB, above {CLOSE_DB:g}.")
         found.append(compare(ours, peer, repeats, name="log-mel", peer_name=name))
     settings = {"clips": clips, "seconds": seconds, "threads": threads, "repeats": repeats}
-    report("log-mel, LAION-CLAP's setting", found, settings, where, json)
+    report(found, settings, json)
 
 
 def librosa_log_mel(audio: np.ndarray) -> np.ndarray:

@@ -24,18 +24,19 @@ import threadpoolctl
 from rich.console import Console
 from rich.table import Table
 
-# Whose versions can move a figure; told of where they are loaded.
-_PACKAGES = {
-    "jax": "jax",
-    "torch": "torch",
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "librosa": "librosa",
-    "grain": "grain",
-    "soundfile": "soundfile",
-    "pyroomacoustics": "pyroomacoustics",
-    "transformers": "transformers",
-}
+# Whose versions can move a figure; told of where they are imported.
+_PACKAGES = (
+    "jax",
+    "numpy",
+    "scipy",
+    "librosa",
+    "grain",
+    "soundfile",
+    "pyroomacoustics",
+    "torch",
+    "transformers",
+)
+_LOAD_AT_START = os.getloadavg()[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,9 @@ def compare(
     name: str,
     peer_name: str,
     amount: float | None = None,
+    peer_amount: float | None = None,
     unit: str = "s",
+    before: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
     """Calls the two alternately and times each call.
@@ -94,7 +97,9 @@ def compare(
       name: what is measured.
       peer_name: what it is measured against.
       amount: how much one call does; then the quantity is amount / seconds instead of seconds.
+      peer_amount: how much one of the peer's does, where that differs.
       unit: of the quantity.
+      before: called before every timed call, outside its time.
       clock: seconds.
 
     Returns:
@@ -106,22 +111,18 @@ def compare(
     for _ in range(warmups):
         ours()
         peer()
-    measured: dict[str, list[float]] = {"ours": [], "peer": []}
+    sides = ((ours, amount), (peer, peer_amount or amount))
+    measured: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for side, call in (("ours", ours), ("peer", peer)):
+        for (call, handled), quantities in zip(sides, measured, strict=True):
+            before()
             began = clock()
             call()
             seconds = clock() - began
-            measured[side].append(seconds if amount is None else amount / seconds)
-    ratios = [a / b for a, b in zip(measured["ours"], measured["peer"], strict=True)]
-    return Comparison(
-        name,
-        peer_name,
-        Spread.of(measured["ours"]),
-        Spread.of(measured["peer"]),
-        Spread.of(ratios),
-        unit,
-    )
+            quantities.append(seconds if handled is None else handled / seconds)
+    ratios = [a / b for a, b in zip(*measured, strict=True)]
+    spreads = (Spread.of(values) for values in (*measured, ratios))
+    return Comparison(name, peer_name, *spreads, unit=unit)
 
 
 def use_threads(count: int) -> None:
@@ -134,57 +135,55 @@ def use_threads(count: int) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The machine line: processor, cores, threads, versions, and the load of the last minute."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    versions = {"python": platform.python_version()}
-    for module, package in _PACKAGES.items():
-        if module in sys.modules:
-            versions[module] = importlib.metadata.version(package)
+    """The machine line: processor, cores, threads, versions, and the load before the start."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "cores_used": len(cores) or os.cpu_count(),
-        "threads": {
+        "cores_used": _cores_used(),
+        "thread_pools": {
             pool["internal_api"]: pool["num_threads"] for pool in threadpoolctl.threadpool_info()
         },
-        "load_average": round(os.getloadavg()[0], 2),
-        "versions": versions,
+        "load_average_at_start": round(_LOAD_AT_START, 2),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES if name in sys.modules},
+        },
     }
 
 
-def report(
-    title: str,
-    comparisons: Sequence[Comparison],
-    settings: Mapping[str, Any],
-    where: Mapping[str, Any],
-    as_json: bool,
-) -> None:
-    """Prints a table, or one line of JSON a comparison.
+def report(comparisons: Sequence[Comparison], settings: Mapping[str, Any], as_json: bool) -> None:
+    """Prints a table for each comparison, or a line of JSON for each.
 
     Args:
-      title: the claim.
       comparisons: the outcome.
-      settings: what else the figures depend on.
-      where: what `machine` said when the benchmark began.
-      as_json: print JSON instead of a table.
+      settings: what else the figures depend on, such as sizes.
+      as_json: print JSON, with the keys of `Comparison`, the settings and `machine`.
     """
+    where = machine()
     if as_json:
-        for comparison in comparisons:
-            print(json.dumps({**dataclasses.asdict(comparison), **settings, "machine": where}))
+        for one in comparisons:
+            print(json.dumps({**dataclasses.asdict(one), **settings, "machine": where}))
         return
-    table = Table(title=title)
-    for column in ("", "unit", "ours", "peer", "ours / peer"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    for one in comparisons:
-        spreads = (f"{s.median:.3g} ({s.min:.3g} to {s.max:.3g})" for s in (one.ours, one.peer))
-        ratio = f"{one.ratio.median:.2f} ({one.ratio.min:.2f} to {one.ratio.max:.2f})"
-        table.add_row(f"{one.name} against {one.peer_name}", one.unit, *spreads, ratio)
     console = Console()
-    console.print(table)
-    told = {**settings, **{key: value for key, value in where.items() if key != "versions"}}
-    told |= where["versions"]
+    for one in comparisons:
+        table = Table("", "min", "median", "max", title=f"{one.name}: ours beside {one.peer_name}")
+        for label, spread in (
+            (f"ours, {one.unit}", one.ours),
+            (f"{one.peer_name}, {one.unit}", one.peer),
+            (f"ours / {one.peer_name}", one.ratio),
+        ):
+            table.add_row(label, *(f"{value:.3g}" for value in dataclasses.astuple(spread)))
+        console.print(table)
+    told = {**settings, **where, **where["versions"]}
+    del told["versions"]
     line = ", ".join(f"{key} {value}" for key, value in told.items())
-    console.print(f"median (min to max); {line}", markup=False, highlight=False)
+    console.print(line, markup=False, highlight=False)
+
+
+def _cores_used() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _cpu_model() -> str:

@@ -1,6 +1,11 @@
 """Session fixtures; this folder is on the path, for `import fakes` and `import tiny`."""
 
+import os
 from pathlib import Path
+
+# Compiling is most of the time of the tests; it takes half as long where LLVM optimises nothing.
+# Before anything of JAX, and inherited by the processes that tests start.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import pytest
 from absl import flags

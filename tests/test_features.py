@@ -136,6 +136,18 @@ def test_log_mel_hears_what_is_60_db_below_the_loudest():
     np.testing.assert_allclose(log_mel(audio, SMALL), theirs, atol=1e-3)
 
 
+@pytest.mark.parametrize("samples", [4001, 3519])
+@pytest.mark.parametrize("front_end", [features.log_mel, features.mel_cross])
+def test_frames_are_the_same_in_blocks_and_all_at_once(noise, front_end, samples, monkeypatch):
+    # 13 and 11 frames in blocks of 4: the last block reaches back over 3 and 1.
+    audio = noise[..., :samples]
+    at_once = jax.jit(lambda a: front_end(a, SMALL))(audio)
+    monkeypatch.setattr(features, "_BLOCK_SAMPLES", 1)
+    monkeypatch.setattr(features, "_SHORTEST_BLOCK", 4)
+    in_blocks = jax.jit(lambda a: front_end(a, SMALL))(audio)
+    np.testing.assert_allclose(in_blocks, at_once, atol=1e-4)
+
+
 def test_magnitude_phase_planes(noise):
     planes = planes_of(noise, 512, 320)
     padded = np.pad(noise.astype(np.float64), [(0, 0), (0, 0), (256, 256)], mode="reflect")

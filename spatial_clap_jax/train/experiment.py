@@ -108,7 +108,7 @@ class Experiment:
             raise InputError(f"seed: {self.seed} is negative; give 0 or more.")
 
     def build_system(self, platform: str | None = None) -> System:
-        """The system, computing in the precision that a platform asks for; this machine's if None."""
+        """The system, in the precision that suits a platform, this machine's if None."""
         return self.model.build(self.loss, compute_dtype(self.precision, platform))
 
 

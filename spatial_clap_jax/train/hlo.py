@@ -288,7 +288,8 @@ def _traffic(program: Program, instruction: _Instruction, shapes: dict[str, str]
     reads = [_stored(shapes.get(name, "")) for name in instruction.operands]
     written = _stored(instruction.shape)
     if opcode == "copy-start":
-        return written  # Its shape names both sides.
+        # Its shape names both sides.
+        return sum(array.stored for array in _arrays(instruction.shape)[:2])
     if opcode == "slice-start":
         operand, result = _arrays(instruction.shape)[:2]
         return result.stored + (result.bytes if operand.stored else 0.0)

@@ -133,7 +133,8 @@ def plan(
     # Pairs of a scene group stand in one batch, and every micro-batch is spread over all chips.
     unit = 2 * mesh.size * experiment.execution.micro_batches
     if largest and capacity is not None:
-        other = max(batch // 2 // unit, 1) * unit
+        # Half as many; of a batch that is far too large, about as many as fit.
+        other = max(int(batch * min(0.5, capacity / step.peak)) // unit, 1) * unit
         other = other if other < batch else batch + unit
         compiled.append(_compile(experiment, mesh, other, fast=fast, progress=progress))
     return Plan(
@@ -217,6 +218,13 @@ def _duration(seconds: float) -> str:
     return f"{1e3 * seconds:,.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:,.2f} us"
 
 
+_FAST = {
+    "tpu": {"exec_time_optimization_effort": -1.0},
+    # Nothing runs: machine code of any quality will do, and memory is the same.
+    "cpu": {"xla_backend_optimization_level": 0},
+}
+
+
 @dataclass(frozen=True)
 class _Compiled:
     """A step of one batch: what its arguments take on a chip, its FLOPs on all, its memory.
@@ -237,8 +245,8 @@ def _compile(
     experiment: Experiment, mesh: Mesh, batch: int, *, fast: bool, progress: bool
 ) -> _Compiled:
     began = time.perf_counter()
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
-    options = {"exec_time_optimization_effort": -1.0} if fast and on_tpu else None
+    platform = mesh.devices.flat[0].platform
+    options = _FAST.get(platform) if fast or platform == "cpu" else None
     with _status(f"compiling {experiment.name}, {batch:,} captions a batch", show=progress):
         traced, parts = _trace(experiment, mesh, batch)
         try:

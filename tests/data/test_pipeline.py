@@ -220,7 +220,7 @@ def test_a_process_reads_no_group_of_others(tokenizer):
 
 @pytest.mark.parametrize("rows", [[], [3, 2], [1, 1], [-1, 0], [15, 16]])
 def test_rows_that_are_not_in_the_batch_are_refused(tokenizer, rows):
-    with pytest.raises(InputError, match="rows: .* of a batch of 16 captions"):
+    with pytest.raises(InputError, match=r"rows: .* of a batch of 16 captions"):
         train_batches(SCENES, config(), tokenizer, scl=True, seed=0, rows=rows)
 
 

@@ -11,6 +11,7 @@ from spatial_clap_jax.losses.contrastive import (
     clamped_scale,
     in_batch_accuracy,
     info_nce,
+    siglip,
 )
 
 
@@ -106,3 +107,23 @@ def test_each_direction_has_its_own_scale():
     assert float(mixed) == pytest.approx((half(2 * cosines) + half(9 * cosines.T)) / 2, rel=1e-5)
     same = info_nce(audio, text, low, None, low)
     assert float(same) == pytest.approx(float(info_nce(audio, text, low)), rel=1e-6)
+
+
+def test_siglip_by_hand():
+    eye = jnp.eye(2)
+    # Two true pairs with logit s + b, two wrong ones with logit b.
+    for scale, bias in ((0.0, 0.0), (3.0, -1.0), (10.0, -10.0)):
+        expected = np.log1p(np.exp(-(scale + bias))) + np.log1p(np.exp(bias))
+        got = siglip(eye, eye, jnp.float32(scale), jnp.float32(bias))
+        assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_siglip_takes_equal_meanings_for_true_pairs():
+    audio, text = unit_rows(0), unit_rows(1)
+    meaning = jnp.array([0, 0, 1, 2, 2, 2])
+    logits = 5.0 * np.asarray(audio, np.float64) @ np.asarray(text, np.float64).T - 2.0
+    sign = np.where(np.equal.outer(np.asarray(meaning), np.asarray(meaning)), 1, -1)
+    expected = np.log1p(np.exp(-sign * logits)).sum() / 6
+    assert siglip(audio, text, jnp.float32(5.0), jnp.float32(-2.0), meaning) == pytest.approx(
+        expected, rel=1e-5
+    )

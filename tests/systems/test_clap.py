@@ -16,7 +16,7 @@ from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.systems.base import System
 from spatial_clap_jax.systems.clap import ClapConfig
 from spatial_clap_jax.train.optim import OptimizerConfig, make_optimizer
-from spatial_clap_jax.train.step import init_state, train_step
+from spatial_clap_jax.train.step import TrainStep, init_state
 
 CONFIG = ClapConfig(
     sample_rate_hz=16_000,
@@ -77,7 +77,7 @@ def test_steps_learn_and_move_every_part(stereo):
     start = partial(init_state, system, optimizer, jax.random.key(0), {}, averaged=False)
     state = jax.jit(start)()
     # The batch is an argument: as a constant, its features would be computed by the compiler.
-    step = jax.jit(partial(train_step, system, optimizer, None, (), jax.random.key(1)))
+    step = jax.jit(TrainStep(system, optimizer, jax.random.key(1)).__call__)
     losses = []
     for _ in range(6):
         state, metrics = step(state, batch(2))

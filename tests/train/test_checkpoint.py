@@ -276,7 +276,12 @@ def start(script: str, *arguments: Any, devices: int = 1) -> subprocess.Popen:
     root = str(Path(spatial_clap_jax.__file__).parents[1])
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root},
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": root,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,7 +1,9 @@
 """Rates of a training, by a clock that the test sets."""
 
+import pytest
+
 from spatial_clap_jax.train import progress
-from spatial_clap_jax.train.progress import TrainProgress
+from spatial_clap_jax.train.progress import TrainProgress, waiting_hint
 
 
 def test_rates_are_since_the_last_call(monkeypatch):
@@ -16,6 +18,58 @@ def test_rates_are_since_the_last_call(monkeypatch):
     bar.advance(3)
     now[0] = 5.0
     assert bar.rates() == {"clips_per_s": 8.0, "data_wait_share": 0.0}
+
+
+def test_a_known_peak_gives_the_share_of_it(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    bar = TrainProgress(10, clips_per_step=8, show=False)
+    now[0] = 60.0
+    # Compilation is over: time counts from here.
+    bar.started(3e12, 12e12, "fast")
+    bar.advance(1)
+    now[0] = 61.0
+    rates = bar.rates()
+    assert (rates["flops_per_s"], rates["mfu"], rates["clips_per_s"]) == (3e12, 0.25, 8.0)
+    bar.started(3e12, None, "slow")
+    bar.advance(2)
+    now[0] = 62.0
+    assert "mfu" not in bar.rates()
+
+
+def test_a_peak_that_is_unknown_is_said(capsys):
+    with TrainProgress(4, clips_per_step=8) as bar:
+        bar.started(2e9, None, "cpu")
+        bar.show(1, {"loss": 1.0, "clips_per_s": 8.0, "flops_per_s": 2e9})
+    assert "2 GFLOP/s (unknown peak of cpu)" in capsys.readouterr().err
+
+
+def test_waiting_is_explained_once_until_it_is_over(capsys, monkeypatch):
+    monkeypatch.setattr(progress.os, "cpu_count", lambda: 16)
+    row = {"loss": 1.0, "clips_per_s": 8.0}
+    with TrainProgress(9, clips_per_step=8) as bar:
+        for step, share in enumerate((0.05, 0.3, 0.4, 0.02, 0.2), 1):
+            bar.show(step, {**row, "data_wait_share": share})
+    said = capsys.readouterr().err
+    assert said.count("of the time for data: batches are built in this process") == 2
+    assert (
+        "waits 30% of the time for data: batches are built in this process; try --data.workers 8"
+        in said
+    )
+    assert "waits 2% for data" not in said
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "said"),
+    [
+        (0, 2, "share 2 cores"),
+        (0, 12, "--data.workers 6"),
+        (4, 16, "--data.workers 8"),
+        (8, 8, "faster disk, or train on more hosts"),
+    ],
+)
+def test_hints(workers, cores, said):
+    assert said in waiting_hint(0.5, workers, cores)
 
 
 def test_without_a_terminal_it_prints_lines(capsys):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -21,8 +22,10 @@ from spatial_clap_jax.train.sharding import (
     batch_sharding,
     describe_devices,
     make_mesh,
+    parameter_rules,
     put_batch,
     shard_by_rules,
+    shard_like_parameters,
 )
 
 MESH = AbstractMesh((1, 4, 2), AXES)
@@ -42,6 +45,79 @@ def test_first_rule_that_matches_wins_and_the_default_is_replicated():
         "dense": {"kernel": PartitionSpec("fsdp", None), "bias": PartitionSpec()},
         "head": {"kernel": PartitionSpec(("data", "fsdp"))},
     }
+
+
+def test_the_largest_dimension_that_divides_is_split():
+    shapes = {
+        "kernel": np.zeros((96, 512)),
+        "table": np.zeros((50265, 8)),
+        "odd": np.zeros((131, 131)),
+        "small": np.zeros((64, 8)),
+        "kept": np.zeros((512, 512)),
+    }
+    rules = parameter_rules(MeshShape(fsdp=2, rules=(("^kept$", "-"),)))
+    specs = jax.tree.map(lambda s: s.spec, shard_by_rules(shapes, rules, MESH))
+    assert specs == {
+        "kernel": PartitionSpec(None, "fsdp"),
+        "table": PartitionSpec(None, "fsdp"),
+        "odd": PartitionSpec(),
+        "small": PartitionSpec(),
+        "kept": PartitionSpec(),
+    }
+    # Without an axis to split over, all is whole.
+    whole = shard_by_rules(shapes, parameter_rules(MeshShape()), MESH)
+    specs = jax.tree.map(lambda s: s.spec, whole)
+    assert set(jax.tree.leaves(specs)) == {PartitionSpec()}
+
+
+def test_rules_of_a_command_line():
+    shape = MeshShape(fsdp=2, rules=(("^text/", "-, data+fsdp"), ("^audio/", "fsdp")))
+    text, audio, rest = parameter_rules(shape)
+    assert text == ("^text/", PartitionSpec(None, ("data", "fsdp")))
+    assert audio[1] == rest[1] == "largest"
+    with pytest.raises(InputError, match=r"rules: '\^text/' asks for the axis 'model'; the"):
+        parameter_rules(MeshShape(rules=(("^text/", "model"),)))
+    with pytest.raises(InputError, match=r"mesh.rules: '\(' is no regular expression"):
+        MeshShape(rules=(("(", "fsdp"),))
+
+
+def test_what_belongs_to_a_parameter_is_split_like_it():
+    split = shard_by_rules(TREE, (("head/kernel", PartitionSpec("data")),), MESH)
+    state = {
+        "params": TREE,
+        "moments": [{"mu": TREE}],
+        # Of another shape, though its path ends alike.
+        "rows": {"head": {"kernel": np.zeros(8)}},
+        "count": np.zeros(()),
+    }
+    specs = jax.tree.map(lambda s: s.spec, shard_like_parameters(state, TREE, split, MESH))
+    assert specs["params"]["head"]["kernel"] == PartitionSpec("data")
+    assert specs["moments"][0]["mu"]["head"]["kernel"] == PartitionSpec("data")
+    assert specs["moments"][0]["mu"]["dense"]["kernel"] == PartitionSpec()
+    assert specs["rows"]["head"]["kernel"] == PartitionSpec()
+    assert specs["count"] == PartitionSpec()
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A device of a slice, as `make_mesh` sees it."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "fake"
+    process_index: int = 0
+
+
+def test_only_the_first_axis_leaves_a_slice():
+    chips = [Chip(i, i // 4) for i in range(8)]
+    mesh = make_mesh(chips, MeshShape(replica=2, fsdp=2))
+    for replica in (0, 1):
+        assert {chip.slice_index for chip in mesh.devices[replica].flat} == {replica}
+    mesh = make_mesh(chips, MeshShape(replica=4, fsdp=2))
+    assert [len({c.slice_index for c in part.flat}) for part in mesh.devices] == [1] * 4
+    with pytest.raises(InputError, match=r"mesh.replica: 1 copies on 2 slices; .* multiple of 2"):
+        make_mesh(chips, MeshShape())
 
 
 @pytest.mark.parametrize(
@@ -94,6 +170,26 @@ placed = put_batch(batch, mesh)
 for row, device in enumerate(mesh.devices.flat):
     shard = next(s for s in placed["audio"].addressable_shards if s.device == device)
     np.testing.assert_array_equal(shard.data, batch["audio"][2 * row : 2 * row + 2])
+assert rows_here(mesh, 16).tolist() == list(range(16))
+# A process whose devices hold rows that lie apart has them in ascending order, without gaps.
+class Half:
+    def addressable_devices_indices_map(self, shape):
+        rows = [(slice(2 * i, 2 * i + 2, None),) for i in range(8)]
+        return dict(list(zip(mesh.devices.flat, rows))[1::2])
+import spatial_clap_jax.train.sharding as module
+real, module.batch_sharding = module.batch_sharding, lambda mesh: Half()
+assert module.rows_here(mesh, 16).tolist() == [2, 3, 6, 7, 10, 11, 14, 15]
+module.batch_sharding = real
+
+# Parameters and what belongs to them are split alike, and a state is made split.
+params = {"wide": {"kernel": jax.ShapeDtypeStruct((64, 512), "float32")},
+          "bias": jax.ShapeDtypeStruct((512,), "float32")}
+split = shard_by_rules(params, parameter_rules(MeshShape(fsdp=2)), mesh)
+state = {"variables": {"params": params}, "optimizer": ({"mu": params}, {"count": params["bias"]})}
+found = shard_like_parameters(state, params, split, mesh)
+assert found["optimizer"][0]["mu"]["wide"]["kernel"].spec == split["wide"]["kernel"].spec
+made = jax.jit(lambda: jax.numpy.zeros((64, 512)), out_shardings=split["wide"]["kernel"])()
+assert made.addressable_shards[0].data.shape == (64, 256)
 try:
     put_batch({"group": np.arange(12)}, mesh)
 except InputError as error:
@@ -105,12 +201,17 @@ print(describe_devices())
 def test_eight_devices():
     root = str(Path(spatial_clap_jax.__file__).parents[1])
     flags = "--xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": root,
+    }
     done = subprocess.run(
         [sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "batch: 'group' has 12 rows for 8 devices; take a batch size" in done.stdout
+    assert "batch: 12 rows for 8 devices; take a batch size" in done.stdout
     assert "runs on CPU (8 x cpu)" in done.stdout
 
 

@@ -1,15 +1,23 @@
 """One step by hand: gradient descent on a system of one parameter, and the moving average."""
 
+import functools
 from dataclasses import dataclass
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from spatial_clap_jax.systems.base import Loss
-from spatial_clap_jax.train.step import init_state, jit_step, train_step
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.models.layers import unit
+from spatial_clap_jax.models.text import TextConfig, TextEncoder
+from spatial_clap_jax.systems.base import Encoded
+from spatial_clap_jax.systems.two_towers import TwoTowers
+from spatial_clap_jax.train.flops import count_flops
+from spatial_clap_jax.train.step import Execution, TrainStep, init_state, jit_step
 
 
 @dataclass(frozen=True)
@@ -19,12 +27,14 @@ class Slope:
     def init(self, rng):
         return {"params": {"w": jnp.float32(2.0)}, "batch_stats": {"calls": jnp.float32(0.0)}}
 
-    def loss(self, variables, batch, rng, train):
+    def encode(self, variables, batch, rng, train):
         assert train
         calls = variables["batch_stats"]["calls"] + 1
-        value = variables["params"]["w"] * batch["x"].mean()
-        drawn = jax.random.uniform(rng)
-        return Loss(value, {"drawn": drawn}, {"calls": calls})
+        rows = {"y": variables["params"]["w"] * batch["x"]}
+        return Encoded(rows, {"drawn": jax.random.uniform(rng)}, {"calls": calls})
+
+    def objective(self, rows, shared, batch, mesh):
+        return rows["y"].mean(), shared
 
 
 BATCH = {"x": jnp.array([1.0, 3.0])}
@@ -35,9 +45,13 @@ def fresh(averaged: bool = True):
     return optimizer, init_state(Slope(), optimizer, jax.random.key(0), {}, averaged=averaged)
 
 
+def step_of(optimizer, key=1, ema_decay: float | None = 0.9, **settings) -> TrainStep:
+    return TrainStep(Slope(), optimizer, jax.random.key(key), ema_decay=ema_decay, **settings)
+
+
 def test_one_step_by_hand():
     optimizer, state = fresh()
-    after, metrics = train_step(Slope(), optimizer, 0.9, (), jax.random.key(1), state, BATCH)
+    after, metrics = step_of(optimizer)(state, BATCH)
     # The gradient is the mean of x, 2; the rate is a half.
     assert after.variables["params"]["w"] == 1.0
     assert after.variables["batch_stats"]["calls"] == 1.0
@@ -52,20 +66,20 @@ def test_one_step_by_hand():
 def test_the_averages_decay_is_bounded():
     optimizer, state = fresh()
     state = state._replace(step=jnp.int32(10**6))
-    after, _ = train_step(Slope(), optimizer, 0.9, (), jax.random.key(1), state, BATCH)
+    after, _ = step_of(optimizer)(state, BATCH)
     assert after.average["params"]["w"] == pytest.approx(0.9 * 2.0 + 0.1 * 1.0)
 
 
 def test_without_an_average_nothing_is_kept():
     optimizer, state = fresh(averaged=False)
-    after, _ = train_step(Slope(), optimizer, None, (), jax.random.key(1), state, BATCH)
+    after, _ = step_of(optimizer, ema_decay=None)(state, BATCH)
     assert after.average == {}
 
 
 def test_draws_follow_from_run_and_step():
     optimizer, state = fresh()
     drawn = [
-        float(train_step(Slope(), optimizer, None, (), jax.random.key(k), at, BATCH)[1]["drawn"])
+        float(step_of(optimizer, k, ema_decay=None)(at, BATCH)[1]["drawn"])
         for k, at in ((1, state), (1, state), (2, state), (1, state._replace(step=jnp.int32(5))))
     ]
     assert drawn[0] == drawn[1]
@@ -76,8 +90,152 @@ def test_the_old_state_is_given_away():
     optimizer, state = fresh()
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: one, state)
-    step = jit_step(Slope(), optimizer, 0.9, (), jax.random.key(1), shardings, one)
+    step = jit_step(step_of(optimizer), shardings, one)
     state = jax.device_put(state, shardings)
     after, _ = step(state, BATCH)
     assert state.variables["params"]["w"].is_deleted()
     np.testing.assert_allclose(after.variables["params"]["w"], 1.0)
+
+
+class MiniModule(nn.Module):
+    """A layer with BatchNorm and dropout for sound, a text encoder of two layers."""
+
+    text_dropout: float
+
+    def setup(self):
+        self.dense, self.norm = nn.Dense(8), nn.BatchNorm(momentum=0.9)
+        rates = {"dropout": self.text_dropout, "attention_dropout": self.text_dropout}
+        self.text = TextEncoder(TextConfig(30, 8, 2, 2, 16, 6, **rates))
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.0), ())
+
+    def __call__(self, batch, train):
+        audio = self.norm(self.dense(batch["audio"][:, 0]), use_running_average=not train)
+        text = self.text(batch["tokens"], batch["token_mask"], train).pooled
+        return unit(audio), unit(text), self.logit_scale
+
+
+@dataclass(frozen=True)
+class Mini(TwoTowers):
+    """Compiles in a second."""
+
+    channels = 1
+    padding = "zeros"
+    window_samples = 5
+    max_tokens = 6
+    text_dropout: float = 0.0
+
+    @property
+    def module(self):
+        return MiniModule(self.text_dropout)
+
+
+def mini_batch(rows: int = 16) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "audio": rng.normal(size=(rows, 1, 5)).astype(np.float32),
+        "tokens": rng.integers(0, 30, (rows, 6)).astype(np.int32),
+        "token_mask": np.arange(6) < rng.integers(2, 7, (rows, 1)),
+        "group": np.arange(rows, dtype=np.int32) // 2,
+        "meaning": rng.integers(0, 12, rows).astype(np.int32),
+    }
+
+
+@functools.cache
+def gradients_of(
+    execution: Execution, frozen: tuple[str, ...] = (), kind="info_nce", dropout: float = 0.0
+):
+    """Gradients, metrics and running statistics of a step."""
+    system = Mini(None, ContrastiveConfig(kind=kind, block=5), jnp.float32, dropout)
+    # The state of this optimiser is the last gradient.
+    optimizer = optax.GradientTransformation(
+        lambda params: params, lambda gradient, _, params: (gradient, gradient)
+    )
+    start = functools.partial(init_state, system, optimizer, jax.random.key(0), {}, averaged=False)
+    state = jax.device_get(jax.jit(start)())
+    # As loud as a trained table: LayerNorm of next to nothing would magnify rounding.
+    table = state.variables["params"]["text"]["tokens"]
+    table["embedding"] = 50 * table["embedding"]
+    step = TrainStep(system, optimizer, jax.random.key(1), frozen=frozen, execution=execution)
+    after, metrics = jax.device_get(jax.jit(step.__call__)(state, mini_batch()))
+    return after.optimizer, metrics, after.variables["batch_stats"]
+
+
+def assert_same_gradients(ours, theirs, rtol: float = 1e-4):
+    (moved, metrics, _), (expected, expected_metrics, _) = ours, theirs
+    assert metrics.keys() == expected_metrics.keys()
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("remat", ["blocks", "elementwise"])
+def test_how_a_step_is_computed_changes_nothing(remat, scan_layers):
+    execution = Execution(remat=remat, scan_layers=scan_layers)
+    assert_same_gradients(gradients_of(execution), gradients_of(Execution()))
+
+
+def test_what_is_computed_again_drops_out_the_same():
+    drawn = gradients_of(Execution(), dropout=0.5)
+    assert_same_gradients(gradients_of(Execution(remat="blocks"), dropout=0.5), drawn)
+    other = gradients_of(Execution(), dropout=0.4)
+    assert float(other[1]["loss"]) != float(drawn[1]["loss"])
+
+
+def test_a_frozen_encoder_drops_nothing_when_its_layers_are_scanned():
+    still = gradients_of(Execution(scan_layers=True), ("^text/",), dropout=0.5)
+    assert_same_gradients(still, gradients_of(Execution(), ("^text/",)))
+
+
+def test_blocks_are_computed_again():
+    """The backward pass holds fewer arrays, and has more products to compute."""
+    products = {}
+    for remat in ("none", "blocks"):
+        system = Mini(None, ContrastiveConfig(), jnp.float32, 0.0)
+        step = TrainStep(
+            system, optax.sgd(1.0), jax.random.key(0), execution=Execution(remat=remat)
+        )
+        state = init_state(system, optax.sgd(1.0), jax.random.key(0), {}, averaged=False)
+        products[remat] = count_flops(jax.make_jaxpr(step.__call__)(state, mini_batch()))
+    assert products["blocks"] > 1.15 * products["none"]
+
+
+@pytest.mark.parametrize("kind", ["info_nce", "siglip"])
+def test_micro_batches_give_the_gradients_of_the_whole_batch(kind):
+    # BatchNorm by running statistics: no encoder then looks across examples.
+    still = ("^norm/",)
+    whole = gradients_of(Execution(), still, kind)
+    assert_same_gradients(gradients_of(Execution(micro_batches=4), still, kind), whole)
+
+
+def test_micro_batches_normalise_by_themselves():
+    """The running statistics are the mean of those that the parts would have left."""
+    _, _, left = gradients_of(Execution(micro_batches=2))
+    _, _, whole = gradients_of(Execution())
+    # The mean of equal parts' means is the mean of all of them; that of variances is not.
+    means = [
+        (a, b)
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(whole), strict=True
+        )
+        if "mean" in jax.tree_util.keystr(path)
+    ]
+    assert means
+    for a, b in means:
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_that_do_not_divide_are_refused():
+    step = step_of(optax.sgd(1.0), execution=Execution(micro_batches=3))
+    with pytest.raises(InputError, match=r"micro_batches: 2 rows of 'x' do not divide into 3"):
+        step(fresh()[1], BATCH)
+    with pytest.raises(InputError, match=r"execution.micro_batches: 0 is too small"):
+        Execution(micro_batches=0)
+
+
+def test_parts_are_taken_from_every_device_and_come_back():
+    step = step_of(optax.sgd(1.0), execution=Execution(micro_batches=2))
+    rows = jnp.arange(12.0)
+    np.testing.assert_array_equal(step._join(step._split("x", rows)), rows)

@@ -1,0 +1,133 @@
+"""Benchmarks: the comparison they share by a clock made up, and that each of them runs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def side_by_side():
+    spec = importlib.util.spec_from_file_location("side_by_side", FOLDER / "side_by_side.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Where dataclasses look up their annotations.
+    sys.modules["side_by_side"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["side_by_side"]
+
+
+class Clock:
+    """Stands still but for what the sides take: seconds of their calls, one after the other."""
+
+    def __init__(self):
+        self.now, self.calls = 100.0, []
+
+    def side(self, name, *seconds):
+        left = list(seconds)
+
+        def call():
+            self.calls.append(name)
+            self.now += left.pop(0)
+
+        return call
+
+
+def test_sides_alternate_after_the_warmups_and_each_pair_has_its_ratio(side_by_side):
+    clock = Clock()
+    ours, peer = clock.side("ours", 50, 1, 2, 6), clock.side("peer", 50, 4, 4, 4)
+    found = side_by_side.compare(
+        ours,
+        peer,
+        3,
+        name="work",
+        peer_name="theirs",
+        before=clock.side("before", *[7] * 6),
+        clock=lambda: clock.now,
+    )
+    assert clock.calls == ["ours", "peer", *["before", "ours", "before", "peer"] * 3]
+    assert found.ours == side_by_side.Spread(1, 2, 6)
+    assert found.peer == side_by_side.Spread(4, 4, 4)
+    assert found.ratio == side_by_side.Spread(0.25, 0.5, 1.5)
+    assert found.unit == "s"
+
+
+def test_a_rate_is_above_one_where_ours_is_faster(side_by_side):
+    clock = Clock()
+    ours, peer = clock.side("ours", 1, 2), clock.side("peer", 4, 4)
+    settings = {"name": "work", "peer_name": "theirs", "unit": "clips/s"}
+    found = side_by_side.compare(ours, peer, 1, 0, amount=8, clock=lambda: clock.now, **settings)
+    assert (found.ours.median, found.peer.median, found.ratio.median) == (8, 2, 4)
+    # Where the peer does less in a call, it is the rates that are compared.
+    found = side_by_side.compare(
+        ours, peer, 1, 0, amount=8, peer_amount=2, clock=lambda: clock.now, **settings
+    )
+    assert (found.ours.median, found.peer.median, found.ratio.median) == (4, 0.5, 8)
+
+
+def test_a_table_and_a_line_of_json_tell_the_same(side_by_side, capsys):
+    spread = side_by_side.Spread
+    found = side_by_side.Comparison(
+        "work", "theirs", spread(1, 2, 3), spread(4, 5, 6), spread(0.25, 0.375, 0.5), "s"
+    )
+    side_by_side.report([found, found], {"batch": 4}, as_json=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == lines[1]
+    assert lines[0]["ratio"] == {"min": 0.25, "median": 0.375, "max": 0.5}
+    assert (lines[0]["unit"], lines[0]["batch"]) == ("s", 4)
+    assert {"cpu", "cores", "load_average_at_start", "versions"} <= lines[0]["machine"].keys()
+    side_by_side.report([found], {"batch": 4}, as_json=False)
+    table = capsys.readouterr().out
+    for told in ("work: ours beside theirs", "0.375", "batch 4", "python"):
+        assert told in table
+
+
+def run(script, *options):
+    """The lines that a benchmark prints as JSON."""
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script), *options, "--repeats", "1", "--json"],
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_compared(line, unit):
+    assert line["unit"] == unit
+    assert line["machine"]["versions"]
+    for side in ("ours", "peer", "ratio"):
+        assert 0 < line[side]["min"] <= line[side]["median"] <= line[side]["max"]
+
+
+def test_front_end_runs():
+    lines = run("front_end.py", "--clips", "1", "--seconds", "0.5")
+    assert lines[0]["peer_name"] == "librosa"
+    assert len(lines) == (2 if importlib.util.find_spec("torch") else 1)
+    for line in lines:
+        assert_compared(line, "s")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="the peer is PyTorch's loader")
+def test_input_runs():
+    scenes = ("--singles", "2", "--mixtures", "7")
+    (line,) = run("input.py", "--workers", "0", "--batches", "1", "--settle-s", "0", *scenes)
+    assert_compared(line, "clips/s")
+
+
+def test_render_runs():
+    options = ("--singles", "1", "--mixtures", "1", "--peer-scenes", "2", "--duration-s", "0.5")
+    (line,) = run("render.py", *options)
+    assert_compared(line, "scenes/s")
+    assert line["scenes_of_ours"] == 3
