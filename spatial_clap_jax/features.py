@@ -533,7 +533,7 @@ def _weights(config: LogMelConfig) -> Float32[np.ndarray, "f m"]:
 
 
 def _mel_split(config: LogMelConfig) -> int:
-    finest = max(2, 1 << (config.n_fft // _SHORTEST_PART).bit_length() >> 1)
+    finest = max(2, (1 << (config.n_fft // _SHORTEST_PART).bit_length()) >> 1)
     return math.gcd(config.n_fft, finest)
 
 

@@ -12,8 +12,9 @@ Reference:
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -27,6 +28,10 @@ from spatial_clap_jax.models.layers import (
     SelfAttention,
     StochasticDepth,
     block_class,
+    is_held_still,
+    run_unbound,
+    scanned,
+    scans_layers,
 )
 
 _weights_init = nn.initializers.truncated_normal(0.02)
@@ -235,7 +240,7 @@ class HtsatBlock(nn.Module):
     shift: int
     mlp_ratio: float
     attention_dropout: float
-    drop_path: float
+    drop_path: float | Array
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -412,23 +417,61 @@ class Htsat(nn.Module):
 
         block = block_class(HtsatBlock, train_argument=2)
         rates = iter(np.linspace(0, config.drop_path, sum(config.depths)).tolist())
-        for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+        for stage, depth in enumerate(config.depths):
             if stage:
                 x = PatchMerging(self.dtype, name=f"merging_{stage - 1}")(x)
-            side = x.shape[1]
-            for index in range(depth):
-                x = block(
-                    heads=heads,
-                    window=min(config.window, side),
-                    shift=config.window // 2 if index % 2 and side > config.window else 0,
-                    mlp_ratio=config.mlp_ratio,
-                    attention_dropout=config.attention_dropout,
-                    drop_path=next(rates),
-                    dtype=self.dtype,
-                    name=f"stage_{stage}_block_{index}",
-                )(x, train)
+            names = [f"stage_{stage}_block_{index}" for index in range(depth)]
+            drop_paths = [next(rates) for _ in names]
+            even, odd = self._block(stage, 0), self._block(stage, 1)
+            # One or two pairs are not worth the copy.
+            if scans_layers() and depth >= 6 and depth % 2 == 0 and not self.is_initializing():
+                x = self._through_pairs(names, drop_paths, even, odd, x, train)
+                continue
+            for index, (name, drop_path) in enumerate(zip(names, drop_paths, strict=True)):
+                settings = odd if index % 2 else even
+                x = block(**settings, drop_path=drop_path, name=name)(x, train)
         x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         return self._unfolded(x)
+
+    def _block(self, stage: int, odd: int) -> dict[str, Any]:
+        """Settings of a stage's blocks, every second of which has shifted windows."""
+        config, side = self.config, self.config.side(stage)
+        return {
+            "heads": config.heads[stage],
+            "window": min(config.window, side),
+            "shift": config.window // 2 if odd and side > config.window else 0,
+            "mlp_ratio": config.mlp_ratio,
+            "attention_dropout": config.attention_dropout,
+            "dtype": self.dtype,
+        }
+
+    def _through_pairs(
+        self,
+        names: list[str],
+        drop_paths: list[float],
+        even: dict[str, Any],
+        odd: dict[str, Any],
+        x: Float[Array, "b y x d"],
+        train: bool,
+    ) -> Float[Array, "b y x d"]:
+        draws = train and not is_held_still(self)
+        count = len(names) // 2
+        keys = jax.random.split(self.make_rng("dropout"), (count, 2)) if draws else None
+
+        def pair(layers: tuple, x: Array, keys: Array | None) -> Array:
+            for i, (settings, (params, drop_path)) in enumerate(
+                zip((even, odd), layers, strict=True)
+            ):
+                block = HtsatBlock(**settings, drop_path=drop_path, parent=None)
+                x = run_unbound(block, params, None if keys is None else keys[i], x)
+            return x
+
+        params = self.variables["params"]
+        layers = [
+            (params[name], jnp.float32(drop_path))
+            for name, drop_path in zip(names, drop_paths, strict=True)
+        ]
+        return scanned(pair, list(zip(layers[::2], layers[1::2], strict=True)), x, keys)
 
     def _checked(
         self, log_mel: Float[Array, "b *views l m"], longer: Bool[Array, "b"] | None

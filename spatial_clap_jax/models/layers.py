@@ -104,19 +104,24 @@ class StochasticDepth(nn.Module):
     """Drops a residual branch for whole examples in training, and scales what stays.
 
     Attributes:
-      rate: probability that an example's branch is dropped.
+      rate: probability that an example's branch is dropped; an array where layers are looped over.
 
     Reference:
       Huang et al., Deep Networks with Stochastic Depth, arXiv 1603.09382.
     """
 
-    rate: float
+    rate: float | Array
 
     @nn.compact
     def __call__(self, branch: Float[Array, "b *d"], train: bool = False) -> Float[Array, "b *d"]:
         """Returns `branch`, in training with some rows zero (rng stream `dropout`)."""
-        rest = tuple(range(1, branch.ndim))
-        return nn.Dropout(self.rate, broadcast_dims=rest)(branch, deterministic=not train)
+        is_never = isinstance(self.rate, float) and self.rate == 0
+        if not train or is_never or is_held_still(self):
+            return branch
+        kept = jnp.asarray(1 - self.rate, jnp.float32)
+        rows = (len(branch), *[1] * (branch.ndim - 1))
+        stays = jax.random.bernoulli(self.make_rng("dropout"), kept, rows)
+        return jnp.where(stays, branch / kept.astype(branch.dtype), 0)
 
 
 class ProjectionMlp(nn.Module):
@@ -238,16 +243,19 @@ def block_class(block: Callable, train_argument: int) -> Callable:
 
 
 def scanned(
-    layer: nn.Module, each: Sequence[Any], x: Array, bias: Array, keys: Array | None
+    layer: Callable[[Any, Array, Array | None], Array],
+    each: Sequence[Any],
+    x: Array,
+    keys: Array | None,
 ) -> Array:
     """Equal layers one after the other, compiled once.
 
     Args:
-      layer: an unbound module, called with (x, bias, train).
+      layer: of the parameters of one, what it takes, and its key (None in evaluation), gives
+        what the next one takes.
       each: parameters of every layer.
       x: what the first one takes.
-      bias: what all of them take.
-      keys: of dropout, one a layer; None in evaluation.
+      keys: one a layer; None in evaluation.
 
     Returns:
       What the last one gives.
@@ -255,14 +263,18 @@ def scanned(
     remat, _ = _execution.get()
 
     def advance(x: Array, entry: tuple) -> tuple[Array, None]:
-        params, key = entry
-        rngs = {} if key is None else {"dropout": key}
-        return layer.apply({"params": params}, x, bias, key is not None, rngs=rngs), None  # pyright: ignore[reportReturnType]
+        return layer(entry[0], x, entry[1]), None
 
     if remat != "none":
         advance = jax.checkpoint(advance, policy=_POLICIES[remat], prevent_cse=False)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     return jax.lax.scan(advance, x, (stacked, keys))[0]
+
+
+def run_unbound(module: nn.Module, params: Any, key: Array | None, *inputs: Any) -> Any:
+    """Calls a module without a parent, with given parameters; it trains where it has a key."""
+    rngs = {} if key is None else {"dropout": key}
+    return module.apply({"params": params}, *inputs, key is not None, rngs=rngs)
 
 
 def scans_layers() -> bool:

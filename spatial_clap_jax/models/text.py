@@ -18,6 +18,7 @@ from spatial_clap_jax.models.layers import (
     bert_init,
     block_class,
     is_held_still,
+    run_unbound,
     scanned,
     scans_layers,
 )
@@ -220,7 +221,12 @@ class TextEncoder(nn.Module):
             keys = jax.random.split(self.make_rng("dropout"), len(names)) if draws else None
             params = self.variables["params"]
             layer = TextLayer(config, self.dtype, parent=None)
-            return scanned(layer, [params[name] for name in names], x, bias, keys)
+            return scanned(
+                lambda params, x, key: run_unbound(layer, params, key, x, bias),
+                [params[name] for name in names],
+                x,
+                keys,
+            )
         layer_class = block_class(TextLayer, train_argument=3)
         for name in names:
             x = layer_class(config, self.dtype, name=name)(x, bias, train)

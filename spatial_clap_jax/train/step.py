@@ -74,7 +74,7 @@ class Execution:
         gradient. Memory is that of a part, for one more forward pass.
       remat: what the backward pass computes again in place of keeping it: 'none' of it, all but
         products with weights ('elementwise'), or all inside a block ('blocks').
-      scan_layers: compile the equal layers of the text encoder once, and loop.
+      scan_layers: compile equal layers of HTSAT and of the text encoder once, and loop.
     """
 
     micro_batches: int = 1
