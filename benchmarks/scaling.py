@@ -19,7 +19,7 @@ def main(
     devices: tuple[int, ...] = (1, 2, 4, 8),
     captions_per_device: int = 16,
     size: str = "quickstart",
-    fsdp: bool = False,
+    fsdp: tyro.conf.FlagConversionOff[bool] = False,
     json: bool = False,
 ) -> None:
     """Compiles the step for each number of devices and prints a table.

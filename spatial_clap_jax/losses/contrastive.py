@@ -488,8 +488,12 @@ class _Best(NamedTuple):
 def _merge_best(a: _Best, b: _Best) -> _Best:
     # Of equal ones the first of the batch, as argmax has it, whoever met it first.
     better = (b.cosine > a.cosine) | ((b.cosine == a.cosine) & (b.place < a.place))
-    best = [jnp.where(better, y, x) for x, y in zip(a[:3], b[:3], strict=True)]
-    return _Best(*best, jnp.maximum(a.rival, b.rival))
+    return _Best(
+        jnp.where(better, b.cosine, a.cosine),
+        jnp.where(better, b.place, a.place),
+        jnp.where(better, b.hit, a.hit),
+        jnp.maximum(a.rival, b.rival),
+    )
 
 
 def _best_block(rows, columns, row_valid, column_valid):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich import box
@@ -26,7 +25,7 @@ from spatial_clap_jax.train.chips import Chip, chip
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.flops import count_flops
 from spatial_clap_jax.train.topology import devices_of
-from spatial_clap_jax.train.trainer import build_state_and_step
+from spatial_clap_jax.train.trainer import abstract_batch, build_state_and_step
 
 
 @dataclass(frozen=True)
@@ -268,19 +267,9 @@ def _compile(
 def _trace(experiment: Experiment, mesh: Mesh, batch: int) -> tuple[Any, dict[str, int]]:
     """The training step of a batch, traced, and the bytes of its arguments on one chip."""
     data = replace(experiment.data, captions_per_batch=batch)
-    start, step = build_state_and_step(replace(experiment, data=data), mesh)
-    system, place = experiment.build_system(), sharding.batch_sharding(mesh)
-    rows = {
-        "audio": ((system.channels, system.window_samples), jnp.float32),
-        "tokens": ((system.max_tokens,), jnp.int32),
-        "token_mask": ((system.max_tokens,), jnp.bool_),
-        "group": ((), jnp.int32),
-        "meaning": ((), jnp.int32),
-    }
-    arrays = {
-        name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=place)
-        for name, (shape, dtype) in rows.items()
-    }
+    experiment = replace(experiment, data=data)
+    start, step = build_state_and_step(experiment, mesh)
+    arrays = abstract_batch(experiment, mesh)
     state = start.eval_shape({})
     parts = {
         "parameter_bytes": _bytes_of(state.variables),

@@ -237,7 +237,8 @@ def put_batch(
     rows = rows_here(mesh, total)
 
     def put(array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[0].indices(total)
             # A device's rows are neighbours, here as in the global batch.
             first = int(np.searchsorted(rows, start))

@@ -95,7 +95,7 @@ def train(
             tokenizer,
             scl=experiment.loss.scl,
             seed=experiment.seed,
-            rows=rows,
+            rows=rows.tolist(),
         )
         stack.callback(batches.close)
         state, done = restore_or_init(start, towers.arrays, checkpoints, batches)

@@ -172,21 +172,23 @@ def test_scenes_of_another_length_are_refused(tiny_scenes, tmp_path):
 DEVICES = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import numpy as np
 from tiny import tiny_experiment
 import dataclasses, jax
-from spatial_clap_jax.train import trainer
-from spatial_clap_jax.train.metrics_log import read_metrics
+from spatial_clap_jax.train import processes, sharding, trainer
 if __name__ == "__main__":
-    assert len(jax.devices()) == int(sys.argv[4])
-    ours = dataclasses.replace(tiny_experiment(), steps=3, log_every=1)
+    processes.join_processes()
+    fsdp = int(sys.argv[4])
+    ours = dataclasses.replace(
+        tiny_experiment(), steps=3, log_every=1, mesh=sharding.MeshShape(fsdp=fsdp)
+    )
     trainer.train(ours, sys.argv[2], sys.argv[3], progress=False)
 """
 
 
-def test_one_device_equals_eight(tiny_scenes, tmp_path):
+def test_one_device_equals_eight_with_split_parameters(tiny_scenes, tmp_path):
     for devices in (1, 8):
-        arguments = (Path(__file__).parents[1], tiny_scenes, tmp_path / str(devices), devices)
+        fsdp = min(devices, 4)
+        arguments = (Path(__file__).parents[1], tiny_scenes, tmp_path / str(devices), fsdp)
         flag = f"--xla_force_host_platform_device_count={devices}"
         subprocess.run(
             [sys.executable, "-c", DEVICES, *map(str, arguments)],
@@ -197,3 +199,72 @@ def test_one_device_equals_eight(tiny_scenes, tmp_path):
     for left, right in zip(one, eight, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-5)
         assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-4)
+
+
+CONFIG = """
+import dataclasses, sys
+sys.path.insert(0, {tests!r})
+from tiny import tiny_experiment
+
+def get_config(size):
+    return dataclasses.replace(tiny_experiment(), steps=3, log_every=1)
+"""
+
+
+def test_two_processes_of_the_local_script_equal_one(tiny_scenes, tmp_path):
+    """Two processes of two devices each against one of four, started as a user would."""
+    root = Path(__file__).parents[2]
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(tests=str(root / "tests")), encoding="utf-8")
+    flags = os.environ.get("XLA_FLAGS", "")
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        arguments = ("train", config, "--data", tiny_scenes, "--workdir", workdir)
+        done = subprocess.run(
+            [root / "launch" / "local.sh", str(processes), *arguments],
+            env={
+                **os.environ,
+                "PYTHON": sys.executable,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "XLA_FLAGS": flags,
+                "DEVICES": str(4 // processes),
+                "JAX_PLATFORMS": "cpu",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        # One process speaks for all.
+        assert done.stdout.count("trained to step 3") == 1
+    assert "2 processes" in done.stderr
+    one, two = (read_metrics(tmp_path / str(n)) for n in (1, 2))
+    for left, right in zip(one, two, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=2e-6)
+    leaves = [arrays_of(tmp_path / str(n)) for n in (1, 2)]
+    for name, value in leaves[0].items():
+        np.testing.assert_allclose(leaves[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_the_local_script_ends_all_when_one_fails(tmp_path):
+    script = Path(__file__).parents[2] / "launch" / "local.sh"
+    fake = tmp_path / "python"
+    # Process 1 fails at once, process 0 would wait for it for ever.
+    fake.write_text(
+        f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'
+        'if [ "$JAX_PROCESS_ID" = 1 ]; then echo "train: no such thing" >&2; exit 7; fi\n'
+        "exec sleep 600\n",
+        encoding="utf-8",
+    )
+    fake.chmod(0o755)
+    done = subprocess.run(
+        [script, "2", "train"],
+        env={**os.environ, "PYTHON": str(fake)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 7
+    assert "[1] train: no such thing" in done.stderr
+    wrong = subprocess.run([script, "none", "train"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("usage: launch/local.sh N COMMAND")
