@@ -33,6 +33,28 @@ _held: ContextVar[tuple[str, ...]] = ContextVar("held", default=())
 _execution: ContextVar[tuple[Remat, bool]] = ContextVar("execution", default=("none", False))
 
 
+@jax.custom_jvp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution function of x, by erf as PyTorch has it.
+
+    `jax.nn.gelu` takes erfc, and differentiates it once more: on CPUs nearly twice the time.
+    """
+    return _gelu_and_slope(x)[0]
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    value, slope = _gelu_and_slope(primals[0])
+    return value, slope * tangents[0]
+
+
+def _gelu_and_slope(x: Array) -> tuple[Array, Array]:
+    wide = x.astype(jnp.float32)
+    below = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
+    density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    return (wide * below).astype(x.dtype), (below + wide * density).astype(x.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the last-but-one axis; softmax in float32.
 
@@ -96,7 +118,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Applies the MLP to every position by itself."""
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
-        hidden = nn.gelu(dense(self.hidden, name="up")(x), approximate=False)
+        hidden = gelu(dense(self.hidden, name="up")(x))
         return dense(x.shape[-1], name="down")(hidden)
 
 

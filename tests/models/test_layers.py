@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from flax import linen as nn
 
 from spatial_clap_jax.models.layers import (
@@ -8,6 +9,7 @@ from spatial_clap_jax.models.layers import (
     Mlp,
     SelfAttention,
     StochasticDepth,
+    gelu,
     held_still,
 )
 
@@ -130,3 +132,13 @@ def test_a_part_can_be_held_still_by_its_path():
         )
     for name in ("text", "text_projection"):
         np.testing.assert_array_equal(updated["batch_stats"][name]["norm"]["mean"], [0, 0])
+
+
+def test_gelu_is_x_times_the_normal_distribution_function():
+    x = np.linspace(-8, 8, 4001)
+    expected = x * scipy.stats.norm.cdf(x)
+    slope = scipy.stats.norm.cdf(x) + x * scipy.stats.norm.pdf(x)
+    np.testing.assert_allclose(gelu(jnp.float32(x)), expected, atol=2e-6)
+    slopes = jax.jit(jax.vmap(jax.grad(gelu)))(jnp.float32(x))
+    np.testing.assert_allclose(slopes, slope, atol=1e-6)
+    assert gelu(jnp.bfloat16(x)).dtype == jnp.bfloat16
