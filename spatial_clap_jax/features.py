@@ -398,8 +398,7 @@ def _by_blocks(
         return function(audio)
 
     def on_cpu(audio: Signal) -> Float32[Array, "*planes l m"]:
-        # Whole hops, so that framing need not pad each block.
-        hops = length - 1 + -(-n_fft // hop)
+        hops = _hops(length, n_fft, hop)
         audio = _at_least(audio, (count - length + hops) * hop)
 
         def block(i: Array, bands: Array) -> Array:
@@ -428,8 +427,9 @@ def _spectra(
     Reference: Cooley and Tukey 1965, decimation in frequency.
     """
     count = (audio.shape[-1] - n_fft) // hop + 1
-    frames = _frames(audio, n_fft, hop, count) * _window(window, win_length, n_fft)
-    parts = jnp.split(frames, split, axis=-1)
+    audio, width = _at_least(audio, _hops(count, n_fft, hop) * hop), n_fft // split
+    weights = jnp.split(_window(window, win_length, n_fft), split)
+    parts = [_frames(audio[..., i * width :], width, hop, count) * weights[i] for i in range(split)]
     spectra = []
     for across, along in _fourier_stages(n_fft, bins, split):
         sums = jnp.stack([_weighted_sum(parts, weights) for weights in across], axis=-2)
@@ -501,6 +501,11 @@ def _frames(audio: Signal, width: int, hop: int, count: int) -> Float[Array, "*b
     audio = audio.reshape(*audio.shape[:-1], rows, hop)
     shifted = [audio[..., i : i + count, : min(hop, width - i * hop)] for i in range(slices)]
     return jnp.concatenate(shifted, axis=-1)
+
+
+def _hops(count: int, n_fft: int, hop: int) -> int:
+    """Hops that hold `count` frames, and no part of a frame need be padded to whole hops."""
+    return count + -(-n_fft // hop)
 
 
 def _at_least(audio: Signal, samples: int) -> Float[Array, "*b s"]:
