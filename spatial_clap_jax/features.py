@@ -120,7 +120,8 @@ def stft(
             f"stft: audio has {audio.shape[-1]} samples; a frame needs n_fft {n_fft}: "
             "give longer audio, or centre the frames."
         )
-    even, odd = _spectra(audio, n_fft, hop, win_length or n_fft, window, n_fft // 2 + 1, split=2)
+    count, bins = (audio.shape[-1] - n_fft) // hop + 1, n_fft // 2 + 1
+    even, odd = _spectra(audio, count, n_fft, hop, win_length or n_fft, window, bins, split=2)
     return jax.lax.complex(*(_interleave(*parts) for parts in zip(even, odd, strict=True)))
 
 
@@ -181,8 +182,8 @@ def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFram
       (2, 101, 64)
     """
 
-    def levels(audio: Signal) -> MelFrames:
-        powers = [_power(*parts) for parts in _mel_spectra(audio, config)]
+    def levels(audio: Signal, count: int) -> MelFrames:
+        powers = [_power(*parts) for parts in _mel_spectra(audio, count, config)]
         return _decibels(_mel(powers, config), config.amin)
 
     return _by_blocks(levels, _centred(audio, config.n_fft), config)
@@ -239,9 +240,9 @@ def mel_cross(audio: Stereo, config: LogMelConfig) -> Float32[Array, "*b l m 4"]
       Array([[0.602, ...
     """
 
-    def sums(audio: Stereo) -> Float32[Array, "*b 4 l m"]:
+    def sums(audio: Stereo, count: int) -> Float32[Array, "*b 4 l m"]:
         powers, cosines, sines = [], [], []
-        for real, imaginary in _mel_spectra(audio, config):
+        for real, imaginary in _mel_spectra(audio, count, config):
             (left_re, right_re), (left_im, right_im) = _channels(real), _channels(imaginary)
             powers.append(_power(real, imaginary))
             cosines.append(left_re * right_re + left_im * right_im)
@@ -373,7 +374,9 @@ def _centred(audio: Signal, n_fft: int, pad_mode: str = "reflect") -> Float32[Ar
 
 
 def _by_blocks(
-    function: Callable[[Signal], Float32[Array, "*planes l m"]], audio: Signal, config: LogMelConfig
+    function: Callable[[Signal, int], Float32[Array, "*planes l m"]],
+    audio: Signal,
+    config: LogMelConfig,
 ) -> Float32[Array, "*planes l m"]:
     """`function` of the audio; on a CPU, of one block of frames after the other.
 
@@ -382,7 +385,7 @@ def _by_blocks(
     that a batch can be spread over devices.
 
     Args:
-      function: of samples to mel bands; it frames what it is given from the first sample on.
+      function: from samples, and how many frames to take of them, to mel bands.
       audio: samples, the first frame first.
       config: how long and how far apart frames are.
 
@@ -394,8 +397,9 @@ def _by_blocks(
     # An exported model's batch has no number yet: it counts as one.
     channels = math.prod(size for size in audio.shape[:time] if isinstance(size, int) and size)
     length = max(_SHORTEST_BLOCK, _BLOCK_SAMPLES // (n_fft * channels))
+    at_once = functools.partial(function, count=count)
     if length >= count:
-        return function(audio)
+        return at_once(audio)
 
     def on_cpu(audio: Signal) -> Float32[Array, "*planes l m"]:
         hops = _hops(length, n_fft, hop)
@@ -405,19 +409,26 @@ def _by_blocks(
             # The last block reaches back over frames that are there already.
             start = jnp.minimum(i * length, count - length)
             piece = jax.lax.dynamic_slice_in_dim(audio, start * hop, hops * hop, time)
-            return jax.lax.dynamic_update_slice_in_dim(bands, function(piece), start, -2)
+            return jax.lax.dynamic_update_slice_in_dim(bands, function(piece, length), start, -2)
 
-        one = jax.eval_shape(function, audio[..., : hops * hop])
+        one = jax.eval_shape(lambda piece: function(piece, length), audio[..., : hops * hop])
         empty = jnp.zeros((*one.shape[:-2], count, one.shape[-1]), one.dtype)
         return jax.lax.fori_loop(0, -(-count // length), block, empty)
 
-    return jax.lax.platform_dependent(audio, cpu=on_cpu, default=function)
+    return jax.lax.platform_dependent(audio, cpu=on_cpu, default=at_once)
 
 
 def _spectra(
-    audio: Signal, n_fft: int, hop: int, win_length: int, window: str, bins: int, split: int
+    audio: Signal,
+    count: int,
+    n_fft: int,
+    hop: int,
+    win_length: int,
+    window: str,
+    bins: int,
+    split: int,
 ) -> list[_Parts]:
-    """Real and imaginary parts of the first `bins` bins, sorted as `_sorted_bins` does.
+    """Real and imaginary parts of `count` frames, in `bins` bins sorted as `_sorted_bins` does.
 
     Products with Fourier matrices, since XLA's FFT cannot be partitioned: it gathers the
     frames of the whole global batch on every device. A frame is first taken as `split` parts of
@@ -426,10 +437,11 @@ def _spectra(
 
     Reference: Cooley and Tukey 1965, decimation in frequency.
     """
-    count = (audio.shape[-1] - n_fft) // hop + 1
     audio, width = _at_least(audio, _hops(count, n_fft, hop) * hop), n_fft // split
-    weights = jnp.split(_window(window, win_length, n_fft), split)
-    parts = [_frames(audio[..., i * width :], width, hop, count) * weights[i] for i in range(split)]
+    parts = [
+        _frames(audio[..., i * width :], width, hop, count) * part
+        for i, part in enumerate(np.split(_window(window, win_length, n_fft), split))
+    ]
     spectra = []
     for across, along in _fourier_stages(n_fft, bins, split):
         sums = jnp.stack([_weighted_sum(parts, weights) for weights in across], axis=-2)
@@ -542,9 +554,9 @@ def _mel_split(config: LogMelConfig) -> int:
     return math.gcd(config.n_fft, finest)
 
 
-def _mel_spectra(audio: Signal, config: LogMelConfig) -> list[_Parts]:
+def _mel_spectra(audio: Signal, count: int, config: LogMelConfig) -> list[_Parts]:
     n_fft, bins = config.n_fft, len(_weights(config))
-    return _spectra(audio, n_fft, config.hop, n_fft, "hann", bins, _mel_split(config))
+    return _spectra(audio, count, n_fft, config.hop, n_fft, "hann", bins, _mel_split(config))
 
 
 def _mel(quantity: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> MelFrames:
