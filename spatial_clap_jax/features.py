@@ -397,7 +397,10 @@ def _by_blocks(
     # An exported model's batch has no number yet: it counts as one.
     channels = math.prod(size for size in audio.shape[:time] if isinstance(size, int) and size)
     length = max(_SHORTEST_BLOCK, _BLOCK_SAMPLES // (n_fft * channels))
-    at_once = functools.partial(function, count=count)
+
+    def at_once(audio: Signal) -> Float32[Array, "*planes l m"]:
+        return function(audio, count)
+
     if length >= count:
         return at_once(audio)
 
