@@ -184,6 +184,47 @@ def train_command(arguments: list[str]) -> None:
     _call(run, arguments, "train")
 
 
+def study_command(arguments: list[str]) -> None:
+    """Train and test several models alike, and compare them; goes on where it stopped."""
+    config, size = _peek(arguments, default="spatial_clap_findings.py")
+    from spatial_clap_jax.study import Study, run_study
+    from spatial_clap_jax.train.experiment import load_config
+
+    study = load_config(config, size)
+    if not isinstance(study, Study):
+        raise InputError(
+            f"{config}: gives no study; give a file like configs/studies/spatial_clap_findings.py"
+        )
+
+    def run(
+        config: tyro.conf.Positional[Path],
+        data: Path,
+        workdir: Path,
+        sources: str | None = None,
+        seeds: int = 3,
+        size: str = "small",
+        rows: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    ) -> None:
+        """Trains every row of a study with every seed, tests all under all conditions, and writes
+        results.json, table.md and figures into --workdir, anew after each test.
+
+        Args:
+          config: a Python file with get_config(size), for example
+            configs/studies/spatial_clap_findings.py.
+          data: folder that `render` wrote; rendered first where it is missing and --sources given.
+          workdir: folder for trainings, tests and results.
+          sources: the csv of clips (or 'synthetic') that the data are rendered from; without it,
+            conditions that need scenes of their own are left out.
+          seeds: trainings a row.
+          size: quickstart, small or base.
+          rows: name of a row to train and test; may be given several times. Default: all.
+        """
+        run_study(study, data, workdir, seeds=seeds, sources=sources, rows=rows)
+        print(f"{workdir}: results.json, table.md and figures")
+
+    _call(run, arguments, "study")
+
+
 def plan_command(arguments: list[str]) -> None:
     """Compile a training step for a TPU slice that is elsewhere, and say what it needs."""
     if not {"gpu", "--topology=gpu"} & set(arguments):
@@ -389,6 +430,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": quickstart_command,
     "render": render_command,
     "train": train_command,
+    "study": study_command,
     "plan": plan_command,
     "evaluate": evaluate_command,
     "export": export_command,

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatial_clap_jax.acoustics.captions import category_phrasings, compose_caption
-from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
+from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data.audio import read_audio
 from spatial_clap_jax.data.pipeline import Scenes, meanings
 from spatial_clap_jax.data.recordings import read_recordings
@@ -34,8 +35,10 @@ from spatial_clap_jax.metrics.zero_shot import (
 )
 
 __all__ = [
+    "EmbeddedSplit",
     "Embedder",
     "Evaluation",
+    "Outcome",
     "Results",
     "check_results_path",
     "evaluate",
@@ -59,15 +62,33 @@ class Evaluation:
       direction_confusion: 1-source scenes by true (row) and chosen (column) direction class;
         None where the data have none.
       content_by_category: the content score of each category apart.
+      outcomes: what each score of `results` was counted from, query by query.
+      embedded: the scenes by number of sources.
     """
 
     results: Results
     direction_confusion: Int[np.ndarray, "5 5"] | None
     content_by_category: Results
+    outcomes: dict[str, Outcome]
+    embedded: dict[int, EmbeddedSplit]
+
+
+class Outcome(NamedTuple):
+    """The queries behind a score.
+
+    Attributes:
+      hits: whether each succeeded.
+      cluster: the scene that it belongs to.
+      chance: the share that chance alone reaches.
+    """
+
+    hits: Bool[np.ndarray, "n"]
+    cluster: Int[np.ndarray, "n"]
+    chance: float
 
 
 @dataclasses.dataclass(frozen=True)
-class _EmbeddedSplit:
+class EmbeddedSplit:
     """The scene groups of one split: every member embedded, its audio forgotten.
 
     Attributes:
@@ -105,6 +126,7 @@ def evaluate_in_detail(
     seed: int = 0,
     progress: bool = True,
     batch_size: int = 32,
+    phrases: str = "side",
 ) -> Evaluation:
     """Scores a model on the scene groups of one split, and says where it errs.
 
@@ -122,6 +144,7 @@ def evaluate_in_detail(
       seed: of the cut into galleries.
       progress: whether to show a progress bar (on standard error).
       batch_size: rows embedded at once; every batch is filled up to it.
+      phrases: set of direction phrases (`PHRASE_SETS`) of the zero-shot prompts.
 
     Returns:
       Scores `t2a_r1/K`, `t2a_r5/K`, `t2a_r10/K`, `a2t_r1/K`, ... for K sources, `direction/1`,
@@ -144,28 +167,26 @@ def evaluate_in_detail(
             f"split '{split}': the data hold no scene of {', '.join(names.values())}; "
             f"give one of their splits ({', '.join(held) or 'they have none'})."
         )
-    results: Results = {}
-    embedded: dict[int, _EmbeddedSplit] = {}
+    outcomes: dict[str, Outcome] = {}
+    embedded: dict[int, EmbeddedSplit] = {}
     with _progress(progress) as bar:
         for k, source in sources.items():
             embedded[k] = _embed_split(embedder, names[k], source, batch_size, bar)
-            results |= _retrieval(embedded[k], gallery, seed, str(k))
+            outcomes |= _retrieval(embedded[k], gallery, seed, str(k))
             if k > 1:
-                results |= _assignment(embedded[k], str(k))
+                outcomes |= _assignment(embedded[k], str(k))
         confusion, by_category = None, {}
         if 1 in embedded:
             known = {c for part in embedded.values() for scene in part.categories for c in scene}
             categories = sorted(known - {""})
-            scores, confusion = _zero_shot_direction(
-                embedder, embedded[1], categories, batch_size, bar
-            )
-            results |= scores
+            prompts = _Prompts(embedder, categories, phrase_set(phrases), batch_size, bar)
+            found, confusion = _zero_shot_direction(prompts, embedded[1])
+            outcomes |= found
             if len(categories) > 1:
-                scores, by_category = _zero_shot_content(
-                    embedder, embedded[1], categories, batch_size, bar
-                )
-                results |= scores
-    return Evaluation(results, confusion, by_category)
+                found, by_category = _zero_shot_content(prompts, embedded[1])
+                outcomes |= found
+    results = {name: score_of(*outcome) for name, outcome in outcomes.items()}
+    return Evaluation(results, confusion, by_category, outcomes, embedded)
 
 
 def evaluate_recordings(
@@ -238,7 +259,7 @@ def evaluate_recordings(
 
 def _embed_split(
     embedder: Embedder, name: str, groups: Sequence[SceneGroup], batch_size: int, bar: Progress
-) -> _EmbeddedSplit:
+) -> EmbeddedSplit:
     captions: list[str] = []
     starts = [0]
     meaning, directions, categories = [], [], []
@@ -272,7 +293,7 @@ def _embed_split(
         return embedder.embed_audio(np.stack(batch), sample_rate_hz)
 
     audio = embed_in_batches(members(), embed, batch_size, f"audio of {name}")
-    return _EmbeddedSplit(
+    return EmbeddedSplit(
         audio, text, np.array(starts), np.array(meaning), np.array(directions), categories
     )
 
@@ -284,22 +305,22 @@ def _galleries(scenes: int, size: int, seed: int) -> list[Int[np.ndarray, "g"]]:
     return list(order[: scenes // size * size].reshape(-1, size))
 
 
-def _retrieval(part: _EmbeddedSplit, size: int, seed: int, suffix: str) -> Results:
+def _retrieval(part: EmbeddedSplit, size: int, seed: int, suffix: str) -> dict[str, Outcome]:
     first = part.starts[:-1]
     galleries = _galleries(len(first), size, seed)
     scene = np.concatenate(galleries)
     relevant = [part.meaning[rows][:, None] == part.meaning[rows] for rows in galleries]
     scores = [similarity(part.text[first[r]], part.audio[first[r]]) for r in galleries]
-    results: Results = {}
+    outcomes: dict[str, Outcome] = {}
     for name, scored in (("t2a", scores), ("a2t", [s.T for s in scores])):
         ranks = np.concatenate(list(map(relevant_ranks, scored, relevant)))
         for at in RECALL_AT:
             chance = float(np.mean([chance_recall(r, at) for r in relevant]))
-            results[f"{name}_r{at}/{suffix}"] = score_of(ranks <= at, scene, chance)
-    return results
+            outcomes[f"{name}_r{at}/{suffix}"] = Outcome(ranks <= at, scene, chance)
+    return outcomes
 
 
-def _assignment(part: _EmbeddedSplit, suffix: str) -> Results:
+def _assignment(part: EmbeddedSplit, suffix: str) -> dict[str, Outcome]:
     hits, scene, chances = [], [], []
     for index, (start, stop) in enumerate(zip(part.starts[:-1], part.starts[1:], strict=True)):
         members = stop - start
@@ -309,43 +330,66 @@ def _assignment(part: _EmbeddedSplit, suffix: str) -> Results:
             chances.extend([1 / members] * members)
     if not hits:
         return {}
-    score = score_of(np.array(hits), np.array(scene), float(np.mean(chances)))
-    return {f"assignment/{suffix}": score}
+    outcome = Outcome(np.array(hits), np.array(scene), float(np.mean(chances)))
+    return {f"assignment/{suffix}": outcome}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompts:
+    """Prompts of classes become vectors of classes.
+
+    Attributes:
+      categories: all that are known.
+      phrases: what is said of each direction class.
+    """
+
+    embedder: Embedder
+    categories: list[str]
+    phrases: Sequence[str]
+    batch_size: int
+    bar: Progress
+
+    def of_directions(self) -> Float[np.ndarray, "5 d"]:
+        contents = [p for c in self.categories for p in category_phrasings(c)] or [ANY_SOUND]
+        classes = range(len(self.phrases))
+        return self._prototypes([self._said(contents, [d]) for d in classes], "direction prompts")
+
+    def of_categories(self) -> Float[np.ndarray, "c d"]:
+        classes = range(len(self.phrases))
+        texts = [self._said(category_phrasings(c), classes) for c in self.categories]
+        return self._prototypes(texts, "content prompts")
+
+    def _said(self, contents: Sequence[str], directions: Sequence[int]) -> list[str]:
+        return [
+            compose_caption([content], [d], phrases=self.phrases)
+            for content in contents
+            for d in directions
+        ]
+
+    def _prototypes(self, texts: list[list[str]], name: str) -> Float[np.ndarray, "classes d"]:
+        flat = [text for of_class in texts for text in of_class]
+        vectors = embed_texts(self.embedder, flat, self.batch_size, self.bar, name)
+        ends = np.cumsum([len(of_class) for of_class in texts])[:-1]
+        return np.stack([prototype(of_class) for of_class in np.split(vectors, ends)])
 
 
 def _zero_shot_direction(
-    embedder: Embedder,
-    part: _EmbeddedSplit,
-    categories: list[str],
-    batch_size: int,
-    bar: Progress,
-) -> tuple[Results, Int[np.ndarray, "5 5"]]:
-    contents = [p for c in categories for p in category_phrasings(c)] or [ANY_SOUND]
-    classes = range(len(STEREO_DIRECTIONS))
-    prompts = [[compose_caption([content], [d]) for content in contents] for d in classes]
-    prototypes = _prototypes(embedder, prompts, batch_size, bar, "direction prompts")
-    true = part.directions[:, 0]
+    prompts: _Prompts, part: EmbeddedSplit
+) -> tuple[dict[str, Outcome], Int[np.ndarray, "5 5"]]:
+    prototypes, true = prompts.of_directions(), part.directions[:, 0]
     chosen = choose(similarity(part.audio[part.starts[:-1]], prototypes), true)
-    score = score_of(chosen == true, np.arange(len(true)), 1 / len(classes))
-    return {"direction/1": score}, confusion_matrix(true, chosen, len(classes))
+    outcome = Outcome(chosen == true, np.arange(len(true)), 1 / len(prototypes))
+    return {"direction/1": outcome}, confusion_matrix(true, chosen, len(prototypes))
 
 
 def _zero_shot_content(
-    embedder: Embedder,
-    part: _EmbeddedSplit,
-    categories: list[str],
-    batch_size: int,
-    bar: Progress,
-) -> tuple[Results, Results]:
+    prompts: _Prompts, part: EmbeddedSplit
+) -> tuple[dict[str, Outcome], Results]:
     labelled = np.array([i for i, scene in enumerate(part.categories) if scene[0]], dtype=int)
     if not len(labelled):
         return {}, {}
-    classes = range(len(STEREO_DIRECTIONS))
-    prompts = [
-        [compose_caption([p], [d]) for p in category_phrasings(c) for d in classes]
-        for c in categories
-    ]
-    prototypes = _prototypes(embedder, prompts, batch_size, bar, "content prompts")
+    categories = prompts.categories
+    prototypes = prompts.of_categories()
     true = np.array([categories.index(part.categories[i][0]) for i in labelled])
     audio = part.audio[part.starts[:-1][labelled]]
     hits = choose(similarity(audio, prototypes), true) == true
@@ -355,15 +399,7 @@ def _zero_shot_content(
         for index, name in enumerate(categories)
         if (true == index).any()
     }
-    return {"content/1": score_of(hits, labelled, chance)}, by_category
-
-
-def _prototypes(
-    embedder: Embedder, prompts: list[list[str]], batch_size: int, bar: Progress, name: str
-) -> Float[np.ndarray, "classes d"]:
-    vectors = embed_texts(embedder, [p for group in prompts for p in group], batch_size, bar, name)
-    ends = np.cumsum([len(group) for group in prompts])[:-1]
-    return np.stack([prototype(group) for group in np.split(vectors, ends)])
+    return {"content/1": Outcome(hits, labelled, chance)}, by_category
 
 
 def _progress(shown: bool) -> Progress:

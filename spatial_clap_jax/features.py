@@ -239,6 +239,27 @@ def mel_cross(audio: Stereo, config: LogMelConfig) -> Float32[Array, "*b l m 4"]
       >>> mel_cross(jnp.stack([2 * x, x]), config)[..., 3]     # L is 6.02 dB louder
       Array([[0.602, ...
     """
+    return mel_cross_and_mono(audio, config)[0]
+
+
+def mel_cross_and_mono(
+    audio: Stereo, config: LogMelConfig
+) -> tuple[Float32[Array, "*b l m 4"], MelFrames]:
+    """`mel_cross`, and the `log_mel` of (L + R) / 2 at the price of a sum.
+
+    The power of the mean of two signals is a quarter of both their powers and twice the real part
+    of their cross-spectrum, bin by bin and so band by band.
+
+    Args:
+      audio: stereo samples, L, R, at `config.sample_rate_hz`.
+      config: the front end of both.
+
+    Returns:
+      The planes [*b, t // hop + 1, mels, 4], and levels in dB without the last axis. Where the
+      channels cancel, float32 leaves the levels of the mean about 60 dB below those of L and R.
+
+    Reference: our choice.
+    """
 
     def sums(audio: Stereo, count: int) -> Float32[Array, "*b 4 l m"]:
         powers, cosines, sines = [], [], []
@@ -256,7 +277,7 @@ def mel_cross(audio: Stereo, config: LogMelConfig) -> Float32[Array, "*b l m 4"]
     floor = jnp.maximum(_LEVEL_RANGE * jnp.maximum(power_left, power_right), _SILENT_POWER)
     power_l, power_r = jnp.maximum(power_left, floor), jnp.maximum(power_right, floor)
     scale = jax.lax.rsqrt(power_l) * jax.lax.rsqrt(power_r)
-    return jnp.stack(
+    planes = jnp.stack(
         [
             _decibels((power_left + power_right) / 2, config.amin),
             cosine * scale,
@@ -265,6 +286,8 @@ def mel_cross(audio: Stereo, config: LogMelConfig) -> Float32[Array, "*b l m 4"]
         ],
         axis=-1,
     )
+    power_mono = jnp.maximum((power_left + power_right + 2 * cosine) / 4, 0)
+    return planes, _decibels(power_mono, config.amin)
 
 
 def resample_poly(audio: Signal, up: int, down: int) -> Float32[Array, "*b s"]:

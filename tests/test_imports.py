@@ -31,6 +31,7 @@ ORDER = (
     "export",
     "convert",
     "quickstart",
+    "study",
     "cli",
 )
 FILES = sorted(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
+from spatial_clap_jax.acoustics.directions import PHRASE_SETS
 from spatial_clap_jax.errors import InputError
 
 _PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -141,7 +141,10 @@ def category_phrasings(category: str) -> tuple[str, ...]:
 
 
 def compose_caption(
-    contents: Sequence[str], directions: Sequence[int], order: Sequence[int] | None = None
+    contents: Sequence[str],
+    directions: Sequence[int],
+    order: Sequence[int] | None = None,
+    phrases: Sequence[str] = PHRASE_SETS["side"],
 ) -> str:
     """Caption of a scene: each content with its direction, in the order of mention.
 
@@ -150,6 +153,7 @@ def compose_caption(
       directions: k indices into `STEREO_DIRECTIONS`, aligned with `contents`.
       order: the sources in the order of mention, a permutation of 0..k-1; None keeps
         the order of `contents`.
+      phrases: what is said of each direction class.
 
     Returns:
       '{content} {phrase}' joined by ', and ', with a final period.
@@ -180,5 +184,5 @@ def compose_caption(
             raise InputError(
                 f"content {contents[source]!r} is an empty caption; give every clip words."
             )
-        clauses.append(f"{content} {STEREO_DIRECTIONS[directions[source]].phrase}")
+        clauses.append(f"{content} {phrases[directions[source]]}")
     return ", and ".join(clauses) + "."

@@ -24,6 +24,45 @@ STEREO_DIRECTIONS: tuple[Direction, ...] = (
     Direction("right", -90.0, -54.0, "on the right side"),
 )
 
+# Ways to say the five classes. Trainings and scenes use the first one where nothing else is said.
+PHRASE_SETS: dict[str, tuple[str, ...]] = {
+    "side": tuple(direction.phrase for direction in STEREO_DIRECTIONS),
+    "ahead": (
+        "to the left",
+        "ahead on the left",
+        "straight ahead",
+        "ahead on the right",
+        "to the right",
+    ),
+    "stage": ("at the far left", "half left", "in the middle", "half right", "at the far right"),
+    "from": (
+        "from the left",
+        "from the front left",
+        "from the front",
+        "from the front right",
+        "from the right",
+    ),
+}
+
+
+def phrase_set(name: str) -> tuple[str, ...]:
+    """The phrases of the five direction classes in one of the `PHRASE_SETS`.
+
+    Args:
+      name: of the set.
+
+    Returns:
+      A phrase a class, in the order of `STEREO_DIRECTIONS`.
+
+    Raises:
+      InputError: there is no such set.
+
+    Reference: 'side' is of sarulab-speech/Moving-CLAP, the others are our choice.
+    """
+    if name not in PHRASE_SETS:
+        raise InputError(f"phrases: {name!r} is none of the sets {', '.join(PHRASE_SETS)}.")
+    return PHRASE_SETS[name]
+
 
 def direction_index(azimuth_deg: float) -> int:
     """Index into `STEREO_DIRECTIONS` of an azimuth.

@@ -19,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data import transforms
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.tokens import Tokenizer
@@ -59,6 +60,9 @@ class PipelineConfig:
       swap: mirror left and right of every second group, drawn.
       shift: shift each mixture circularly in time.
       redraw: draw phrasing and mention order of captions anew in each epoch.
+      phrases: sets of direction phrases that `redraw` draws from (`PHRASE_SETS`).
+      rivals: without SCL, bring with each mixture of two sources the caption of the permutation
+        that is not in the batch.
     """
 
     captions_per_batch: int = 64
@@ -70,6 +74,8 @@ class PipelineConfig:
     swap: bool = True
     shift: bool = True
     redraw: bool = True
+    phrases: tuple[str, ...] = ("side",)
+    rivals: bool = False
 
     def __post_init__(self):
         for name, smallest in (
@@ -86,6 +92,13 @@ class PipelineConfig:
         low, high = self.gain_db
         if not low <= high:
             raise InputError(f"gain_db: {self.gain_db} is no range; give the lower gain first.")
+        if not self.phrases or (self.phrases != ("side",) and not self.redraw):
+            raise InputError(
+                f"phrases: {self.phrases} need redraw True and at least one set; give ('side',) or "
+                "set redraw."
+            )
+        for phrases in self.phrases:
+            phrase_set(phrases)
 
 
 class TrainBatches(grain.DatasetIterator[Batch]):
@@ -178,11 +191,17 @@ def train_batches(
       Iterator over `audio` float32 [b, c, t], `tokens` int32 [b, n], `token_mask` bool [b, n],
       `group` int32 [b] (same number = same scene group) and `meaning` int32 [b] (same number =
       same contents in the same directions), b = rows built here. It has `get_state`,
-      `set_state` and `close`; close it.
+      `set_state` and `close`; close it. With `config.rivals` also `rival_tokens`,
+      `rival_token_mask` and `has_rival` bool [b].
 
     Raises:
-      InputError: no training split, or rows that are not in the batch.
+      InputError: no training split, rows that are not in the batch, or rivals with SCL.
     """
+    if scl and config.rivals:
+        raise InputError(
+            "data.rivals: True, but with SCL the rivals are in the batch; set loss.scl to False, "
+            "or leave rivals out."
+        )
     total = config.captions_per_batch
     members = 2 if scl else 1
     singles = _single_captions(scenes, config, members)
@@ -200,16 +219,17 @@ def train_batches(
         groups = _augmented(scenes, "train_k2", config, members, seed)
         mixed = _by_group([r - singles for r in wanted if r >= singles], members)
         parts.append(_Part(groups, (total - singles) // members, mixed))
-    build = functools.partial(_build_batch, tuple(parts), tokenizer)
+    build = functools.partial(_build_batch, tuple(parts), tokenizer, config.rivals)
     return TrainBatches(grain.MapDataset.range(_ENDLESS).map(build), config)
 
 
-def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer) -> Batch:
+def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer, rivals: bool = False) -> Batch:
     """One batch of all members of the groups, in their order.
 
     Args:
       groups: scene groups of one rate and length.
       tokenizer: for the captions; those that are too long are cut.
+      rivals: whether rivals are in the batch; a scene without one has its own caption there.
 
     Returns:
       The batch that `train_batches` describes.
@@ -226,7 +246,7 @@ def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer) -> Batch:
     tokens, mask = tokenizer.encode(
         [caption for group in groups for caption in group.captions], truncate=True
     )
-    return {
+    batch = {
         "audio": audio,
         "tokens": tokens,
         "token_mask": mask,
@@ -235,6 +255,12 @@ def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer) -> Batch:
         ),
         "meaning": np.array([m for group in groups for m in meanings(group)], np.int32),
     }
+    if rivals:
+        texts = [(group.rivals[:1] or (c,))[0] for group in groups for c in group.captions]
+        has_rival = [bool(group.rivals) for group in groups for _ in group.captions]
+        batch["rival_tokens"], batch["rival_token_mask"] = tokenizer.encode(texts, truncate=True)
+        batch["has_rival"] = np.array(has_rival)
+    return batch
 
 
 def meanings(group: SceneGroup) -> list[int]:
@@ -274,7 +300,7 @@ def _by_group(rows: Sequence[int], members: int) -> tuple[tuple[int, tuple[int, 
     )
 
 
-def _build_batch(parts: Sequence[_Part], tokenizer: Tokenizer, step: int) -> Batch:
+def _build_batch(parts: Sequence[_Part], tokenizer: Tokenizer, rivals: bool, step: int) -> Batch:
     groups = []
     for part in parts:
         for index, members in part.wanted:
@@ -282,7 +308,7 @@ def _build_batch(parts: Sequence[_Part], tokenizer: Tokenizer, step: int) -> Bat
             group = cast(SceneGroup, part.groups[step * part.per_step + index])
             is_whole = len(members) == len(group.captions)
             groups.append(group if is_whole else transforms.take_members(group, members))
-    return collate(groups, tokenizer)
+    return collate(groups, tokenizer, rivals)
 
 
 def _single_captions(scenes: Scenes, config: PipelineConfig, members: int) -> int:
@@ -314,13 +340,15 @@ def _augmented(
     split_seed = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)[0]
     groups = grain.MapDataset.source(_source(scenes, split)).seed(int(split_seed))
     groups = groups.shuffle().repeat()
-    if members == 1:
+    # Where no caption of theirs is wanted, the others are dropped before work is done on them.
+    if members == 1 and not config.rivals:
         groups = groups.random_map(transforms.draw_member)
     groups = groups.random_map(functools.partial(transforms.joint_gain, range_db=config.gain_db))
     for wanted, transform in (
         (config.swap, transforms.random_swap),
         (config.shift, transforms.time_shift),
-        (config.redraw, transforms.redraw_captions),
+        (config.redraw, functools.partial(transforms.redraw_captions, phrases=config.phrases)),
+        (config.rivals, transforms.draw_member_among_rivals),
     ):
         if wanted:
             groups = groups.random_map(transform)

@@ -58,6 +58,7 @@ def scene_features(length: int) -> tfds.features.FeaturesDict:
 def encode_group(group: SceneGroup) -> dict[str, Any]:
     """A scene group as an example of `scene_features`."""
     example = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    del example["rivals"]
     example["contents"] = [content for contents in group.contents for content in contents]
     example["contents_per_clip"] = np.array([len(c) for c in group.contents], np.int32)
     for name in ("clips", "categories", "captions"):

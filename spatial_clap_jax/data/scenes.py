@@ -173,6 +173,7 @@ class SceneGroup:
       room_size_m: its length, width and height (0 where a measured room does not say).
       t60_s: its reverberation time, measured from the impulse responses.
       seed: the number that the whole draw of this group started from.
+      rivals: captions of permutations whose mixtures are not in `audio`; never stored.
     """
 
     scene_id: str
@@ -191,6 +192,7 @@ class SceneGroup:
     room_size_m: Float32[np.ndarray, "3"]
     t60_s: float
     seed: int
+    rivals: tuple[str, ...] = ()
 
     def waveforms(self) -> Float32[np.ndarray, "p c t"]:
         """The mixtures as float32, `audio * scale`."""

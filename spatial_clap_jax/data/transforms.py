@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spatial_clap_jax.acoustics.captions import compose_caption
-from spatial_clap_jax.acoustics.directions import direction_index
+from spatial_clap_jax.acoustics.directions import direction_index, phrase_set
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.errors import InputError
 
@@ -35,6 +35,13 @@ def member_directions(group: SceneGroup) -> list[list[int]]:
 def draw_member(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
     """One member of the group, as a group of its own; its permutation need not be the identity."""
     return take_members(group, [int(rng.integers(len(group.captions)))])
+
+
+def draw_member_among_rivals(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
+    """`draw_member` that keeps the captions of the others, as `rivals`."""
+    drawn = int(rng.integers(len(group.captions)))
+    others = group.captions[:drawn] + group.captions[drawn + 1 :]
+    return dataclasses.replace(take_members(group, [drawn]), rivals=others)
 
 
 def take_members(group: SceneGroup, members: Sequence[int]) -> SceneGroup:
@@ -103,22 +110,44 @@ def time_shift(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
     return dataclasses.replace(group, audio=audio)
 
 
-def redraw_captions(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
+def redraw_captions(
+    group: SceneGroup, rng: np.random.Generator, phrases: Sequence[str] = ("side",)
+) -> SceneGroup:
     """Captions drawn anew from the contents; what is said of whom and where stays true.
 
-    The phrasing of a clip is drawn once for the group, so that the captions of its members differ
-    in place and order alone; the mention order is drawn for each member, so that it never tells
-    the place.
+    The phrasing of a clip and the set of direction phrases are drawn once for the group, so that
+    the captions of its members differ in place and order alone; the mention order is drawn for each
+    member, so that it never tells the place.
+
+    Args:
+      group: the group; only its captions change.
+      rng: source of the draws.
+      phrases: names of the sets of direction phrases that one is drawn from.
 
     Reference:
       Our choice.
     """
     contents = [options[rng.integers(len(options))] for options in group.contents]
+    said = phrase_set(phrases[0] if len(phrases) == 1 else phrases[rng.integers(len(phrases))])
     captions = tuple(
-        compose_caption(contents, directions, rng.permutation(len(contents)).tolist())
+        compose_caption(contents, directions, rng.permutation(len(contents)).tolist(), said)
         for directions in member_directions(group)
     )
     return dataclasses.replace(group, captions=captions)
+
+
+def rephrase(group: SceneGroup, phrases: str) -> SceneGroup:
+    """The stored captions with another set of direction phrases; contents and order stay.
+
+    Raises:
+      InputError: no such set, or a stored caption is not composed of the group's contents and
+        directions.
+    """
+    captions = []
+    for caption, directions in zip(group.captions, member_directions(group), strict=True):
+        contents, order = _wording(group, caption, directions)
+        captions.append(compose_caption(contents, directions, order, phrase_set(phrases)))
+    return dataclasses.replace(group, captions=tuple(captions))
 
 
 def _wording(

@@ -42,6 +42,9 @@ class ContrastiveConfig:
       min_scale: lower clamp of the learned scale.
       max_scale: upper clamp of the learned scale.
       block: most rows and columns of the batch whose pairs are held at once on a device.
+      rival_weight: weight of a further cross entropy between a mixture's own caption and that of
+        its clips at exchanged places: of the other member of its group with SCL, or of
+        `data.rivals`, captions without audio.
     """
 
     kind: Literal["info_nce", "siglip"] = "info_nce"
@@ -51,6 +54,7 @@ class ContrastiveConfig:
     min_scale: float = 0.01
     max_scale: float = 100.0
     block: int = BLOCK
+    rival_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= self.initial_scale <= self.max_scale < float("inf"):
@@ -60,6 +64,8 @@ class ContrastiveConfig:
             )
         if self.block < 1:
             raise InputError(f"loss.block: {self.block} is too small; give at least 1.")
+        if self.rival_weight < 0:
+            raise InputError(f"loss.rival_weight: {self.rival_weight} is negative; give 0 or more.")
 
 
 def clamped_scale(logit_scale: Float[Array, ""], config: ContrastiveConfig) -> Float[Array, ""]:
@@ -217,6 +223,67 @@ def ring_siglip(
     ring.check(len(audio))
     meaning = jnp.arange(len(audio), dtype=jnp.int32) if meaning is None else meaning
     return _siglip(ring, audio, text, meaning, logit_scale, logit_bias)
+
+
+def rival_loss(
+    audio: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    rival: Float[Array, "b d"],
+    logit_scale: Float[Array, ""],
+    contested: Bool[Array, "b"],
+) -> Float[Array, ""]:
+    """Cross entropy of each audio between its own text and one rival.
+
+    Args:
+      audio: unit embeddings.
+      text: unit embeddings, aligned.
+      rival: a text that each audio must not be taken for.
+      logit_scale: what the cosines are multiplied by, after exp and clamp.
+      contested: which rows have a rival; the others do not count.
+
+    Returns:
+      The mean over contested rows, in nats; 0 where there are none.
+
+    Example:
+      Where a rival is as near as the own text, a row costs log(2).
+
+    Reference: our choice, after the hard-negative captions of NegCLIP (arXiv 2210.01936).
+    """
+    margin = logit_scale * (audio * (text - rival)).sum(axis=1)
+    costs = jnp.where(contested, jax.nn.softplus(-margin), 0.0)
+    return costs.sum() / jnp.maximum(contested.sum(), 1)
+
+
+def group_rival_loss(
+    audio: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    logit_scale: Float[Array, ""],
+    group: Int[Array, "b"],
+    meaning: Int[Array, "b"],
+) -> Float[Array, ""]:
+    """`rival_loss` in both directions between the two members of each scene group.
+
+    Args:
+      audio: unit embeddings, members of a group side by side.
+      text: unit embeddings, aligned.
+      logit_scale: what the cosines are multiplied by, after exp and clamp.
+      group: the same number where rows are members of one scene group, two at most.
+      meaning: the same number where scenes mean the same, which are no rivals.
+
+    Returns:
+      The mean of both directions over rows that have a rival; 0 where there are none.
+
+    Reference: our choice.
+    """
+
+    def of_mate(rows: Array) -> Array:
+        mate = with_next.reshape(-1, *[1] * (rows.ndim - 1))
+        return jnp.where(mate, jnp.roll(rows, -1, axis=0), jnp.roll(rows, 1, axis=0))
+
+    with_next = group == jnp.roll(group, -1)
+    contested = (of_mate(group) == group) & (of_mate(meaning) != meaning)
+    to_text = rival_loss(audio, text, of_mate(text), logit_scale, contested)
+    return 0.5 * (to_text + rival_loss(text, audio, of_mate(audio), logit_scale, contested))
 
 
 def in_batch_accuracy(

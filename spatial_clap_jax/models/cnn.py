@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from spatial_clap_jax.models.layers import block_class
+from spatial_clap_jax.models.layers import Conv, block_class
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l f c"], train: bool) -> Float[Array, "b l2 f2 d"]:
         norm_first = self.order == "norm_first"
-        x = nn.Conv(
-            self.channels, (3, 3), padding=1, use_bias=not norm_first, dtype=self.dtype, name="conv"
-        )(x)
+        x = Conv(self.channels, use_bias=not norm_first, dtype=self.dtype, name="conv")(x)
         norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")
         if norm_first:
             x = nn.gelu(norm(x, use_running_average=not train))
@@ -82,10 +80,12 @@ class AttentionPool(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b e"]:
         scores = nn.Dense(self.heads, dtype=self.dtype, name="score")(x)
         weights = nn.softmax(scores.astype(jnp.float32), axis=1).astype(self.dtype)
-        values = nn.Dense(self.width, dtype=self.dtype, name="value")(x)
-        values = values.reshape(*values.shape[:2], self.heads, -1)
-        pooled = jnp.einsum("bnh,bnhe->bhe", weights, values)
-        return pooled.reshape(pooled.shape[0], -1)
+        # Positions are weighed before their values are taken: the same sum, of far fewer products.
+        pooled = jnp.einsum("bnh,bnd->hbd", weights, x)
+        values = nn.DenseGeneral(
+            self.width // self.heads, batch_dims=(0,), dtype=self.dtype, name="value"
+        )(pooled)
+        return values.swapaxes(0, 1).reshape(len(x), -1)
 
 
 def fold_patches(x: Float[Array, "b l f c"], patch: tuple[int, int]) -> Float[Array, "b l2 f2 c2"]:

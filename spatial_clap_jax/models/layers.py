@@ -55,6 +55,85 @@ def _gelu_and_slope(x: Array) -> tuple[Array, Array]:
     return (wide * below).astype(x.dtype), (below + wide * density).astype(x.dtype)
 
 
+@jax.custom_vjp
+def conv_same(
+    x: Float[Array, "b l f c"], kernel: Float[Array, "i j c d"]
+) -> Float[Array, "b l f d"]:
+    """Convolution with an odd kernel, zeros around, by which the grid keeps its size.
+
+    On CPUs XLA takes several times as long for the gradient of a kernel as for that of its input;
+    there it is a plain product for each of the kernel's rows.
+
+    Args:
+      x: inputs.
+      kernel: weights.
+
+    Returns:
+      The convolution.
+    """
+    return _plain_conv(x, kernel)
+
+
+def _plain_conv(x: Array, kernel: Array) -> Array:
+    axes = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    pads = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=axes)
+
+
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv_same(x, kernel), (x, kernel)
+
+
+def _conv_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (height, width), (length, bands) = kernel.shape[:2], x.shape[1:3]
+
+    def by_products(x: Array, gradient: Array) -> Array:
+        ends = [(0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)]
+        padded = jnp.pad(x, ends)
+        # The kernel's columns side by side, so that its rows alone need a product each.
+        beside = jnp.concatenate([padded[:, :, j : j + bands] for j in range(width)], axis=-1)
+        flat = gradient.reshape(-1, gradient.shape[-1]).T
+        rows = [
+            flat @ beside[:, i : i + length].reshape(-1, beside.shape[-1]) for i in range(height)
+        ]
+        return jnp.stack(rows).swapaxes(1, 2).reshape(kernel.shape)
+
+    def at_once(x: Array, gradient: Array) -> Array:
+        return jax.vjp(lambda kernel: _plain_conv(x, kernel), kernel)[1](gradient)[0]
+
+    to_kernel = jax.lax.platform_dependent(x, gradient, cpu=by_products, default=at_once)
+    return jax.vjp(lambda x: _plain_conv(x, kernel), x)[1](gradient)[0], to_kernel
+
+
+conv_same.defvjp(_conv_forward, _conv_backward)
+
+
+class Conv(nn.Module):
+    """`conv_same` of a 3 x 3 kernel, with parameters as `nn.Conv` names them.
+
+    Attributes:
+      channels: filters.
+      use_bias: whether a bias is added.
+      dtype: compute type; parameters are float32.
+    """
+
+    channels: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l f c"]) -> Float[Array, "b l f d"]:
+        """Applies the convolution."""
+        shape = (3, 3, x.shape[-1], self.channels)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        x = conv_same(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
+        return x + bias.astype(self.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the last-but-one axis; softmax in float32.
 

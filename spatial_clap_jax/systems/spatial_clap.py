@@ -19,12 +19,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_clap_jax import features
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.cnn import Cnn, CnnConfig
 from spatial_clap_jax.models.crnn import Crnn, CrnnConfig
 from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
 from spatial_clap_jax.models.layers import ProjectionMlp, unit
+from spatial_clap_jax.models.plain_spatial import PlainSpatial, PlainSpatialConfig
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
 from spatial_clap_jax.systems.base import Batch
 from spatial_clap_jax.systems.two_towers import TwoTowers
@@ -63,11 +65,13 @@ class SpatialClapConfig:
       window_s: its length in seconds.
       content: content encoder, HTSAT or a small CNN.
       content_mel: its front end; the mean of the channels is resampled to its rate.
-      spatial: spatial encoder.
+      spatial: spatial encoder; a plain one hears no content; None for a monaural CLAP.
       spatial_planes: 'magnitude_phase' (STFT planes of CASE) or 'mel_cross' (log-mel,
         mel-band cross-spectrum and level difference).
       spatial_mel: front end of 'mel_cross', at `sample_rate_hz`.
       text: text encoder.
+      joined: 'fused': one MLP over what both encoders give; 'separate': each has its own MLP and
+        half of the embedding.
       fusion_width: hidden width of the fusion and text projection MLPs.
       joint_width: width of the joint space.
       spec_augment: masks on the content encoder's log-mel in training; None for none.
@@ -79,14 +83,30 @@ class SpatialClapConfig:
     window_s: float = 10.0
     content: HtsatConfig | CnnConfig = field(default_factory=HtsatConfig)
     content_mel: LogMelConfig = field(default_factory=LogMelConfig)
-    spatial: CrnnConfig = field(default_factory=CrnnConfig)
+    spatial: CrnnConfig | PlainSpatialConfig | None = field(default_factory=CrnnConfig)
     spatial_planes: Literal["magnitude_phase", "mel_cross"] = "magnitude_phase"
     spatial_mel: LogMelConfig | None = None
     text: TextConfig = field(default_factory=roberta_base)
+    joined: Literal["fused", "separate"] = "fused"
     fusion_width: int = 512
     joint_width: int = 512
     spec_augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)
     equaliser_db: float = 0.0
+
+    def __post_init__(self) -> None:
+        needs_mel = self.spatial is not None and self.spatial_planes == "mel_cross"
+        if needs_mel and self.spatial_mel is None:
+            raise InputError("model.spatial_mel: None, but 'mel_cross' planes need its front end.")
+        if isinstance(self.spatial, PlainSpatialConfig) and not needs_mel:
+            raise InputError(
+                f"model.spatial_planes: {self.spatial_planes!r}, but a plain spatial encoder takes "
+                "'mel_cross'; set that."
+            )
+        if self.joined == "separate" and (self.spatial is None or self.joint_width % 2):
+            raise InputError(
+                f"model.joined: 'separate' needs a spatial encoder and an even joint_width, not "
+                f"{self.joint_width}; give both, or 'fused'."
+            )
 
     def build(self, loss: ContrastiveConfig, dtype: DTypeLike = jnp.float32) -> "SpatialClap":
         """The system of this shape, trained by `loss`, computing in `dtype`."""
@@ -144,8 +164,15 @@ class SpatialClapModule(nn.Module):
             self.content = Htsat(config.content, self.dtype)
         else:
             self.content = Cnn(config.content, self.dtype)
-        self.spatial = Crnn(config.spatial, self.dtype)
-        self.fusion = ProjectionMlp(config.fusion_width, config.joint_width, self.dtype)
+        if isinstance(config.spatial, CrnnConfig):
+            self.spatial = Crnn(config.spatial, self.dtype)
+        elif config.spatial is not None:
+            assert config.spatial_mel is not None
+            self.spatial = PlainSpatial(config.spatial, config.spatial_mel, self.dtype)
+        width = config.joint_width // (2 if config.joined == "separate" else 1)
+        self.fusion = ProjectionMlp(config.fusion_width, width, self.dtype)
+        if config.joined == "separate":
+            self.spatial_projection = ProjectionMlp(config.fusion_width, width, self.dtype)
         self.text = TextEncoder(config.text, self.dtype)
         self.text_projection = ProjectionMlp(config.fusion_width, config.joint_width, self.dtype)
         self.logit_scale = self.param(
@@ -159,35 +186,38 @@ class SpatialClapModule(nn.Module):
         return audio, text, self.logit_scale
 
     def embed_audio(self, audio: Float[Array, "b 2 t"], train: bool) -> Float[Array, "b d"]:
-        content = self._content(audio, train)
-        spatial = self.spatial(self._spatial_planes(audio, train), train)
-        joined = jnp.concatenate([content, spatial.astype(content.dtype)], axis=-1)
-        return unit(self.fusion(joined))
+        config, spatial_planes, mono = self.config, None, None
+        if config.spatial is not None and config.spatial_planes == "magnitude_phase":
+            # 512 of the 513 bins are pooled into 64; the pool itself drops the last one.
+            spatial_planes = features.magnitude_phase(audio)
+        elif config.spatial is not None:
+            assert config.spatial_mel is not None
+            planes, mono = features.mel_cross_and_mono(audio, config.spatial_mel)
+            level = self._equalised(below_peak(planes[..., 0]), train)
+            spatial_planes = jnp.concatenate([level[..., None], planes[..., 1:]], axis=-1)
+        if mono is None or config.content_mel != config.spatial_mel:
+            mono = audio.mean(axis=1)
+            mono = features.resample(mono, config.sample_rate_hz, config.content_mel.sample_rate_hz)
+            mono = features.log_mel(mono, config.content_mel)
+        content = self._content(mono, train)
+        if spatial_planes is None:
+            return unit(self.fusion(content))
+        spatial = self.spatial(spatial_planes, train).astype(content.dtype)
+        if config.joined == "separate":
+            halves = unit(self.fusion(content)), unit(self.spatial_projection(spatial))
+            return unit(jnp.concatenate(halves, axis=-1))
+        return unit(self.fusion(jnp.concatenate([content, spatial], axis=-1)))
 
     def embed_text(
         self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"], train: bool
     ) -> Float[Array, "b d"]:
         return unit(self.text_projection(self.text(tokens, mask, train).pooled))
 
-    def _content(self, audio: Float[Array, "b 2 t"], train: bool) -> Float[Array, "b d"]:
-        config = self.config
-        mono = audio.mean(axis=1)
-        mono = features.resample(mono, config.sample_rate_hz, config.content_mel.sample_rate_hz)
-        log_mel = features.log_mel(mono, config.content_mel)
+    def _content(self, log_mel: Float[Array, "b l m"], train: bool) -> Float[Array, "b d"]:
         if isinstance(self.content, Htsat):
             return self.content(self._masked(log_mel, train), train).pooled
         level = self._equalised(below_peak(log_mel), train)
         return self.content(self._masked(level, train), train)
-
-    def _spatial_planes(self, audio: Float[Array, "b 2 t"], train: bool) -> Array:
-        config = self.config
-        if config.spatial_planes == "magnitude_phase":
-            # 512 of the 513 bins are pooled into 64; the pool itself drops the last one.
-            return features.magnitude_phase(audio)
-        assert config.spatial_mel is not None
-        planes = features.mel_cross(audio, config.spatial_mel)
-        level = self._equalised(below_peak(planes[..., 0]), train)
-        return jnp.concatenate([level[..., None], planes[..., 1:]], axis=-1)
 
     def _equalised(self, level: Float[Array, "b l m"], train: bool) -> Float[Array, "b l m"]:
         if not train or not self.config.equaliser_db:

@@ -14,9 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 from spatial_clap_jax.losses.contrastive import (
     ContrastiveConfig,
     clamped_scale,
+    group_rival_loss,
     ring_in_batch_accuracy,
     ring_info_nce,
     ring_siglip,
+    rival_loss,
 )
 from spatial_clap_jax.systems.base import Batch, Encoded, Variables
 
@@ -78,6 +80,14 @@ class TwoTowers(abc.ABC):
 
     def encode(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Encoded:
         dropout, augment = jax.random.split(rng)
+        has_rivals, rivals = "rival_tokens" in batch, {}
+        if has_rivals:
+            # Texts know nothing of each other: the rivals are further rows of the same encoder.
+            both = {
+                name: jnp.concatenate([batch[name], batch[f"rival_{name}"]])
+                for name in ("tokens", "token_mask")
+            }
+            batch = {**batch, **both}
         forward: Any = self.module.apply(
             variables,
             batch,
@@ -89,7 +99,10 @@ class TwoTowers(abc.ABC):
         shared = {f"logit_scale_{i}": scale for i, scale in enumerate(logit_scales)}
         if self.contrast.kind == "siglip":
             shared["logit_bias"] = variables["params"]["logit_bias"]
-        return Encoded({"audio": audio, "text": text}, shared, updated.get("batch_stats", {}))
+        if has_rivals:
+            text, rivals["rival"] = jnp.split(text, 2)
+        rows = {"audio": audio, "text": text, **rivals}
+        return Encoded(rows, shared, updated.get("batch_stats", {}))
 
     def objective(
         self,
@@ -108,9 +121,18 @@ class TwoTowers(abc.ABC):
         metrics = ring_in_batch_accuracy(audio, text, batch["group"], meaning, **layout)
         metrics["scale"] = scales[0]
         if self.contrast.kind == "info_nce":
-            return ring_info_nce(audio, text, scales[0], meaning, *scales[1:], **layout), metrics
-        bias = metrics["bias"] = shared["logit_bias"]
-        return ring_siglip(audio, text, scales[0], bias, meaning, **layout), metrics
+            loss = ring_info_nce(audio, text, scales[0], meaning, *scales[1:], **layout)
+        else:
+            bias = metrics["bias"] = shared["logit_bias"]
+            loss = ring_siglip(audio, text, scales[0], bias, meaning, **layout)
+        if not self.contrast.rival_weight:
+            return loss, metrics
+        if "rival" in rows:
+            rival = rival_loss(audio, text, rows["rival"], scales[0], batch["has_rival"])
+        else:
+            rival = group_rival_loss(audio, text, scales[0], batch["group"], meaning)
+        metrics["rival_loss"] = rival
+        return loss + self.contrast.rival_weight * rival, metrics
 
     def embed_audio(
         self, variables: Variables, audio: Float[Array, "b c t"]

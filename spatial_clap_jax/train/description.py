@@ -77,12 +77,12 @@ def run_folder(workdir: str | Path) -> Path:
     return Path(workdir).expanduser()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, finds the old text or the new one whole."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that a reader, or a crash, finds the old content or the new one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -106,6 +106,15 @@ class Experiment:
             raise InputError(f"ema_decay: {self.ema_decay} must be in [0, 1); give 0.999 or None.")
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} is negative; give 0 or more.")
+        has_rivals = self.loss.scl or self.data.rivals
+        if bool(self.loss.rival_weight) > has_rivals or self.data.rivals > bool(
+            self.loss.rival_weight
+        ):
+            raise InputError(
+                f"loss.rival_weight: {self.loss.rival_weight} with loss.scl {self.loss.scl} and "
+                f"data.rivals {self.data.rivals}; rivals need a weight, and a weight needs SCL or "
+                "rivals."
+            )
 
     def build_system(self, platform: str | None = None) -> System:
         """The system, in the precision that suits a platform, this machine's if None."""
@@ -130,7 +139,7 @@ def load_config(path: str | Path, size: str) -> Any:
       size: one of `SIZES`.
 
     Returns:
-      An `Experiment` or a `SceneRecipe`.
+      An `Experiment`, a `SceneRecipe` or a `Study`.
 
     Raises:
       InputError: no such file or size, or a file that defines no `get_config`.
@@ -151,10 +160,13 @@ def _find_config(path: Path) -> Path:
     package = Path(str(resources.files("spatial_clap_jax")))
     # In an installed package the configs lie inside, in a checkout beside it.
     for folder in (package / "configs", package.parent / "configs"):
-        shipped = folder / f"{path.name.removesuffix('.py')}.py"
+        name = f"{path.name.removesuffix('.py')}.py"
         # A path that was meant to be somewhere else is not replaced by a shipped file.
-        if shipped.is_file() and path.parent in (Path(), Path("configs")):
-            return shipped
+        if (folder / name).is_file() and path.parent in (Path(), Path("configs")):
+            return folder / name
+        studies = (Path(), Path("studies"), Path("configs/studies"))
+        if (folder / "studies" / name).is_file() and path.parent in studies:
+            return folder / "studies" / name
     raise InputError(f"{path}: no such config; give a file like configs/spatial_clap.py")
 
 

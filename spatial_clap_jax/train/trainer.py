@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
@@ -193,6 +194,9 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
         "group": ((), jnp.int32),
         "meaning": ((), jnp.int32),
     }
+    if experiment.data.rivals:
+        rows |= {f"rival_{name}": rows[name] for name in ("tokens", "token_mask")}
+        rows["has_rival"] = ((), jnp.bool_)
     place = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((captions, *shape), dtype, sharding=place)
@@ -304,7 +308,9 @@ def check_run(
             )
         return Tokenizer.from_json(found["tokenizer"], found["max_tokens"]), None
     system = experiment.build_system()
-    recipe, corpus = scenes.manifest["recipe"], scenes.manifest["caption_corpus"]
+    recipe, corpus = scenes.manifest["recipe"], [*scenes.manifest["caption_corpus"]]
+    for phrases in experiment.data.phrases:
+        corpus += [phrase for phrase in phrase_set(phrases) if phrase not in corpus]
     rate, seconds = recipe["sample_rate_hz"], recipe["duration_s"]
     if rate != system.sample_rate_hz or round(rate * seconds) != system.window_samples:
         raise InputError(

@@ -22,7 +22,9 @@ def test_equal_scores_pool_to_the_mean_of_the_values():
     pool = AttentionPool(heads=2, width=4)
     params = pool.init(jax.random.key(1), x)["params"]
     params["score"] = jax.tree.map(jnp.zeros_like, params["score"])
-    values = x @ params["value"]["kernel"] + params["value"]["bias"]
+    value = params["value"]
+    values = jnp.einsum("bnd,hde->bnhe", x, value["kernel"]) + value["bias"]
+    values = values.reshape(*x.shape[:2], -1)
     np.testing.assert_allclose(pool.apply({"params": params}, x), values.mean(1), atol=1e-6)
 
 
@@ -30,7 +32,7 @@ def test_a_head_can_pick_one_position():
     x = jnp.zeros((1, 4, 2)).at[0, 2].set(jnp.array([1.0, 3.0]))
     params = {
         "score": {"kernel": jnp.array([[100.0], [0.0]]), "bias": jnp.zeros(1)},
-        "value": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)},
+        "value": {"kernel": jnp.eye(2)[None], "bias": jnp.zeros((1, 2))},
     }
     picked = AttentionPool(heads=1, width=2).apply({"params": params}, x)
     np.testing.assert_allclose(picked, [[1.0, 3.0]], atol=1e-6)

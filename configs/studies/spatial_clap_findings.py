@@ -1,0 +1,194 @@
+"""Does Spatial-CLAP (arXiv 2509.14785) show its findings here? Ten trainings, alike in all else.
+
+Five rows are the paper's: a monaural CLAP; content and place in separate halves of the embedding,
+the place from an encoder that hears no content; Spatial-CLAP trained on single sources, on
+mixtures, and on mixtures with SCL. Five are ours: the sigmoid loss, a loss inside scene groups, hard-negative
+captions in place of rendered ones, the planes that the base row does not use, and three sets of
+direction phrases in training, so that a fourth may be understood.
+
+    spatial-clap study configs/studies/spatial_clap_findings.py --data data/esc10 \
+        --sources esc10.csv --workdir studies/findings
+
+`small` is narrower than `small` of configs/spatial_clap.py, so that thirty trainings fit on two
+cores; `quickstart` only shows that the study works; `base` is for accelerators. What it found:
+docs/findings.md.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from spatial_clap_jax.acoustics.rooms import RoomRanges
+from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
+from spatial_clap_jax.data.sources import SourceOptions
+from spatial_clap_jax.features import LogMelConfig
+from spatial_clap_jax.models.cnn import CnnConfig
+from spatial_clap_jax.models.crnn import CrnnConfig
+from spatial_clap_jax.models.plain_spatial import PlainSpatialConfig
+from spatial_clap_jax.study import Noise, Phrases, Rendered, Row, Study
+from spatial_clap_jax.train.experiment import Experiment, load_config
+
+RIVAL_WEIGHT = 0.5
+_MEL = LogMelConfig(sample_rate_hz=16_000, n_fft=512, hop=320, mels=64, low_hz=50.0, high_hz=8000.0)
+
+
+def get_config(size: str = "small") -> Study:
+    """The study at one of the sizes 'quickstart', 'small', 'base'."""
+    experiment, recipe = {"quickstart": quickstart, "small": small, "base": base}[size]()
+    rows = _rows(experiment)
+    study = Study(
+        name="spatial_clap_findings",
+        scenes=recipe,
+        rows=rows,
+        comparisons=(
+            ("separate", "mono"),
+            ("no-scl", "separate"),
+            ("no-scl", "single"),
+            ("scl", "no-scl"),
+            ("siglip", "scl"),
+            ("group-loss", "scl"),
+            ("rival-captions", "no-scl"),
+            ("other-planes", "scl"),
+            ("three-phrase-sets", "scl"),
+        ),
+        conditions=(
+            # Training rooms absorb 30 to 50 %.
+            Rendered("reverberant", "more reverberation", RoomRanges(absorption=(0.15, 0.25))),
+            Rendered("wider", "spacing +20 %", spacing=1.2),
+            Rendered("narrower", "spacing -20 %", spacing=0.8),
+            Noise("noise-20", "noise, 20 dB", 20.0),
+            Noise("noise-10", "noise, 10 dB", 10.0),
+            Noise("noise-0", "noise, 0 dB", 0.0),
+            Phrases("new-phrases", "phrases never seen", "from"),
+        ),
+        showcase="scl",
+    )
+    if size != "quickstart":
+        return study
+    few = ("no-scl", "scl", "group-loss")
+    return replace(
+        study,
+        rows=tuple(row for row in rows if row.name in few),
+        comparisons=(("scl", "no-scl"), ("group-loss", "scl")),
+        conditions=tuple(c for c in study.conditions if c.name in ("wider", "noise-10")),
+        singles=4,
+        pairs=4,
+    )
+
+
+def _rows(scl: Experiment) -> tuple[Row, ...]:
+    """Everything as a change of one training with SCL."""
+
+    def with_model(experiment: Experiment, **changes: Any) -> Experiment:
+        return replace(experiment, model=replace(experiment.model, **changes))
+
+    no_scl = replace(scl, loss=replace(scl.loss, scl=False))
+    hears = replace(scl.loss, rival_weight=RIVAL_WEIGHT)
+    reads = replace(no_scl.loss, rival_weight=RIVAL_WEIGHT)
+    sigmoid = replace(scl.loss, kind="siglip", initial_scale=10.0)
+    plain = PlainSpatialConfig()
+    has_mel = scl.model.spatial_planes == "mel_cross"
+    # The planes of the released CASE beside ours, about as many positions of each.
+    other: dict[str, Any] = (
+        {"spatial_planes": "magnitude_phase"}
+        if has_mel
+        else {
+            "spatial_planes": "mel_cross",
+            "spatial_mel": _MEL,
+        }
+    )
+    if has_mel:
+        other["spatial"] = replace(scl.model.spatial, patch=(2, 16))
+    return (
+        Row("mono", "monaural CLAP", with_model(no_scl, spatial=None)),
+        Row(
+            "separate",
+            "separate halves",
+            with_model(
+                no_scl,
+                spatial=plain,
+                spatial_planes="mel_cross",
+                spatial_mel=scl.model.spatial_mel or _MEL,
+                joined="separate",
+            ),
+        ),
+        Row("single", "single sources", replace(no_scl, data=replace(scl.data, mixture_share=0.0))),
+        Row("no-scl", "mixtures", no_scl),
+        Row("scl", "mixtures, SCL", scl),
+        Row("siglip", "SCL, sigmoid loss", replace(scl, loss=sigmoid), is_ours=True),
+        Row("group-loss", "SCL, loss in groups", replace(scl, loss=hears), is_ours=True),
+        Row(
+            "rival-captions",
+            "mixtures, rival captions",
+            replace(no_scl, loss=reads, data=replace(scl.data, rivals=True)),
+            is_ours=True,
+        ),
+        Row(
+            "other-planes",
+            "SCL, magnitude and phase" if has_mel else "SCL, mel cross-spectra",
+            with_model(scl, **other),
+            is_ours=True,
+        ),
+        Row(
+            "three-phrase-sets",
+            "SCL, three sets of phrases",
+            replace(scl, data=replace(scl.data, phrases=("side", "ahead", "stage"))),
+            is_ours=True,
+        ),
+    )
+
+
+def small() -> tuple[Experiment, SceneRecipe]:
+    """Two thirds of the width of `small`, and a third of its text encoder."""
+    experiment = load_config("spatial_clap", "small")
+    model = experiment.model
+    model = replace(
+        model,
+        content=replace(model.content, channels=(48, 64, 96), width=192),
+        spatial=replace(model.spatial, channels=(48, 64, 96), frame_width=192, gru_width=96),
+        text=replace(model.text, width=128, layers=3, heads=4, mlp_width=512, max_tokens=40),
+    )
+    return replace(experiment, model=model, steps=600, checkpoint_every=100), load_config(
+        "scenes", "small"
+    )
+
+
+def base() -> tuple[Experiment, SceneRecipe]:
+    """The released architecture on scenes of 10 s."""
+    return load_config("spatial_clap", "base"), load_config("scenes", "base")
+
+
+def quickstart() -> tuple[Experiment, SceneRecipe]:
+    """A second of sound, three rows, a few steps: it shows nothing but that the study works."""
+    recipe = SceneRecipe(
+        name="study_quickstart",
+        duration_s=1.0,
+        room_counts=RoomCounts(train=2, validation=1, test=1),
+        places_per_room=5,
+        group_counts=GroupCounts(24, 24, 0, 0, 0, 0, 12, 12, 4),
+        sources=SourceOptions(synthetic_clips=(2, 1, 1)),
+    )
+    experiment, _ = small()
+    model = replace(
+        experiment.model,
+        window_s=1.0,
+        content=CnnConfig(channels=(16,), pools=((1, 4),), width=32, heads=4),
+        spatial=CrnnConfig(
+            patch=(4, 4),
+            channels=(16,),
+            pools=((1, 4),),
+            order="norm_first",
+            frame_width=32,
+            gru_width=16,
+            gru_layers=1,
+            pooling="attention",
+            heads=4,
+            width=32,
+        ),
+        text=replace(experiment.model.text, width=32, layers=1, heads=2, mlp_width=64),
+        fusion_width=32,
+        joint_width=32,
+    )
+    data = replace(experiment.data, captions_per_batch=16)
+    return replace(
+        experiment, model=model, data=data, steps=12, log_every=4, checkpoint_every=12
+    ), recipe

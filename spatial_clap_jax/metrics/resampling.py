@@ -1,0 +1,80 @@
+"""Intervals and paired tests over scenes and training runs, by the bootstrap."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+class Estimate(NamedTuple):
+    """A share of hits, or a difference of two, with its 95 % interval.
+
+    Attributes:
+      value: of the data themselves.
+      low, high: percentiles 2.5 and 97.5 of the resampled values.
+      p: two-sided; how often resampling alone takes the value across zero.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def bootstrap(
+    hits: Bool[np.ndarray, "s n"],
+    cluster: Int[np.ndarray, "n"],
+    baseline: Bool[np.ndarray, "s n"] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean share of hits over training runs, or its difference to a baseline's, by pairs.
+
+    Runs and scenes are both drawn with replacement: the interval tells how far other scenes of the
+    same clips and rooms, and other trainings, would move the share. All queries of a scene are
+    drawn together, and the same scenes and seeds for both sides of a difference.
+
+    Args:
+      hits: whether each of n queries succeeded, for s trainings that were asked the same queries.
+      cluster: the scene that each query belongs to; any integers.
+      baseline: what another model made of the same queries, its trainings in the same order.
+      draws: resamplings.
+      seed: of the resampling.
+
+    Returns:
+      The estimate; without a baseline its p tells against a share of zero, which says nothing.
+
+    Raises:
+      ValueError: there is no query, or the two sides were asked different ones.
+
+    Reference: Efron and Tibshirani 1993; drawing both ways is our choice. Of few trainings the
+      bootstrap sees too little spread (of three, two thirds of the variance).
+
+    Example:
+      >>> bootstrap(np.ones((3, 8), bool), np.arange(8)).low
+      1.0
+    """
+    if not hits.size:
+        raise ValueError("bootstrap: no query; the share of nothing has no interval.")
+    if baseline is not None and baseline.shape != hits.shape:
+        raise ValueError(f"bootstrap: {hits.shape} and {baseline.shape} are no pairs.")
+    names, index = np.unique(cluster, return_inverse=True)
+    sizes = np.bincount(index).astype(np.float64)
+    scored = hits.astype(np.float64) - (0.0 if baseline is None else baseline)
+    by_scene = np.stack([np.bincount(index, weights=row) for row in scored])
+    rng = np.random.default_rng(seed)
+    scenes = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
+    runs = rng.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), draws) / len(hits)
+    drawn = (scenes @ by_scene.T / (scenes @ sizes)[:, None] * runs).sum(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    # The data count as one of the resamplings, so that p is never zero.
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p = min(1.0, 2 * (tail + 1) / (draws + 1))
+    return Estimate(float(scored.mean()), float(low), float(high), float(p))
+
+
+def share_by_run(hits: Bool[np.ndarray, "s n"]) -> Float[np.ndarray, "s"]:
+    """The share of hits of each training."""
+    return hits.mean(axis=1)

@@ -1,0 +1,78 @@
+"""A spatial encoder that hears where, and nothing of what: the baseline of CASE."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
+
+from spatial_clap_jax.features import LogMelConfig, mel_filterbank
+from spatial_clap_jax.models.layers import gelu
+
+
+@dataclass(frozen=True)
+class PlainSpatialConfig:
+    """Shape of `PlainSpatial`.
+
+    Attributes:
+      longest_lag_s: greatest time between the two channels that is looked for.
+      lags: number of times between its negative and itself.
+      width: of the result, and of the layer before it.
+    """
+
+    longest_lag_s: float = 0.7e-3
+    lags: int = 45
+    width: int = 384
+
+
+def lag_matrix(config: PlainSpatialConfig, mel: LogMelConfig) -> Float32[np.ndarray, "2*m k"]:
+    """Turns real and imaginary parts of mel bands' cross-spectra into a cross-correlation.
+
+    Args:
+      config: the lags.
+      mel: the bands, each taken at the centre of gravity of its filter.
+
+    Returns:
+      Cosines, then sines, over the number of bands: a source that reaches the left microphone
+      t seconds before the right one gives the highest sum at lag t.
+    """
+    filters = mel_filterbank(
+        mel.sample_rate_hz, mel.n_fft, mel.mels, mel.low_hz, mel.high_hz, mel.norm, mel.scale
+    )
+    frequency = np.arange(filters.shape[0]) * mel.sample_rate_hz / mel.n_fft
+    centre = frequency @ filters / np.maximum(filters.sum(axis=0), 1e-9)
+    lag_s = np.linspace(-config.longest_lag_s, config.longest_lag_s, config.lags)
+    phase = 2 * np.pi * centre[:, None] * lag_s
+    return (np.concatenate([np.cos(phase), np.sin(phase)]) / mel.mels).astype(np.float32)
+
+
+class PlainSpatial(nn.Module):
+    """The long-term cross-correlation and level difference of a recording, and an MLP.
+
+    Everything is averaged over time and over frequency before a weight is learned, so that no
+    place can be told to belong to a sound.
+
+    Attributes:
+      config: its shape.
+      mel: front end of the planes.
+      dtype: of the computation; parameters stay float32.
+
+    Reference: our choice.
+    """
+
+    config: PlainSpatialConfig
+    mel: LogMelConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, planes: Float[Array, "b l m 4"], train: bool) -> Float[Array, "b d"]:
+        """Takes the planes of `features.mel_cross`; the first, the level, is not heard."""
+        mean = planes[..., 1:].mean(axis=1)
+        cross = jnp.concatenate([mean[..., 0], mean[..., 1]], axis=-1)
+        correlation = cross @ lag_matrix(self.config, self.mel)
+        level_difference = mean[..., 2].mean(axis=1, keepdims=True)
+        x = jnp.concatenate([correlation, level_difference], axis=-1).astype(self.dtype)
+        x = gelu(nn.Dense(self.config.width, dtype=self.dtype, name="hidden")(x))
+        return nn.Dense(self.config.width, dtype=self.dtype, name="out")(x)

@@ -1,0 +1,207 @@
+"""Figures of a study: scores, conditions, learning curves, confused directions, a map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
+from spatial_clap_jax.study.outcomes import SceneMap
+from spatial_clap_jax.study.spec import PLAIN, Study
+from spatial_clap_jax.study.summary import COLUMNS, AllTested
+from spatial_clap_jax.train.metrics_log import read_metrics
+
+_PAPER, _OURS = "#4c78a8", "#f58518"
+# Scores that say most; the table has all.
+_SHOWN = ("assignment/2", "assignment/3", "direction/1", "content/1", "t2a_r1/2", "t2a_r1/3")
+_CURVES = {"retrieval": "share of the batch retrieved", "assignment": "assignment in the batch"}
+
+
+def draw_figures(
+    study: Study, results: Mapping[str, Any], tested: AllTested, workdir: Path
+) -> list[Path]:
+    """Draws what there is to draw so far.
+
+    Args:
+      study: rows and conditions.
+      results: see `summary.summarise`.
+      tested: what it was made of.
+      workdir: of the study; holds the trainings, and gets the figures.
+
+    Returns:
+      The files: `scores.png`, `conditions.png`, `learning_curves.png`, `directions.png`, `map.png`.
+    """
+    rows = [row.name for row in study.rows if results["rows"][row.name]["seeds"]]
+    if not rows:
+        return []
+    drawn = {
+        "scores": _scores(results, rows),
+        "conditions": _conditions(study, results, rows),
+        "learning_curves": _learning_curves(results, rows, workdir),
+        "directions": _directions(results, tested, rows),
+        "map": _map(study, results, tested),
+    }
+    files = []
+    for name, figure in drawn.items():
+        if figure is not None:
+            path = workdir / f"{name}.png"
+            partial = path.with_name(f".{path.name}.partial")
+            figure.savefig(partial, dpi=110, format="png")
+            partial.replace(path)
+            files.append(path)
+    return files
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+
+
+def _scores(results: Mapping[str, Any], rows: list[str]) -> Any:
+    figure, panels = _figure(2, 3, 4.6, 1.2 + 0.32 * len(rows))
+    heights = np.arange(len(rows))[::-1]
+    for index, (axes, task) in enumerate(zip(panels, _SHOWN, strict=True)):
+        for height, name in zip(heights, rows, strict=True):
+            found = results["rows"][name]
+            score = found["scores"][PLAIN].get(task)
+            if score is None:
+                continue
+            value, low, high = (100 * score[key] for key in ("value", "low", "high"))
+            axes.barh(height, value, color=_OURS if found["is_ours"] else _PAPER, height=0.7)
+            errors = np.maximum([[value - low], [high - value]], 0)
+            axes.errorbar(value, height, xerr=errors, fmt="none", ecolor="black", capsize=2)
+            seeds = [100 * share for share in score["by_seed"]]
+            axes.plot(seeds, [height] * len(seeds), "|", color="white", markersize=6)
+            axes.axvline(100 * score["chance"], color="#e45756", linestyle="dashed", linewidth=1)
+        titles = [results["rows"][name]["title"] for name in rows]
+        axes.set_yticks(heights, titles if index % 3 == 0 else [""] * len(rows))
+        axes.set_xlim(0, 100)
+        axes.set_title(COLUMNS[task])
+    figure.supxlabel("%, 95 % interval; dashed: chance; white: seeds; orange: past the paper")
+    return figure
+
+
+def _conditions(study: Study, results: Mapping[str, Any], rows: list[str]) -> Any:
+    names = {PLAIN: "as trained", **{c.name: c.title for c in study.conditions}}
+    held = [n for n in names if any(n in results["rows"][row]["scores"] for row in rows)]
+    if len(held) < 2:
+        return None
+    figure, panels = _figure(1, 2, 2.4 + 0.75 * len(held), 1.8 + 0.4 * len(rows))
+    for axes, task in zip(panels, ("assignment/2", "direction/1"), strict=True):
+        shares = np.full((len(rows), len(held)), np.nan)
+        for r, c in np.ndindex(*shares.shape):
+            score = results["rows"][rows[r]]["scores"].get(held[c], {}).get(task)
+            if score is not None:
+                shares[r, c] = 100 * score["value"]
+        _heat(axes, shares, 20, 100, "{:.0f}")
+        axes.set_xticks(range(len(held)), [names[n] for n in held], rotation=30, ha="right")
+        titles = [results["rows"][row]["title"] for row in rows]
+        axes.set_yticks(range(len(rows)), titles if axes is panels[0] else [""] * len(rows))
+        axes.set_title(f"{COLUMNS[task]} (%)")
+    return figure
+
+
+def _heat(axes: Any, values: np.ndarray, low: float, high: float, form: str) -> None:
+    axes.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    for row, column in np.ndindex(*values.shape):
+        value = values[row, column]
+        if np.isfinite(value):
+            color = "white" if value > (low + high) / 2 else "black"
+            axes.text(column, row, form.format(value), ha="center", va="center", color=color)
+
+
+def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path) -> Any:
+    figure, panels = _figure(1, len(_CURVES), 6.0, 4.0)
+    for index, row in enumerate(rows):
+        folders = sorted((workdir / "runs" / row).glob("seed*/training/metrics.jsonl"))
+        logs = [log for log in (read_metrics(file.parent) for file in folders) if log]
+        for axes, (quantity, label) in zip(panels, _CURVES.items(), strict=True):
+            curves = [{r["step"]: r[quantity] for r in log if quantity in r} for log in logs]
+            steps = sorted(set.intersection(*map(set, curves))) if curves else []
+            means = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
+            if np.isfinite(means).any():
+                style = "-" if index < 10 else "--"
+                axes.plot(steps, means, style, label=results["rows"][row]["title"], linewidth=1.2)
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+            axes.set_ylim(0, 1)
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def _directions(results: Mapping[str, Any], tested: AllTested, rows: list[str]) -> Any:
+    counts = {
+        row: sum(
+            test[PLAIN].confusion
+            for test in tested[row].values()
+            if PLAIN in test and test[PLAIN].confusion is not None
+        )
+        for row in rows
+    }
+    counts = {row: count for row, count in counts.items() if not isinstance(count, int)}
+    if not counts:
+        return None
+    columns = min(4, len(counts))
+    figure, panels = _figure(-(-len(counts) // columns), columns, 3.2, 3.2)
+    names = [direction.name for direction in STEREO_DIRECTIONS]
+    for axes, (row, count) in zip(panels, counts.items(), strict=False):
+        _heat(axes, 100 * count / np.maximum(count.sum(axis=1, keepdims=True), 1), 0, 100, "{:.0f}")
+        axes.set_title(results["rows"][row]["title"], fontsize=8)
+        axes.set_xticks(range(5), names, rotation=40, ha="right", fontsize=7)
+        axes.set_yticks(range(5), names, fontsize=7)
+    for axes in panels[len(counts) :]:
+        axes.axis("off")
+    figure.supxlabel("chosen direction (% of the true one)")
+    figure.supylabel("true direction")
+    return figure
+
+
+def _map(study: Study, results: Mapping[str, Any], tested: AllTested) -> Any:
+    runs = tested.get(study.showcase, {})
+    maps = [test[PLAIN].map for _, test in sorted(runs.items()) if PLAIN in test]
+    if not maps or maps[0] is None or len(maps[0].audio) < 10:
+        return None
+    return draw_map(maps[0], results["rows"][study.showcase]["title"])
+
+
+def draw_map(scenes: SceneMap, title: str) -> Any:
+    """Scenes of one source in two dimensions, once by content and once by place.
+
+    Args:
+      scenes: their embeddings, categories and directions.
+      title: of the figure.
+
+    Returns:
+      The figure.
+
+    Reference: van der Maaten and Hinton 2008 (t-SNE), as scikit-learn has it, by cosine.
+    """
+    from matplotlib import colormaps
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(scenes.audio) - 1) / 3)
+    places = TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=0)
+    points = places.fit_transform(scenes.audio)
+    figure, panels = _figure(1, 2, 5.5, 5.0)
+    directions = [STEREO_DIRECTIONS[index].name for index in scenes.directions]
+    order = {direction.name: index for index, direction in enumerate(STEREO_DIRECTIONS)}
+    for axes, labels, kind, colors in (
+        (panels[0], [c or "unknown" for c in scenes.categories], "content", colormaps["tab20"]),
+        (panels[1], directions, "place", colormaps["viridis"].resampled(5)),
+    ):
+        names = sorted(set(labels), key=lambda name: (order.get(name, 0), name))
+        for index, name in enumerate(names):
+            here = points[[label == name for label in labels]]
+            shade = colors(order[name] if kind == "place" else index % 20)
+            axes.plot(here[:, 0], here[:, 1], ".", color=shade, label=name, markersize=5)
+        axes.legend(fontsize=7, markerscale=2)
+        axes.set_title(f"by {kind}")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,139 @@
+"""What the tests of one training found, query by query, as a file that a later start reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.evaluate import Evaluation, Outcome
+from spatial_clap_jax.train.description import write_atomically
+
+_FILE = "tests.npz"
+
+
+@dataclass(frozen=True)
+class SceneMap:
+    """Scenes of one source, for a map.
+
+    Attributes:
+      audio: their embeddings.
+      directions: their direction classes.
+      categories: their categories.
+    """
+
+    audio: Float[np.ndarray, "n d"]
+    directions: Int[np.ndarray, "n"]
+    categories: list[str]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One training under one condition.
+
+    Attributes:
+      outcomes: queries by score.
+      confusion: of directions, by true (row) and chosen class; None without such scenes.
+      map: embeddings of scenes of one source, where they were kept.
+    """
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    confusion: Int[np.ndarray, "5 5"] | None = None
+    map: SceneMap | None = None
+
+    @classmethod
+    def of(cls, found: Evaluation, with_map: bool) -> Tested:
+        """What is kept of an evaluation."""
+        part, kept = found.embedded.get(1), None
+        if with_map and part is not None:
+            first = part.starts[:-1]
+            kept = SceneMap(
+                part.audio[first].astype(np.float32),
+                part.directions[:, 0],
+                [categories[0] for categories in part.categories],
+            )
+        return cls(found.outcomes, found.direction_confusion, kept)
+
+
+def write_tested(folder: Path, identity: dict[str, Any], tested: dict[str, Tested]) -> None:
+    """Writes the tests of one training by condition, wholly or not at all.
+
+    Args:
+      folder: of the training and its tests; made when missing.
+      identity: of the training and its data, as JSON.
+      tested: by condition.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    index: dict[str, Any] = {}
+    for condition, test in tested.items():
+        index[condition] = {name: outcome.chance for name, outcome in test.outcomes.items()}
+        for name, outcome in test.outcomes.items():
+            arrays[f"{condition}:{name}:hits"] = np.asarray(outcome.hits, bool)
+            arrays[f"{condition}:{name}:cluster"] = np.asarray(outcome.cluster, np.int32)
+        if test.confusion is not None:
+            arrays[f"{condition}:confusion"] = test.confusion
+        if test.map is not None:
+            arrays[f"{condition}:map:audio"] = test.map.audio
+            arrays[f"{condition}:map:directions"] = test.map.directions
+            arrays[f"{condition}:map:categories"] = np.array(test.map.categories)
+    arrays["index"] = np.array(json.dumps({"identity": identity, "chances": index}))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, **arrays)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / _FILE, packed.getvalue())
+
+
+def read_tested(folder: Path, identity: dict[str, Any] | None) -> dict[str, Tested]:
+    """The tests of one training by condition; none where there is no file.
+
+    Args:
+      folder: of the training and its tests.
+      identity: that they must have; None takes any.
+
+    Raises:
+      InputError: the file is damaged, or tells of another training or other data.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        index = json.loads(str(arrays["index"]))
+        tested = {
+            condition: _tested(condition, chances, arrays)
+            for condition, chances in index["chances"].items()
+        }
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: is damaged ({error}); remove it to have it made anew."
+        ) from error
+    if identity is not None and index["identity"] != identity:
+        raise InputError(
+            f"{path}: tells of a training with other settings or data; take another --workdir."
+        )
+    return tested
+
+
+def _tested(condition: str, chances: dict[str, float], arrays: dict[str, np.ndarray]) -> Tested:
+    outcomes = {
+        name: Outcome(
+            arrays[f"{condition}:{name}:hits"], arrays[f"{condition}:{name}:cluster"], chance
+        )
+        for name, chance in chances.items()
+    }
+    kept = None
+    if f"{condition}:map:audio" in arrays:
+        kept = SceneMap(
+            arrays[f"{condition}:map:audio"],
+            arrays[f"{condition}:map:directions"],
+            arrays[f"{condition}:map:categories"].tolist(),
+        )
+    return Tested(outcomes, arrays.get(f"{condition}:confusion"), kept)

@@ -1,0 +1,191 @@
+"""A study from its first training to its figures; it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from spatial_clap_jax.configs_io import to_plain
+from spatial_clap_jax.data.pipeline import Scenes
+from spatial_clap_jax.data.records import SceneData
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.evaluate import evaluate_in_detail
+from spatial_clap_jax.inference import load
+from spatial_clap_jax.study.conditions import open_conditions, open_data
+from spatial_clap_jax.study.figures import draw_figures
+from spatial_clap_jax.study.outcomes import Tested, read_tested, write_tested
+from spatial_clap_jax.study.spec import PLAIN, Phrases, Row, Study
+from spatial_clap_jax.study.summary import markdown, summarise, table
+from spatial_clap_jax.train.description import write_atomically
+from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.trainer import train
+
+
+def run_study(
+    study: Study,
+    data: str | Path,
+    workdir: str | Path,
+    *,
+    seeds: int = 3,
+    sources: str | None = None,
+    rows: Sequence[str] = (),
+    gallery: int = 200,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Trains and tests every row with every seed, and compares them.
+
+    All rows are trained with the first seed before any with the second. After each test the
+    results, the table and the figures are written anew from what there is, so that a study can be
+    looked at while it runs. What is in `workdir` is not made again.
+
+    Args:
+      study: rows and conditions.
+      data: folder of scenes; rendered from `sources` where it is missing.
+      workdir: for trainings, tests, scenes of conditions, `results.json`, `table.md`, figures.
+      seeds: trainings a row.
+      sources: the clips that the data are rendered from (a csv, or 'synthetic'); without them
+        conditions that need rendering are left out.
+      rows: names of the rows to train and test; all if empty.
+      gallery: scenes in a retrieval gallery.
+      progress: show progress bars and tables.
+
+    Returns:
+      What `results.json` holds.
+
+    Raises:
+      InputError: data, sources or workdir do not fit the study.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: must be at least 1; give 3 for intervals that mean it.")
+    chosen = study.chosen(rows)
+    workdir, console = Path(workdir), Console(stderr=True)
+    scenes = open_data(study, data, sources, progress)
+    conditions, missing = open_conditions(study, scenes, workdir / "scenes", sources, progress)
+    if missing and progress:
+        console.print(
+            f"{study.name}: without {', '.join(missing)}; --sources renders their scenes."
+        )
+    results: dict[str, Any] = {}
+    todo = [(seed, row) for seed in range(seeds) for row in chosen]
+    for number, (seed, row) in enumerate(todo, 1):
+        if progress:
+            console.print(f"{study.name}: {number} of {len(todo)}: {row.title}, seed {seed}")
+        folder = workdir / "runs" / row.name / f"seed{seed}"
+        if test_run(study, row, seed, folder, scenes, conditions, gallery, progress):
+            results = write_summary(study, scenes, workdir, missing, show=False)
+    results = results or write_summary(study, scenes, workdir, missing, show=False)
+    if progress:
+        Console().print(table(study, results))
+    return results
+
+
+def test_run(
+    study: Study,
+    row: Row,
+    seed: int,
+    folder: Path,
+    scenes: SceneData,
+    conditions: dict[str, Scenes],
+    gallery: int,
+    progress: bool,
+) -> bool:
+    """Trains and tests one row with one seed, as far as that is not done.
+
+    Args:
+      study: says what the conditions are.
+      row: what is trained.
+      seed: of the training.
+      folder: of the training and its tests.
+      scenes: the data.
+      conditions: scenes to test on.
+      gallery: scenes in a retrieval gallery.
+      progress: show progress bars.
+
+    Returns:
+      Whether anything was done.
+
+    Raises:
+      InputError: the folder holds another training.
+    """
+    experiment = dataclasses.replace(row.experiment, name=row.name, seed=seed, keep=1)
+    identity = _identity(experiment, scenes, gallery)
+    tested = read_tested(folder, identity)
+    undone = [name for name in conditions if name not in tested]
+    if not undone:
+        return False
+    began = time.perf_counter()
+    train(experiment, scenes.data_dir, folder / "training", progress=progress)
+    # A later program must not pay for those of all earlier rows.
+    jax.clear_caches()
+    model = load(folder / "training")
+    said = {c.name: c.phrases for c in study.conditions if isinstance(c, Phrases)}
+    for name in undone:
+        found = evaluate_in_detail(
+            model,
+            conditions[name],
+            gallery=gallery,
+            progress=progress,
+            phrases=said.get(name, "side"),
+        )
+        tested[name] = Tested.of(found, with_map=name == PLAIN)
+        write_tested(folder, identity, tested)
+    minutes = (time.perf_counter() - began) / 60
+    Console(stderr=True, quiet=not progress).print(
+        f"{row.title}, seed {seed}: trained and tested in {minutes:.1f} min"
+    )
+    jax.clear_caches()
+    return True
+
+
+def write_summary(
+    study: Study, scenes: SceneData, workdir: Path, missing: Sequence[str], show: bool
+) -> dict[str, Any]:
+    """Writes `results.json`, `table.md` and the figures from all tests that are in a folder.
+
+    Args:
+      study: rows, conditions and comparisons.
+      scenes: the data.
+      workdir: of the study.
+      missing: conditions that could not be tested.
+      show: print the table too.
+
+    Returns:
+      What `results.json` holds.
+    """
+    tested = {
+        row.name: {
+            int(folder.name.removeprefix("seed")): read_tested(folder, None)
+            for folder in sorted((workdir / "runs" / row.name).glob("seed*"))
+        }
+        for row in study.rows
+    }
+    results = summarise(study, tested)
+    results["data"] = {
+        "source": scenes.manifest["source"]["name"],
+        "recipe": scenes.manifest["recipe"]["name"],
+        "fingerprint": scenes.manifest["fingerprint"],
+    }
+    results["missing_conditions"] = list(missing)
+    write_atomically(
+        workdir / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n"
+    )
+    write_atomically(workdir / "table.md", markdown(study, results))
+    draw_figures(study, results, tested, workdir)
+    if show:
+        Console().print(table(study, results))
+    return results
+
+
+def _identity(experiment: Experiment, scenes: SceneData, gallery: int) -> dict[str, Any]:
+    return {
+        "experiment": to_plain(experiment),
+        "data": scenes.manifest["fingerprint"],
+        "gallery": gallery,
+    }

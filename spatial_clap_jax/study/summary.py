@@ -1,0 +1,237 @@
+"""Tests of many trainings as one table: means over seeds, intervals, paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from spatial_clap_jax.evaluate import Outcome
+from spatial_clap_jax.metrics.resampling import bootstrap, share_by_run
+from spatial_clap_jax.study.outcomes import Tested
+from spatial_clap_jax.study.spec import PLAIN, Study
+
+# What the first table shows: the score, and what its column is called.
+COLUMNS = {
+    "assignment/2": "assignment, 2",
+    "assignment/3": "assignment, 3",
+    "direction/1": "direction",
+    "content/1": "content",
+    "t2a_r1/1": "T to A R@1, 1",
+    "t2a_r1/2": "T to A R@1, 2",
+    "t2a_r1/3": "T to A R@1, 3",
+    "a2t_r1/1": "A to T R@1, 1",
+    "a2t_r1/2": "A to T R@1, 2",
+    "a2t_r1/3": "A to T R@1, 3",
+}
+# What is told of the other conditions.
+ROBUST = ("assignment/2", "direction/1")
+
+# By row, by seed, by condition.
+AllTested = Mapping[str, Mapping[int, Mapping[str, Tested]]]
+
+
+def summarise(study: Study, tested: AllTested) -> dict[str, Any]:
+    """All scores with their intervals, and the study's comparisons, as JSON.
+
+    Args:
+      study: rows, conditions and comparisons.
+      tested: what was found so far.
+
+    Returns:
+      `rows`: by row, its title, seeds and `scores` by condition and task (value, low, high, chance,
+      n queries a training, by_seed). `comparisons`: by pair and condition and task the difference
+      with interval and p, over the seeds that both rows have.
+    """
+    names = [PLAIN, *(condition.name for condition in study.conditions)]
+    experiment = study.rows[0].experiment
+    rows: dict[str, Any] = {}
+    for row in study.rows:
+        by_seed = tested.get(row.name, {})
+        scores = {
+            name: _scores({seed: tests[name] for seed, tests in by_seed.items() if name in tests})
+            for name in names
+        }
+        rows[row.name] = {
+            "title": row.title,
+            "is_ours": row.is_ours,
+            "seeds": sorted(seed for seed, tests in by_seed.items() if PLAIN in tests),
+            "scores": {name: found for name, found in scores.items() if found},
+        }
+    return {
+        "study": study.name,
+        "steps": experiment.steps,
+        "captions_per_batch": experiment.data.captions_per_batch,
+        "rows": rows,
+        "comparisons": [
+            {
+                "better": better,
+                "worse": worse,
+                "scores": {
+                    name: found
+                    for name in names
+                    if (found := _differences(tested, better, worse, name))
+                },
+            }
+            for better, worse in study.comparisons
+        ],
+    }
+
+
+def _stacked(tests: Mapping[int, Tested], task: str) -> Outcome | None:
+    """The same queries of several trainings, one training a row."""
+    outcomes = [test.outcomes[task] for _, test in sorted(tests.items()) if task in test.outcomes]
+    if not outcomes:
+        return None
+    return Outcome(
+        np.stack([outcome.hits for outcome in outcomes]), outcomes[0].cluster, outcomes[0].chance
+    )
+
+
+def _scores(tests: Mapping[int, Tested]) -> dict[str, Any]:
+    scores = {}
+    for task in dict.fromkeys(task for test in tests.values() for task in test.outcomes):
+        outcome = _stacked(tests, task)
+        assert outcome is not None
+        estimate = bootstrap(outcome.hits, outcome.cluster)
+        scores[task] = {
+            "value": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "chance": outcome.chance,
+            "n": outcome.hits.shape[1],
+            "by_seed": share_by_run(outcome.hits).tolist(),
+        }
+    return scores
+
+
+def _differences(tested: AllTested, better: str, worse: str, condition: str) -> dict[str, Any]:
+    sides = [
+        {
+            seed: tests[condition]
+            for seed, tests in tested.get(name, {}).items()
+            if condition in tests
+        }
+        for name in (better, worse)
+    ]
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    found = {}
+    for task in COLUMNS:
+        one, other = (_stacked({seed: side[seed] for seed in shared}, task) for side in sides)
+        if one is None or other is None:
+            continue
+        estimate = bootstrap(one.hits, one.cluster, other.hits)
+        found[task] = {
+            "difference": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "p": estimate.p,
+            "seeds": len(shared),
+        }
+    return found
+
+
+def table(study: Study, results: Mapping[str, Any]) -> Table:
+    """The main scores of every row for the terminal."""
+    shown = Table(title=study.name, box=box.SIMPLE_HEAD, pad_edge=False)
+    header, *lines = _main_rows(study, results)
+    for index, name in enumerate(header):
+        shown.add_column(name, justify="left" if index == 0 else "right")
+    for line in lines:
+        shown.add_row(*line)
+    return shown
+
+
+def markdown(study: Study, results: Mapping[str, Any]) -> str:
+    """All tables of a study as Markdown."""
+    parts = [
+        f"# {study.name}",
+        f"{results['steps']} steps of {results['captions_per_batch']} captions a training. Means "
+        "over seeds in percent, in brackets 95 % intervals (bootstrap over scenes and seeds); rows "
+        "with a * go past the paper.",
+        _grid(_main_rows(study, results)),
+    ]
+    if study.comparisons:
+        parts += [
+            "## Paired differences",
+            "Points of percent between two rows on the same queries and seeds, interval, and the "
+            "two-sided p of the bootstrap, not corrected for their number.",
+            _grid(_comparison_rows(results)),
+        ]
+    if study.conditions:
+        parts.append("## Under other conditions")
+        parts += [
+            f"### {COLUMNS[task]}\n\n{_grid(_condition_rows(study, results, task))}"
+            for task in ROBUST
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _main_rows(study: Study, results: Mapping[str, Any]) -> list[list[str]]:
+    chances = _chances(results)
+    columns = [task for task in COLUMNS if task in chances]
+    lines = [["row", "seeds", *(COLUMNS[task] for task in columns)]]
+    for row in study.rows:
+        found = results["rows"][row.name]
+        scores = found["scores"].get(PLAIN, {})
+        title = f"{row.title} *" if row.is_ours else row.title
+        lines.append(
+            [title, str(len(found["seeds"])), *(_percent(scores.get(task)) for task in columns)]
+        )
+    lines.append(["chance", "", *(f"{100 * chances[task]:.1f}" for task in columns)])
+    return lines
+
+
+def _condition_rows(study: Study, results: Mapping[str, Any], task: str) -> list[list[str]]:
+    names = {PLAIN: "as trained", **{c.name: c.title for c in study.conditions}}
+    held = [
+        name
+        for name in names
+        if any(task in found["scores"].get(name, {}) for found in results["rows"].values())
+    ]
+    lines = [["row", *(names[name] for name in held)]]
+    for found in results["rows"].values():
+        scores = [found["scores"].get(name, {}).get(task) for name in held]
+        lines.append([found["title"], *map(_percent, scores)])
+    return lines
+
+
+def _comparison_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    tasks = ("assignment/2", "assignment/3", "direction/1", "content/1", "t2a_r1/2")
+    lines = [["better, as expected", "worse", *(COLUMNS[task] for task in tasks)]]
+    for pair in results["comparisons"]:
+        scores = pair["scores"].get(PLAIN, {})
+        titles = [results["rows"][pair[side]]["title"] for side in ("better", "worse")]
+        lines.append([*titles, *(_difference(scores.get(task)) for task in tasks)])
+    return lines
+
+
+def _chances(results: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        task: score["chance"]
+        for found in results["rows"].values()
+        for task, score in found["scores"].get(PLAIN, {}).items()
+    }
+
+
+def _percent(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{100 * score['value']:.1f} ({100 * score['low']:.1f} - {100 * score['high']:.1f})"
+
+
+def _difference(score: Mapping[str, Any] | None) -> str:
+    if score is None or not math.isfinite(score["difference"]):
+        return "-"
+    value, low, high = (100 * score[key] for key in ("difference", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} - {high:+.1f}), p {score['p']:.3f}"
+
+
+def _grid(lines: list[list[str]]) -> str:
+    header, *rest = lines
+    ruled = [header, ["---"] * len(header), *rest]
+    return "\n".join("| " + " | ".join(line) + " |" for line in ruled)
