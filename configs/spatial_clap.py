@@ -94,6 +94,7 @@ def small() -> Experiment:
 def quickstart() -> Experiment:
     """`small` with narrower encoders and fewer steps, for the built-in sounds."""
     model = _small_model()
+    assert isinstance(model.spatial, CrnnConfig)
     model = replace(
         model,
         content=CnnConfig(channels=(32, 64, 64), width=128),

@@ -1,11 +1,21 @@
 """Session fixtures; this folder is on the path, for `import fakes` and `import tiny`."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Compiling is most of the time of the tests; it takes half as long where LLVM optimises nothing.
 # Before anything of JAX, and inherited by the processes that tests start.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+
+# Tests compile the same small steps over and over, in several processes: each of them once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
 import pytest
 from absl import flags
@@ -16,6 +26,12 @@ CHECKED = ("acoustics", "features", "windows", "losses", "metrics")
 install_import_hook([f"spatial_clap_jax.{part}" for part in CHECKED], "beartype.beartype")
 
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process a core for the whole suite, none for the few files that somebody works on."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return len(os.sched_getaffinity(0)) if is_whole else 0
 
 
 @pytest.fixture(scope="session")

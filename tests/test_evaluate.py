@@ -10,10 +10,17 @@ import soundfile
 from fakes import FakeScenes, fake_group
 
 from spatial_clap_jax.acoustics.captions import category_phrasings, compose_caption
-from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS, direction_index
+from spatial_clap_jax.acoustics.directions import (
+    STEREO_DIRECTIONS,
+    direction_index,
+    phrase_set,
+)
+from spatial_clap_jax.data.pipeline import meanings
 from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.transforms import member_directions
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import evaluate, evaluate_in_detail, evaluate_recordings
+from spatial_clap_jax.metrics.scores import score_of
 
 CATEGORIES = ("dog bark", "rain", "rooster", "sea waves", "helicopter")
 DIRECTIONS = len(STEREO_DIRECTIONS)
@@ -148,6 +155,82 @@ def test_scores_depend_on_neither_batch_size_nor_run():
     assert every[0]["assignment/2"]["low"] < 0.5 < every[0]["assignment/2"]["high"]
 
 
+def test_every_score_can_be_counted_again_from_its_outcome():
+    found = evaluate_in_detail(Hashed(), CodedScenes(groups=12), gallery=5, progress=False)
+    assert found.outcomes.keys() == found.results.keys()
+    for name, outcome in found.outcomes.items():
+        assert found.results[name]["value"] == pytest.approx(outcome.hits.mean()), name
+        assert found.results[name]["n"] == len(outcome.hits) == len(outcome.cluster)
+        assert found.results[name] == score_of(*outcome), name
+        # Scenes are told by their place in the split.
+        assert set(outcome.cluster.tolist()) <= set(range(12))
+    scenes = {
+        name: np.bincount(outcome.cluster, minlength=12).tolist()
+        for name, outcome in found.outcomes.items()
+    }
+    assert scenes["direction/1"] == scenes["content/1"] == [1] * 12
+    # Every member of every group; two galleries of five leave two scenes out.
+    assert scenes["assignment/2"] == [2] * 12
+    assert scenes["assignment/3"] == [6] * 12
+    assert sorted(scenes["t2a_r1/2"]) == [0] * 2 + [1] * 10
+    # Some of each, or the values would say nothing.
+    assert 0 < found.outcomes["assignment/3"].hits.sum() < 72
+
+
+def test_the_embedded_scenes_are_given_back():
+    scenes, model = CodedScenes(groups=5), Coded()
+    embedded = evaluate_in_detail(model, scenes, progress=False).embedded
+    assert set(embedded) == {1, 2, 3}
+    for k, part in embedded.items():
+        groups = scenes.source(f"test_k{k}")
+        members = math.factorial(k)
+        np.testing.assert_array_equal(part.starts, np.arange(6) * members)
+        for group, start in zip(groups, part.starts[:-1], strict=True):
+            rows = slice(start, start + members)
+            audio = model.embed_audio(group.waveforms(), group.sample_rate_hz)
+            np.testing.assert_allclose(part.audio[rows], audio, atol=1e-6)
+            np.testing.assert_allclose(part.text[rows], model.embed_text(group.captions), atol=1e-6)
+        assert part.meaning.tolist() == [meanings(group)[0] for group in groups]
+        assert part.directions.tolist() == [member_directions(group)[0] for group in groups]
+        assert part.categories == [group.categories for group in groups]
+
+
+class Translated(Coded):
+    """Understands the phrases of another set alike, class by class; keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = set()
+
+    def embed_text(self, texts):
+        self.asked.update(texts)
+        translated = []
+        for text in texts:
+            for phrase, direction in zip(phrase_set("from"), STEREO_DIRECTIONS, strict=True):
+                text = text.replace(f" {phrase}.", f" {direction.phrase}.")
+            translated.append(text)
+        return super().embed_text(translated)
+
+
+def test_prompts_take_the_phrases_of_another_set_and_captions_stay():
+    scenes = CodedScenes(groups=6, splits=("test_k1",))
+    usual, other = Translated(), Translated()
+    results = evaluate(usual, scenes, progress=False)
+    found = evaluate_in_detail(other, scenes, progress=False, phrases="from").results
+    assert found == results
+    assert found["direction/1"]["value"] == found["content/1"]["value"] == 1.0
+    groups = scenes.source("test_k1")
+    captions = {caption for group in groups for caption in group.captions}
+    contents = {c for group in groups for c in category_phrasings(group.categories[0])}
+    for model, name in ((usual, "side"), (other, "from")):
+        prompts = {
+            compose_caption([content], [direction], phrases=phrase_set(name))
+            for content in contents
+            for direction in range(DIRECTIONS)
+        }
+        assert model.asked == prompts | captions
+
+
 def test_galleries_are_disjoint_and_of_the_stated_size():
     scenes = CodedScenes(groups=25)
     ten = evaluate(Hashed(), scenes, gallery=10, progress=False)
@@ -218,13 +301,14 @@ def test_audio_is_forgotten_as_it_is_embedded():
     ("options", "message"),
     [
         ({"split": "trial"}, r"split 'trial': .* trial_k1, .*\(test, train, validation\)"),
+        ({"phrases": "clock"}, "phrases: 'clock' is none of the sets side, ahead"),
         ({"gallery": 0}, "gallery 0: must be at least 1"),
         ({"batch_size": 0}, "batch_size 0: must be at least 1"),
     ],
 )
 def test_unusable_options_are_named(options, message):
     with pytest.raises(InputError, match=message):
-        evaluate(Coded(), CodedScenes(groups=2), progress=False, **options)
+        evaluate_in_detail(Coded(), CodedScenes(groups=2), progress=False, **options)
 
 
 def test_a_diverged_model_and_mixed_rates_are_refused():

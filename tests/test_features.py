@@ -23,6 +23,7 @@ def noise():
 
 
 cross = jax.jit(features.mel_cross, static_argnums=1)
+cross_and_mono = jax.jit(features.mel_cross_and_mono, static_argnums=1)
 log_mel = jax.jit(features.log_mel, static_argnums=1)
 planes_of = jax.jit(features.magnitude_phase, static_argnums=(1, 2))
 resample_poly = jax.jit(features.resample_poly, static_argnums=(1, 2))
@@ -235,6 +236,28 @@ def test_stereo_planes_of_silence_are_finite_zeros_with_finite_gradients(noise):
     np.testing.assert_allclose(cross(one_sided, SMALL)[..., 1:3], 0)
     for audio in (silence, one_sided, noise[1]):
         assert np.isfinite(gradient(audio)).all()
+
+
+def test_the_level_of_the_mean_of_the_channels_costs_a_sum(noise):
+    planes, mono = cross_and_mono(noise, SMALL)
+    np.testing.assert_allclose(planes, cross(noise, SMALL), atol=1e-6)
+    np.testing.assert_allclose(mono, log_mel(noise.mean(axis=1), SMALL), atol=1e-3)
+    np.testing.assert_allclose(cross_and_mono(noise[:, ::-1], SMALL)[1], mono, atol=1e-5)
+
+
+def test_the_mean_of_equal_of_one_sided_of_cancelling_and_of_silent_channels(noise):
+    left = noise[:, :1]
+    levels = log_mel(left[:, 0], SMALL)
+    equal, one_sided, cancelled = (
+        np.asarray(cross_and_mono(np.concatenate([left, gain * left], axis=1), SMALL)[1])
+        for gain in np.float32([1, 0, -1])
+    )
+    np.testing.assert_allclose(equal, levels, atol=1e-3)
+    # Half the pressure: 6.02 dB less.
+    np.testing.assert_allclose(one_sided, levels - 20 * np.log10(2), atol=1e-3)
+    assert np.isfinite(cancelled).all()
+    assert (cancelled < levels - 55).all()
+    np.testing.assert_array_equal(cross_and_mono(0 * noise, SMALL)[1], -100)
 
 
 @pytest.mark.parametrize("samples", [1, 96, 1000])

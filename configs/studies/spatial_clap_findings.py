@@ -2,9 +2,9 @@
 
 Five rows are the paper's: a monaural CLAP; content and place in separate halves of the embedding,
 the place from an encoder that hears no content; Spatial-CLAP trained on single sources, on
-mixtures, and on mixtures with SCL. Five are ours: the sigmoid loss, a loss inside scene groups, hard-negative
-captions in place of rendered ones, the planes that the base row does not use, and three sets of
-direction phrases in training, so that a fourth may be understood.
+mixtures, and on mixtures with SCL. Five are ours: the sigmoid loss, a loss inside scene groups,
+hard-negative captions in place of rendered ones, the planes that the other rows do not use, and
+three sets of direction phrases in training, so that a fourth may be understood.
 
     spatial-clap study configs/studies/spatial_clap_findings.py --data data/esc10 \
         --sources esc10.csv --workdir studies/findings
@@ -25,6 +25,7 @@ from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.crnn import CrnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatialConfig
 from spatial_clap_jax.study import Noise, Phrases, Rendered, Row, Study
+from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.experiment import Experiment, load_config
 
 RIVAL_WEIGHT = 0.5
@@ -77,6 +78,7 @@ def get_config(size: str = "small") -> Study:
 
 def _rows(scl: Experiment) -> tuple[Row, ...]:
     """Everything as a change of one training with SCL."""
+    model = _model(scl)
 
     def with_model(experiment: Experiment, **changes: Any) -> Experiment:
         return replace(experiment, model=replace(experiment.model, **changes))
@@ -86,7 +88,7 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
     reads = replace(no_scl.loss, rival_weight=RIVAL_WEIGHT)
     sigmoid = replace(scl.loss, kind="siglip", initial_scale=10.0)
     plain = PlainSpatialConfig()
-    has_mel = scl.model.spatial_planes == "mel_cross"
+    has_mel = model.spatial_planes == "mel_cross"
     # The planes of the released CASE beside ours, about as many positions of each.
     other: dict[str, Any] = (
         {"spatial_planes": "magnitude_phase"}
@@ -96,8 +98,8 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
             "spatial_mel": _MEL,
         }
     )
-    if has_mel:
-        other["spatial"] = replace(scl.model.spatial, patch=(2, 16))
+    if has_mel and isinstance(model.spatial, CrnnConfig):
+        other["spatial"] = replace(model.spatial, patch=(2, 16))
     return (
         Row("mono", "monaural CLAP", with_model(no_scl, spatial=None)),
         Row(
@@ -107,7 +109,7 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
                 no_scl,
                 spatial=plain,
                 spatial_planes="mel_cross",
-                spatial_mel=scl.model.spatial_mel or _MEL,
+                spatial_mel=model.spatial_mel or _MEL,
                 joined="separate",
             ),
         ),
@@ -137,19 +139,26 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
     )
 
 
+def _model(experiment: Experiment) -> SpatialClapConfig:
+    assert isinstance(experiment.model, SpatialClapConfig)
+    return experiment.model
+
+
 def small() -> tuple[Experiment, SceneRecipe]:
     """Two thirds of the width of `small`, and a third of its text encoder."""
     experiment = load_config("spatial_clap", "small")
-    model = experiment.model
+    model = _model(experiment)
+    assert isinstance(model.content, CnnConfig)
+    assert isinstance(model.spatial, CrnnConfig)
     model = replace(
         model,
         content=replace(model.content, channels=(48, 64, 96), width=192),
         spatial=replace(model.spatial, channels=(48, 64, 96), frame_width=192, gru_width=96),
         text=replace(model.text, width=128, layers=3, heads=4, mlp_width=512, max_tokens=40),
     )
-    return replace(experiment, model=model, steps=600, checkpoint_every=100), load_config(
-        "scenes", "small"
-    )
+    return replace(
+        experiment, model=model, steps=600, ema_decay=0.99, checkpoint_every=100
+    ), load_config("scenes", "small")
 
 
 def base() -> tuple[Experiment, SceneRecipe]:
@@ -168,8 +177,9 @@ def quickstart() -> tuple[Experiment, SceneRecipe]:
         sources=SourceOptions(synthetic_clips=(2, 1, 1)),
     )
     experiment, _ = small()
+    model = _model(experiment)
     model = replace(
-        experiment.model,
+        model,
         window_s=1.0,
         content=CnnConfig(channels=(16,), pools=((1, 4),), width=32, heads=4),
         spatial=CrnnConfig(
@@ -184,7 +194,7 @@ def quickstart() -> tuple[Experiment, SceneRecipe]:
             heads=4,
             width=32,
         ),
-        text=replace(experiment.model.text, width=32, layers=1, heads=2, mlp_width=64),
+        text=replace(model.text, width=32, layers=1, heads=2, mlp_width=64),
         fusion_width=32,
         joint_width=32,
     )

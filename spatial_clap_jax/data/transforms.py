@@ -128,7 +128,7 @@ def redraw_captions(
       Our choice.
     """
     contents = [options[rng.integers(len(options))] for options in group.contents]
-    said = phrase_set(phrases[0] if len(phrases) == 1 else phrases[rng.integers(len(phrases))])
+    said = phrase_set(phrases[0 if len(phrases) == 1 else int(rng.integers(len(phrases)))])
     captions = tuple(
         compose_caption(contents, directions, rng.permutation(len(contents)).tolist(), said)
         for directions in member_directions(group)

@@ -1,7 +1,6 @@
 """The content-aware spatial encoder (CASE): a CRNN that hears both channels."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from spatial_clap_jax.models.cnn import AttentionPool, ConvBlock, fold_patches
-from spatial_clap_jax.models.layers import block_class, gelu
+from spatial_clap_jax.models.layers import block_class
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,7 @@ class CrnnConfig:
       frame_width: width of a frame after the convolutions.
       gru_width: width a direction.
       gru_layers: bidirectional layers.
-      pooling: 'mean' over time (CASE); 'attention': `heads` learned weightings of the frames;
-        'binding': of all positions in time and frequency, each of which knows its frame's state,
-        so that a head may follow one sound among others and tell where that one is.
+      pooling: 'mean' over time (CASE), or 'attention': `heads` learned weightings.
       heads: of the attention pooling.
       width: of the attention pooling's output (mean pooling gives 2 gru_width).
     """
@@ -41,7 +38,7 @@ class CrnnConfig:
     frame_width: int = 128
     gru_width: int = 128
     gru_layers: int = 2
-    pooling: Literal["mean", "attention", "binding"] = "mean"
+    pooling: Literal["mean", "attention"] = "mean"
     heads: int = 24
     width: int = 384
 
@@ -110,12 +107,14 @@ class Crnn(nn.Module):
         config = self.config
         x = planes.astype(self.dtype)
         if config.patch is not None:
-            x = fold_patches(x, config.patch)
+            # The highest bin of a Fourier transform, which fills no patch, is left out.
+            x = fold_patches(
+                x[:, :, : x.shape[2] // config.patch[1] * config.patch[1]], config.patch
+            )
             x = nn.Dense(config.channels[0], dtype=self.dtype, name="stem")(x)
         block = block_class(ConvBlock, train_argument=2)
         for i, (channels, pool) in enumerate(zip(config.channels, config.pools, strict=True)):
             x = block(channels, pool, config.order, dtype=self.dtype, name=f"block{i}")(x, train)
-        positions = x
         # Channel-major, as PyTorch flattens [b, c, l, f] frame by frame.
         x = x.swapaxes(2, 3).reshape(*x.shape[:2], -1)
         x = nn.Dense(config.frame_width, dtype=self.dtype, name="frame")(x)
@@ -125,8 +124,4 @@ class Crnn(nn.Module):
             x = jnp.concatenate([forward, backward], axis=-1)
         if config.pooling == "mean":
             return x.mean(axis=1)
-        if config.pooling == "binding":
-            dense = partial(nn.Dense, config.frame_width, dtype=self.dtype)
-            x = dense(name="position")(positions) + dense(name="state")(x)[:, :, None]
-            x = gelu(x).reshape(len(x), -1, config.frame_width)
         return AttentionPool(config.heads, config.width, dtype=self.dtype, name="pool")(x)

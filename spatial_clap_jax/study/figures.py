@@ -11,7 +11,7 @@ import numpy as np
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.study.outcomes import SceneMap
 from spatial_clap_jax.study.spec import PLAIN, Study
-from spatial_clap_jax.study.summary import COLUMNS, AllTested
+from spatial_clap_jax.study.summary import COLUMNS, AllFindings
 from spatial_clap_jax.train.metrics_log import read_metrics
 
 _PAPER, _OURS = "#4c78a8", "#f58518"
@@ -21,7 +21,7 @@ _CURVES = {"retrieval": "share of the batch retrieved", "assignment": "assignmen
 
 
 def draw_figures(
-    study: Study, results: Mapping[str, Any], tested: AllTested, workdir: Path
+    study: Study, results: Mapping[str, Any], tested: AllFindings, workdir: Path
 ) -> list[Path]:
     """Draws what there is to draw so far.
 
@@ -134,16 +134,13 @@ def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path)
     return figure
 
 
-def _directions(results: Mapping[str, Any], tested: AllTested, rows: list[str]) -> Any:
-    counts = {
-        row: sum(
-            test[PLAIN].confusion
-            for test in tested[row].values()
-            if PLAIN in test and test[PLAIN].confusion is not None
-        )
-        for row in rows
-    }
-    counts = {row: count for row, count in counts.items() if not isinstance(count, int)}
+def _directions(results: Mapping[str, Any], tested: AllFindings, rows: list[str]) -> Any:
+    counts = {}
+    for row in rows:
+        tests = [test[PLAIN].confusion for test in tested[row].values() if PLAIN in test]
+        found = [confusion for confusion in tests if confusion is not None]
+        if found:
+            counts[row] = np.sum(found, axis=0)
     if not counts:
         return None
     columns = min(4, len(counts))
@@ -161,7 +158,7 @@ def _directions(results: Mapping[str, Any], tested: AllTested, rows: list[str]) 
     return figure
 
 
-def _map(study: Study, results: Mapping[str, Any], tested: AllTested) -> Any:
+def _map(study: Study, results: Mapping[str, Any], tested: AllFindings) -> Any:
     runs = tested.get(study.showcase, {})
     maps = [test[PLAIN].map for _, test in sorted(runs.items()) if PLAIN in test]
     if not maps or maps[0] is None or len(maps[0].audio) < 10:

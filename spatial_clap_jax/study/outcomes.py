@@ -35,7 +35,7 @@ class SceneMap:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Findings:
     """One training under one condition.
 
     Attributes:
@@ -49,7 +49,7 @@ class Tested:
     map: SceneMap | None = None
 
     @classmethod
-    def of(cls, found: Evaluation, with_map: bool) -> Tested:
+    def of(cls, found: Evaluation, with_map: bool) -> Findings:
         """What is kept of an evaluation."""
         part, kept = found.embedded.get(1), None
         if with_map and part is not None:
@@ -62,7 +62,7 @@ class Tested:
         return cls(found.outcomes, found.direction_confusion, kept)
 
 
-def write_tested(folder: Path, identity: dict[str, Any], tested: dict[str, Tested]) -> None:
+def write_findings(folder: Path, identity: dict[str, Any], tested: dict[str, Findings]) -> None:
     """Writes the tests of one training by condition, wholly or not at all.
 
     Args:
@@ -90,7 +90,7 @@ def write_tested(folder: Path, identity: dict[str, Any], tested: dict[str, Teste
     write_atomically(folder / _FILE, packed.getvalue())
 
 
-def read_tested(folder: Path, identity: dict[str, Any] | None) -> dict[str, Tested]:
+def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Findings]:
     """The tests of one training by condition; none where there is no file.
 
     Args:
@@ -122,7 +122,7 @@ def read_tested(folder: Path, identity: dict[str, Any] | None) -> dict[str, Test
     return tested
 
 
-def _tested(condition: str, chances: dict[str, float], arrays: dict[str, np.ndarray]) -> Tested:
+def _tested(condition: str, chances: dict[str, float], arrays: dict[str, np.ndarray]) -> Findings:
     outcomes = {
         name: Outcome(
             arrays[f"{condition}:{name}:hits"], arrays[f"{condition}:{name}:cluster"], chance
@@ -136,4 +136,4 @@ def _tested(condition: str, chances: dict[str, float], arrays: dict[str, np.ndar
             arrays[f"{condition}:map:directions"],
             arrays[f"{condition}:map:categories"].tolist(),
         )
-    return Tested(outcomes, arrays.get(f"{condition}:confusion"), kept)
+    return Findings(outcomes, arrays.get(f"{condition}:confusion"), kept)

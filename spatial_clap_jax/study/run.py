@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.progress import track
 
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.pipeline import Scenes
@@ -20,7 +21,7 @@ from spatial_clap_jax.evaluate import evaluate_in_detail
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.study.conditions import open_conditions, open_data
 from spatial_clap_jax.study.figures import draw_figures
-from spatial_clap_jax.study.outcomes import Tested, read_tested, write_tested
+from spatial_clap_jax.study.outcomes import Findings, read_findings, write_findings
 from spatial_clap_jax.study.spec import PLAIN, Phrases, Row, Study
 from spatial_clap_jax.study.summary import markdown, summarise, table
 from spatial_clap_jax.train.description import write_atomically
@@ -78,7 +79,7 @@ def run_study(
         if progress:
             console.print(f"{study.name}: {number} of {len(todo)}: {row.title}, seed {seed}")
         folder = workdir / "runs" / row.name / f"seed{seed}"
-        if test_run(study, row, seed, folder, scenes, conditions, gallery, progress):
+        if train_and_test(study, row, seed, folder, scenes, conditions, gallery, progress):
             results = write_summary(study, scenes, workdir, missing, show=False)
     results = results or write_summary(study, scenes, workdir, missing, show=False)
     if progress:
@@ -86,7 +87,7 @@ def run_study(
     return results
 
 
-def test_run(
+def train_and_test(
     study: Study,
     row: Row,
     seed: int,
@@ -116,7 +117,7 @@ def test_run(
     """
     experiment = dataclasses.replace(row.experiment, name=row.name, seed=seed, keep=1)
     identity = _identity(experiment, scenes, gallery)
-    tested = read_tested(folder, identity)
+    tested = read_findings(folder, identity)
     undone = [name for name in conditions if name not in tested]
     if not undone:
         return False
@@ -126,20 +127,19 @@ def test_run(
     jax.clear_caches()
     model = load(folder / "training")
     said = {c.name: c.phrases for c in study.conditions if isinstance(c, Phrases)}
-    for name in undone:
+    console = Console(stderr=True, quiet=not progress)
+    for name in track(undone, "tests", console=console, disable=not progress, transient=True):
         found = evaluate_in_detail(
             model,
             conditions[name],
             gallery=gallery,
-            progress=progress,
+            progress=False,
             phrases=said.get(name, "side"),
         )
-        tested[name] = Tested.of(found, with_map=name == PLAIN)
-        write_tested(folder, identity, tested)
+        tested[name] = Findings.of(found, with_map=name == PLAIN)
+        write_findings(folder, identity, tested)
     minutes = (time.perf_counter() - began) / 60
-    Console(stderr=True, quiet=not progress).print(
-        f"{row.title}, seed {seed}: trained and tested in {minutes:.1f} min"
-    )
+    console.print(f"{row.title}, seed {seed}: trained and tested in {minutes:.1f} min")
     jax.clear_caches()
     return True
 
@@ -161,7 +161,7 @@ def write_summary(
     """
     tested = {
         row.name: {
-            int(folder.name.removeprefix("seed")): read_tested(folder, None)
+            int(folder.name.removeprefix("seed")): read_findings(folder, None)
             for folder in sorted((workdir / "runs" / row.name).glob("seed*"))
         }
         for row in study.rows

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from spatial_clap_jax.evaluate import Outcome
 from spatial_clap_jax.metrics.resampling import bootstrap, share_by_run
-from spatial_clap_jax.study.outcomes import Tested
+from spatial_clap_jax.study.outcomes import Findings
 from spatial_clap_jax.study.spec import PLAIN, Study
 
 # What the first table shows: the score, and what its column is called.
@@ -32,10 +32,10 @@ COLUMNS = {
 ROBUST = ("assignment/2", "direction/1")
 
 # By row, by seed, by condition.
-AllTested = Mapping[str, Mapping[int, Mapping[str, Tested]]]
+AllFindings = Mapping[str, Mapping[int, Mapping[str, Findings]]]
 
 
-def summarise(study: Study, tested: AllTested) -> dict[str, Any]:
+def summarise(study: Study, tested: AllFindings) -> dict[str, Any]:
     """All scores with their intervals, and the study's comparisons, as JSON.
 
     Args:
@@ -82,7 +82,7 @@ def summarise(study: Study, tested: AllTested) -> dict[str, Any]:
     }
 
 
-def _stacked(tests: Mapping[int, Tested], task: str) -> Outcome | None:
+def _stacked(tests: Mapping[int, Findings], task: str) -> Outcome | None:
     """The same queries of several trainings, one training a row."""
     outcomes = [test.outcomes[task] for _, test in sorted(tests.items()) if task in test.outcomes]
     if not outcomes:
@@ -92,7 +92,7 @@ def _stacked(tests: Mapping[int, Tested], task: str) -> Outcome | None:
     )
 
 
-def _scores(tests: Mapping[int, Tested]) -> dict[str, Any]:
+def _scores(tests: Mapping[int, Findings]) -> dict[str, Any]:
     scores = {}
     for task in dict.fromkeys(task for test in tests.values() for task in test.outcomes):
         outcome = _stacked(tests, task)
@@ -109,7 +109,7 @@ def _scores(tests: Mapping[int, Tested]) -> dict[str, Any]:
     return scores
 
 
-def _differences(tested: AllTested, better: str, worse: str, condition: str) -> dict[str, Any]:
+def _differences(tested: AllFindings, better: str, worse: str, condition: str) -> dict[str, Any]:
     sides = [
         {
             seed: tests[condition]
@@ -136,9 +136,9 @@ def _differences(tested: AllTested, better: str, worse: str, condition: str) -> 
 
 
 def table(study: Study, results: Mapping[str, Any]) -> Table:
-    """The main scores of every row for the terminal."""
+    """The main scores of every row for the terminal, without intervals."""
     shown = Table(title=study.name, box=box.SIMPLE_HEAD, pad_edge=False)
-    header, *lines = _main_rows(study, results)
+    header, *lines = _main_rows(study, results, intervals=False)
     for index, name in enumerate(header):
         shown.add_column(name, justify="left" if index == 0 else "right")
     for line in lines:
@@ -171,7 +171,7 @@ def markdown(study: Study, results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _main_rows(study: Study, results: Mapping[str, Any]) -> list[list[str]]:
+def _main_rows(study: Study, results: Mapping[str, Any], intervals: bool = True) -> list[list[str]]:
     chances = _chances(results)
     columns = [task for task in COLUMNS if task in chances]
     lines = [["row", "seeds", *(COLUMNS[task] for task in columns)]]
@@ -180,7 +180,11 @@ def _main_rows(study: Study, results: Mapping[str, Any]) -> list[list[str]]:
         scores = found["scores"].get(PLAIN, {})
         title = f"{row.title} *" if row.is_ours else row.title
         lines.append(
-            [title, str(len(found["seeds"])), *(_percent(scores.get(task)) for task in columns)]
+            [
+                title,
+                str(len(found["seeds"])),
+                *(_percent(scores.get(task), intervals) for task in columns),
+            ]
         )
     lines.append(["chance", "", *(f"{100 * chances[task]:.1f}" for task in columns)])
     return lines
@@ -218,9 +222,11 @@ def _chances(results: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _percent(score: Mapping[str, Any] | None) -> str:
+def _percent(score: Mapping[str, Any] | None, interval: bool = True) -> str:
     if score is None:
         return "-"
+    if not interval:
+        return f"{100 * score['value']:.1f}"
     return f"{100 * score['value']:.1f} ({100 * score['low']:.1f} - {100 * score['high']:.1f})"
 
 

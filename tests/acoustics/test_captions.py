@@ -3,6 +3,7 @@
 import pytest
 
 from spatial_clap_jax.acoustics.captions import category_phrasings, compose_caption
+from spatial_clap_jax.acoustics.directions import PHRASE_SETS
 from spatial_clap_jax.errors import InputError
 
 ESC10 = [
@@ -25,6 +26,19 @@ def test_a_caption_follows_the_template_and_the_order_of_mention():
     assert compose_caption(contents, [1, 2, 4], order=[2, 0, 1]) == (
         "a bell rings on the right side, and a dog barks in the front-left, "
         "and rain falls in front."
+    )
+
+
+def test_a_caption_takes_its_phrases_from_the_given_set():
+    contents = ["a dog barks", "rain falls"]
+    assert compose_caption(contents, [0, 3], [1, 0], PHRASE_SETS["stage"]) == (
+        "rain falls half right, and a dog barks at the far left."
+    )
+    assert compose_caption(contents, [4, 2], phrases=PHRASE_SETS["ahead"]) == (
+        "a dog barks to the right, and rain falls straight ahead."
+    )
+    assert compose_caption(contents, [4, 1], phrases=PHRASE_SETS["side"]) == (
+        compose_caption(contents, [4, 1])
     )
 
 

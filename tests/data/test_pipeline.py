@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from fakes import FakeScenes, fake_group
 
+from spatial_clap_jax.acoustics.captions import compose_caption
+from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.data.pipeline import (
     PipelineConfig,
     collate,
@@ -17,6 +19,7 @@ from spatial_clap_jax.data.pipeline import (
     train_batches,
 )
 from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.data.transforms import draw_member_among_rivals, member_directions
 from spatial_clap_jax.errors import InputError
 
 SCENES = FakeScenes()
@@ -358,3 +361,107 @@ def test_numbers_of_meanings_and_groups_never_change(tokenizer):
 def test_an_empty_split_is_refused(tokenizer):
     with pytest.raises(InputError, match="split: 'train_k1' holds no scenes; render it again"):
         batches(tokenizer, 0, config(), FakeScenes(groups=0))
+
+
+def said_of(caption, names=tuple(PHRASE_SETS)):
+    """Content: (phrase set, direction class) of each clause of a caption."""
+    said = {}
+    for clause in caption.strip().rstrip(".").split(", and "):
+        ((name, place, content),) = (
+            (name, place, clause.removesuffix(f" {phrase}"))
+            for name in names
+            for place, phrase in enumerate(phrase_set(name))
+            if clause.endswith(f" {phrase}")
+        )
+        said[content] = (name, place)
+    return said
+
+
+def test_a_rival_is_the_caption_of_the_exchanged_places(tokenizer):
+    (batch,) = batches(tokenizer, 1, config(**PLAIN, rivals=True), scl=False)
+    (named,) = batches(tokenizer, 1, config(**PLAIN), scl=False)
+    added = {name: batch[name] for name in batch.keys() - named.keys()}
+    assert {name: (array.dtype.name, array.shape) for name, array in added.items()} == {
+        "rival_tokens": ("int32", (16, 32)),
+        "rival_token_mask": ("bool", (16, 32)),
+        "has_rival": ("bool", (16,)),
+    }
+    stored = stored_rows("train_k1") | stored_rows("train_k2")
+    for row, audio in enumerate(batch["audio"]):
+        group, i = stored[audio.tobytes()]
+        assert batch["has_rival"][row] == (len(group.clips) == 2)
+        contents = [options[0] for options in group.contents]
+        # Of a single source its own caption fills the place.
+        exchanged = member_directions(group)[i][::-1]
+        orders = itertools.permutations(range(len(contents)))
+        tokens, mask = tokenizer.encode([compose_caption(contents, exchanged, o) for o in orders])
+        rival, rival_mask = batch["rival_tokens"][row], batch["rival_token_mask"][row]
+        assert [rival.tolist(), rival_mask.tolist()] in [
+            [t.tolist(), m.tolist()] for t, m in zip(tokens, mask, strict=True)
+        ]
+        assert np.array_equal(rival, batch["tokens"][row]) == (not batch["has_rival"][row])
+    assert batch["has_rival"].tolist() == [False] * 4 + [True] * 12
+
+
+def test_rivals_follow_every_augmentation_of_their_scene():
+    tokenizer = Tokenizer.train(SCENES.manifest["caption_corpus"], 1000, 64)
+    names = ("stage", "from")
+    settings = config(32, mixture_share=1.0, rivals=True, phrases=names)
+    seen = set()
+    for batch in batches(tokenizer, 2, settings, scl=False):
+        assert batch["has_rival"].all()
+        assert not batch["token_mask"].all(axis=1).any()  # none is cut
+        texts = [tokenizer.backend.decode_batch(batch[name]) for name in ("tokens", "rival_tokens")]
+        for own, rival in zip(*texts, strict=True):
+            own, rival = said_of(own, names), said_of(rival, names)
+            # The same words for the same clips, from the same set, at each other's places.
+            assert rival == dict(zip(own, reversed(own.values()), strict=True))
+            assert len({name for name, _ in own.values()}) == 1
+            seen.update(own.values())
+    assert {name for name, _ in seen} == set(names)
+    assert {place for _, place in seen} == set(range(5))
+
+
+def test_processes_share_rivals(tokenizer):
+    settings = config(8, mixture_share=0.5, rivals=True)
+    (whole,) = batches(tokenizer, 1, settings, scl=False)
+    for rows in ([0, 1, 2, 3], [3, 4, 7]):
+        (part,) = batches(tokenizer, 1, settings, scl=False, rows=rows)
+        assert_same(part, {name: x[rows] for name, x in whole.items()})
+
+
+def test_collated_rivals_are_the_first_of_each_group(tokenizer):
+    rng = np.random.default_rng(0)
+    groups = [draw_member_among_rivals(fake_group("train", k, 2), rng) for k in (3, 1, 2)]
+    groups.append(fake_group("train", 2, 5))  # both members, no rival
+    batch = collate(groups, tokenizer, rivals=True)
+    expected = [
+        groups[0].rivals[0],
+        groups[1].captions[0],
+        groups[2].rivals[0],
+        *groups[3].captions,
+    ]
+    tokens, mask = tokenizer.encode(expected, truncate=True)
+    np.testing.assert_array_equal(batch["rival_tokens"], tokens)
+    np.testing.assert_array_equal(batch["rival_token_mask"], mask)
+    assert batch["has_rival"].tolist() == [True, False, True, False, False]
+    assert "has_rival" not in collate(groups, tokenizer)
+
+
+def test_rivals_with_scl_are_refused(tokenizer):
+    with pytest.raises(InputError, match=r"data\.rivals: True, but with SCL .* loss\.scl to False"):
+        batches(tokenizer, 0, config(rivals=True), scl=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phrases": ("from",), "redraw": False}, r"phrases: \('from',\) need redraw True"),
+        ({"phrases": ("side", "from"), "redraw": False}, "need redraw True"),
+        ({"phrases": ()}, r"phrases: \(\) need redraw True and at least one set"),
+        ({"phrases": ("side", "clock")}, "phrases: 'clock' is none of the sets side, ahead"),
+    ],
+)
+def test_phrases_that_cannot_be_drawn_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        config(**changes)

@@ -6,6 +6,7 @@ import pytest
 from fakes import fake_group
 
 from spatial_clap_jax.acoustics.captions import compose_caption
+from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.data import transforms
 from spatial_clap_jax.errors import InputError
 
@@ -198,3 +199,88 @@ def test_redrawn_captions_are_true_and_reach_every_wording(group, rng):
         for i, caption in enumerate(captions):
             seen[i].add(caption)
     assert [len(s) for s in seen] == [len(t) for t in true]
+
+
+def test_rephrase_by_hand():
+    group = pair()
+    said = transforms.rephrase(group, "from")
+    assert said.captions == (
+        "a bell rings from the front, and a dog barks from the left.",
+        "a barking dog from the front, and a bell rings from the left.",
+    )
+    assert_same(dataclasses.replace(said, captions=group.captions), group)
+
+
+@EACH_GROUP
+@pytest.mark.parametrize("name", PHRASE_SETS)
+def test_rephrase_keeps_contents_and_order(group, name):
+    captions = transforms.rephrase(group, name).captions
+    directions = transforms.member_directions(group)
+    for before, after, row in zip(group.captions, captions, directions, strict=True):
+        # Clause by clause: what is not the phrase stays, and stays where it is.
+        for old, new in zip(before[:-1].split(", and "), after[:-1].split(", and "), strict=True):
+            (place,) = (d for d in row if old.endswith(phrase_set("side")[d]))
+            content = old.removesuffix(phrase_set("side")[place])
+            assert new == content + phrase_set(name)[place]
+    assert (captions == group.captions) == (name == "side")
+
+
+def test_rephrase_refuses_other_captions_and_unknown_sets():
+    with pytest.raises(InputError, match=r"train_k2/3: caption 'noise\.' is not composed"):
+        transforms.rephrase(pair(captions=("noise.", "noise.")), "from")
+    with pytest.raises(InputError, match="phrases: 'clock' is none of the sets"):
+        transforms.rephrase(pair(), "clock")
+
+
+@EACH_GROUP
+def test_members_share_a_drawn_phrase_set_and_every_one_occurs(group, rng):
+    names = ("ahead", "stage", "from")
+    orders = list(itertools.permutations(range(len(group.clips))))
+    told = [
+        {
+            compose_caption(contents, row, order, phrase_set(name)): (name, contents)
+            for name in names
+            for contents in itertools.product(*group.contents)
+            for order in orders
+        }
+        for row in transforms.member_directions(group)
+    ]
+    seen = set()
+    for _ in range(150):
+        captions = transforms.redraw_captions(group, rng, names).captions
+        # One set and one wording of each clip for the whole group, and true of every member.
+        (drawn,) = {told[i][caption] for i, caption in enumerate(captions)}
+        seen.add(drawn)
+    assert seen == {(name, contents) for name in names for _, contents in told[0].values()}
+
+
+@EACH_GROUP
+def test_one_phrase_set_changes_the_phrases_of_a_draw_alone(group):
+    draw = lambda **kind: transforms.redraw_captions(group, np.random.default_rng(5), **kind)  # noqa: E731
+    assert draw(phrases=("from",)).captions == transforms.rephrase(draw(), "from").captions
+    assert_same(draw(phrases=("side",)), draw())
+
+
+@EACH_GROUP
+def test_a_member_among_rivals_keeps_the_captions_of_exactly_the_others(group, rng):
+    seen = set()
+    for _ in range(60):
+        member = transforms.draw_member_among_rivals(group, rng)
+        (caption,), (audio,) = member.captions, member.audio
+        i = group.captions.index(caption)
+        seen.add(i)
+        np.testing.assert_array_equal(audio, group.audio[i])
+        np.testing.assert_array_equal(member.permutations, group.permutations[[i]])
+        assert member.rivals == tuple(c for c in group.captions if c != caption)
+        assert len(member.rivals) == len(group.captions) - 1
+    assert seen == set(range(len(group.captions)))
+    assert group.rivals == ()
+
+
+def test_a_member_among_rivals_is_the_one_that_is_drawn_without():
+    for seed in range(8):
+        one, other = (
+            draw(pair(), np.random.default_rng(seed))
+            for draw in (transforms.draw_member, transforms.draw_member_among_rivals)
+        )
+        assert_same(dataclasses.replace(other, rivals=()), one)

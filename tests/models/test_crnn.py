@@ -63,3 +63,39 @@ def test_gru_equals_pytorch():
         "state_bias": weights["bias_hh_l0"],
     }
     np.testing.assert_allclose(Gru(8).apply({"params": params}, x), expected, atol=1e-6)
+
+
+def test_heads_weigh_frames_by_hand():
+    """By the encoder's own states; a bin that fills no patch is not heard."""
+    config = CrnnConfig(
+        patch=(1, 2),
+        channels=(4,),
+        pools=((1, 2),),
+        frame_width=6,
+        gru_width=3,
+        gru_layers=1,
+        pooling="attention",
+        heads=2,
+        width=8,
+    )
+    crnn = Crnn(config)
+    planes = np.random.default_rng(1).normal(size=(3, 5, 9, 4)).astype(np.float32)
+    variables = jax.jit(crnn.init, static_argnames="train")(jax.random.key(2), planes, train=False)
+    apply = jax.jit(lambda p: crnn.apply(variables, p, False, capture_intermediates=True))
+    found, kept = apply(planes)
+    states = [
+        np.asarray(kept["intermediates"][name]["__call__"][0], np.float64)
+        for name in ("gru0", "gru0_reverse")
+    ]
+    x = np.concatenate(states, axis=-1)
+    pool = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"]["pool"])
+    scores = np.exp(x @ pool["score"]["kernel"] + pool["score"]["bias"])
+    weights = scores / scores.sum(axis=1, keepdims=True)
+    heads = [
+        np.einsum("bn,bnd->bd", weights[..., h], x) @ pool["value"]["kernel"][h]
+        + pool["value"]["bias"][h]
+        for h in range(config.heads)
+    ]
+    np.testing.assert_allclose(found, np.concatenate(heads, axis=-1), atol=1e-5)
+    planes[:, :, 8] = 7.0
+    np.testing.assert_array_equal(apply(planes)[0], found)

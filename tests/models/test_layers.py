@@ -1,14 +1,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 from flax import linen as nn
 
 from spatial_clap_jax.models.layers import (
+    Conv,
     LayerNorm,
     Mlp,
     SelfAttention,
     StochasticDepth,
+    conv_same,
     gelu,
     held_still,
 )
@@ -142,3 +145,62 @@ def test_gelu_is_x_times_the_normal_distribution_function():
     slopes = jax.jit(jax.vmap(jax.grad(gelu)))(jnp.float32(x))
     np.testing.assert_allclose(slopes, slope, atol=1e-6)
     assert gelu(jnp.bfloat16(x)).dtype == jnp.bfloat16
+
+
+def plain_conv(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def drawn(*shapes):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [((5, 7), (3, 3)), ((4, 1), (3, 3)), ((1, 6), (5, 1)), ((3, 2), (1, 3))]
+)
+def test_the_convolution_and_its_gradients_are_xlas(grid, size):
+    x, kernel, gradient = drawn((2, *grid, 3), (*size, 3, 4), (2, *grid, 4))
+
+    def all_of(conv):
+        value, back = jax.vjp(conv, x, kernel)
+        return value, *back(gradient)
+
+    ours, theirs = (jax.jit(all_of, static_argnums=0)(conv) for conv in (conv_same, plain_conv))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_convolution_of_an_impulse_by_hand():
+    # Weights 1 to 9, read around the middle: the kernel is not flipped.
+    kernel = np.arange(1.0, 10.0, dtype=np.float32).reshape(3, 3, 1, 1)
+    x = np.zeros((1, 3, 3, 1), np.float32)
+    x[0, 1, 1] = 1.0
+    found = jax.jit(conv_same)(x, kernel)[0, :, :, 0]
+    np.testing.assert_array_equal(found, [[9, 8, 7], [6, 5, 4], [3, 2, 1]])
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_conv_is_the_one_of_flax(use_bias):
+    (x,) = drawn((2, 5, 3, 2))
+    ours, theirs = Conv(4, use_bias), nn.Conv(4, (3, 3), padding=1, use_bias=use_bias)
+    both = [jax.jit(conv.init)(jax.random.key(3), x)["params"] for conv in (ours, theirs)]
+    # The same names, and the same draws of the same key.
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    assert set(both[0]) == ({"kernel", "bias"} if use_bias else {"kernel"})
+    bias = {"bias": np.float32([1, -2, 3, -4])} if use_bias else {}
+    variables = {"params": {**both[0], **bias}}
+    np.testing.assert_allclose(
+        jax.jit(ours.apply)(variables, x), jax.jit(theirs.apply)(variables, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_conv_computes_in_its_type_and_keeps_its_parameters_in_float32():
+    x = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32)
+    conv = Conv(3, dtype=jnp.bfloat16)
+    out, variables = jax.eval_shape(lambda x: conv.init_with_output(jax.random.key(0), x), x)
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}

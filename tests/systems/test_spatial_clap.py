@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import RATE_HZ, WINDOW, random_variables, tiny_experiment
 
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.plain_spatial import PlainSpatialConfig
 from spatial_clap_jax.systems.spatial_clap import (
     ProjectionMlp,
     SpatialClapConfig,
@@ -162,21 +165,26 @@ def test_embeddings_are_unit_and_do_not_depend_on_the_batch(small):
 
 def test_swapped_channels_are_another_scene_to_the_spatial_side_only(small):
     system, variables, batch = small
-    both = {
-        name: system.module.apply(variables, audio, False, method=method)
-        for name, audio, method in (
-            ("content", batch["audio"], "_content"),
-            ("content swapped", batch["audio"][:, ::-1], "_content"),
-            ("planes", batch["audio"], "_spatial_planes"),
-            ("planes swapped", batch["audio"][:, ::-1], "_spatial_planes"),
+
+    @jax.jit
+    def encoded(audio):
+        """Of both encoders, and the embedding."""
+        embedding, kept = system.module.apply(
+            variables,
+            audio,
+            False,
+            method="embed_audio",
+            capture_intermediates=lambda module, _: module.name in ("content", "spatial"),
         )
-    }
-    np.testing.assert_allclose(both["content"], both["content swapped"], atol=1e-5)
-    # Level difference and the sine of the phase change sign; the rest stays.
-    mirrored = both["planes swapped"] * jnp.array([1, 1, -1, -1])
-    np.testing.assert_allclose(both["planes"], mirrored, atol=1e-3)
-    swapped = system.embed_audio(variables, batch["audio"][:, ::-1])
-    assert float(jnp.abs(swapped - system.embed_audio(variables, batch["audio"])).max()) > 1e-4
+        return embedding, {k: v["__call__"][0] for k, v in kept["intermediates"].items()}
+
+    (straight, parts), (swapped, swapped_parts) = (
+        encoded(audio) for audio in (batch["audio"], batch["audio"][:, ::-1])
+    )
+    assert set(parts) == {"content", "spatial"}
+    np.testing.assert_allclose(parts["content"], swapped_parts["content"], atol=1e-5)
+    assert np.abs(parts["spatial"] - swapped_parts["spatial"]).max() > 1e-4
+    assert np.abs(straight - swapped).max() > 1e-4
 
 
 def test_a_joint_gain_changes_nothing_in_small(small):
@@ -203,3 +211,67 @@ def test_initial_scale_is_the_configs():
     system = config.build(ContrastiveConfig(initial_scale=12.0))
     shapes = jax.jit(system.init)(jax.random.key(0))["params"]
     assert float(jnp.exp(shapes["logit_scale"])) == pytest.approx(12.0)
+
+
+def tiny_embeddings(**changes):
+    """Variables of a changed tiny model, its embeddings of two recordings, and of them swapped."""
+    experiment = tiny_experiment()
+    model = dataclasses.replace(experiment.model, **changes)
+    experiment = dataclasses.replace(experiment, model=model)
+    variables = random_variables(experiment)
+    rng = np.random.default_rng(4)
+    # Noise from somewhere: the right channel fainter, later, and with some noise of its own.
+    both = rng.standard_normal((2, 2, WINDOW))
+    both[:, 1] = 0.5 * np.roll(both[:, 0], 3, axis=-1) + 0.1 * both[:, 1]
+    embed = jax.jit(experiment.build_system().embed_audio)
+    audio = both.astype(np.float32)
+    return variables, *(np.asarray(embed(variables, a)) for a in (audio, audio[:, ::-1]))
+
+
+def test_a_monaural_model_hears_no_channels():
+    variables, straight, swapped = tiny_embeddings(spatial=None, spatial_mel=None)
+    assert not {"spatial", "spatial_projection"} & set(variables["params"])
+    np.testing.assert_allclose(np.linalg.norm(straight, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(swapped, straight, atol=1e-6)
+    # It hears something: two recordings differ.
+    assert np.abs(straight[0] - straight[1]).max() > 1e-5
+
+
+def test_content_and_place_in_halves_of_the_embedding():
+    plain = PlainSpatialConfig(lags=9, width=8)
+    variables, straight, swapped = tiny_embeddings(spatial=plain, joined="separate")
+    for half in ("fusion", "spatial_projection"):
+        assert variables["params"][half]["out"]["kernel"].shape[1] == 6
+    # Each half has half of the product of two embeddings.
+    for part in (straight[:, :6], straight[:, 6:], swapped[:, :6], swapped[:, 6:]):
+        np.testing.assert_allclose((part**2).sum(axis=1), 0.5, atol=1e-5)
+    np.testing.assert_allclose(swapped[:, :6], straight[:, :6], atol=1e-5)
+    assert np.abs(swapped[:, 6:] - straight[:, 6:]).max() > 1e-2
+
+
+def test_the_level_of_the_mean_is_the_same_from_the_planes_and_from_the_mean():
+    model = tiny_experiment().model
+    assert model.content_mel == model.spatial_mel
+    _, shared, _ = tiny_embeddings()
+    # A floor that nothing reaches makes the front ends two.
+    mel = dataclasses.replace(model.content_mel, amin=2e-10)
+    _, apart, _ = tiny_embeddings(content_mel=mel)
+    assert mel.sample_rate_hz == RATE_HZ
+    np.testing.assert_allclose(shared, apart, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spatial_mel": None}, r"model\.spatial_mel: None, but 'mel_cross' planes need its"),
+        (
+            {"spatial": PlainSpatialConfig(), "spatial_planes": "magnitude_phase"},
+            r"model\.spatial_planes: 'magnitude_phase', but a plain spatial encoder takes 'mel_cr",
+        ),
+        ({"joined": "separate", "spatial": None}, r"model\.joined: 'separate' needs a spatial enc"),
+        ({"joined": "separate", "joint_width": 13}, r"an even joint_width, not 13; give both"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(tiny_experiment().model, **changes)

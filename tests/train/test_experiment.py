@@ -5,6 +5,7 @@ import json
 
 import jax.numpy as jnp
 import pytest
+from tiny import tiny_experiment
 
 from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.data.scenes import SceneRecipe
@@ -61,3 +62,25 @@ def test_automatic_precision_follows_the_backend(monkeypatch):
         assert compute_dtype("auto") == expected
     assert compute_dtype("float32") == jnp.float32
     assert dataclasses.replace(load_config("spatial_clap", "small")).precision == "auto"
+
+
+def with_rivals(weight, scl, rivals):
+    ours = tiny_experiment()
+    return dataclasses.replace(
+        ours,
+        loss=dataclasses.replace(ours.loss, rival_weight=weight, scl=scl),
+        data=dataclasses.replace(ours.data, rivals=rivals),
+    )
+
+
+def test_rivals_have_a_weight_and_a_weight_has_rivals():
+    for weight, scl, rivals in ((0.0, True, False), (0.0, False, False), (0.5, True, False)):
+        assert with_rivals(weight, scl, rivals).loss.rival_weight == weight
+    assert with_rivals(0.5, False, True).data.rivals
+    with pytest.raises(InputError, match=r"rival_weight: 0\.5 with loss\.scl False and data\.riva"):
+        with_rivals(0.5, False, False)
+    for scl in (True, False):
+        with pytest.raises(
+            InputError, match=r"rival_weight: 0\.0 .* data\.rivals True; rivals need"
+        ):
+            with_rivals(0.0, scl, True)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig, group_rival_loss, rival_loss
 from spatial_clap_jax.models.layers import unit
 from spatial_clap_jax.models.text import TextConfig, TextEncoder
 from spatial_clap_jax.systems.base import Encoded
@@ -239,3 +239,64 @@ def test_parts_are_taken_from_every_device_and_come_back():
     step = step_of(optax.sgd(1.0), execution=Execution(micro_batches=2))
     rows = jnp.arange(12.0)
     np.testing.assert_array_equal(step._join(step._split("x", rows)), rows)
+
+
+def rival_batch() -> dict[str, np.ndarray]:
+    rng, batch = np.random.default_rng(1), mini_batch()
+    return {
+        **batch,
+        "rival_tokens": rng.integers(0, 30, (16, 6)).astype(np.int32),
+        "rival_token_mask": np.arange(6) < rng.integers(2, 7, (16, 1)),
+        "has_rival": np.arange(16) > 5,
+    }
+
+
+def unit_rows(seed: int) -> jax.Array:
+    x = np.random.default_rng(seed).normal(size=(16, 4))
+    return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)
+
+
+@pytest.mark.parametrize("kind", ["info_nce", "siglip"])
+@pytest.mark.parametrize("read", [True, False])
+def test_rivals_add_their_weighted_loss(kind, read):
+    """Those of captions without audio where the batch has them, else those of the group."""
+    batch = rival_batch()
+    rows = {"audio": unit_rows(0), "text": unit_rows(1)} | ({"rival": unit_rows(2)} if read else {})
+    shared = {"logit_scale_0": jnp.float32(1.0), "logit_bias": jnp.float32(-2.0)}
+
+    def objective(weight):
+        contrast = ContrastiveConfig(kind=kind, rival_weight=weight)
+        return jax.jit(lambda *args: Mini(None, contrast).objective(*args, None))(
+            rows, shared, batch
+        )
+
+    (plain, unweighted), (loss, metrics) = objective(0.0), objective(0.25)
+    scale, group, meaning = jnp.exp(1.0), *(jnp.asarray(batch[n]) for n in ("group", "meaning"))
+    if read:
+        expected = rival_loss(*rows.values(), scale, jnp.asarray(batch["has_rival"]))
+    else:
+        expected = group_rival_loss(*rows.values(), scale, group, meaning)
+    assert metrics.keys() - unweighted.keys() == {"rival_loss"}
+    assert float(metrics["rival_loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss) == pytest.approx(float(plain) + 0.25 * float(expected), rel=1e-5)
+
+
+def test_rivals_are_further_rows_of_the_text_encoder():
+    system, batch = Mini(None, ContrastiveConfig(rival_weight=1.0)), rival_batch()
+    variables = jax.jit(system.init)(jax.random.key(0))
+
+    @jax.jit
+    def encode(batch):
+        return system.encode(variables, batch, jax.random.key(1), train=False).rows
+
+    rows = encode(batch)
+    assert {name: x.shape for name, x in rows.items()} == dict.fromkeys(
+        ("audio", "text", "rival"), (16, 8)
+    )
+    # Without them, and with the rivals in their place, the texts are what they were.
+    names = ("tokens", "token_mask")
+    own = {name: batch[name] for name in ("audio", *names)}
+    rival = own | {name: batch[f"rival_{name}"] for name in names}
+    for name, alone in (("text", encode(own)), ("rival", encode(rival))):
+        np.testing.assert_allclose(rows[name], alone["text"], atol=1e-5)
+    assert np.abs(rows["text"] - rows["rival"]).max() > 1e-2

@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_experiment
+from fakes import FakeScenes
+from tiny import RATE_HZ, WINDOW, tiny_experiment
 
 from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import train_batches
@@ -126,6 +127,38 @@ class train_iterator:
 
     def __exit__(self, *_):
         self.batches.close()
+
+
+@pytest.mark.parametrize("scl", [True, False])
+def test_a_step_logs_the_loss_of_rivals(scl):
+    """With SCL the rivals are in the batch; without, `data.rivals` brings captions along."""
+    ours = experiment()
+    ours = dataclasses.replace(
+        ours,
+        loss=dataclasses.replace(ours.loss, scl=scl, rival_weight=0.5),
+        data=dataclasses.replace(ours.data, rivals=not scl),
+    )
+    scenes = FakeScenes(groups=4, samples=WINDOW, sample_rate_hz=RATE_HZ)
+    tokenizer = Tokenizer.train(["a b"], 300, 24)
+    batches = train_batches(scenes, ours.data, tokenizer, scl=scl, seed=0)
+    batch = next(batches)
+    batches.close()
+    assert ("has_rival" in batch) == (not scl)
+    mesh = sharding.make_mesh(shape=ours.mesh)
+    planned = trainer.abstract_batch(ours, mesh)
+    assert {name: (x.shape, x.dtype) for name, x in planned.items()} == {
+        name: (x.shape, x.dtype) for name, x in batch.items()
+    }
+    start, step = trainer.build_state_and_step(ours, mesh)
+    state, metrics = step(start({}), sharding.put_batch(batch, mesh))
+    # Without SCL no two members of a group are in the batch, which then has no assignment.
+    assert [name for name, x in metrics.items() if not np.isfinite(float(x))] == (
+        [] if scl else ["assignment"]
+    )
+    # An untrained model knows the own text from the rival about half of the time.
+    assert 0.1 < float(metrics["rival_loss"]) < 3.0
+    assert float(metrics["loss"]) > 0.5 * float(metrics["rival_loss"])
+    assert int(state.step) == 1
 
 
 @pytest.mark.parametrize("scl", [True, False])

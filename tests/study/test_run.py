@@ -1,0 +1,149 @@
+"""The shipped study at its smallest, by the command line, and what it leaves behind."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spatial_clap_jax import cli
+from spatial_clap_jax.data.builders import open_scenes
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.evaluate import evaluate
+from spatial_clap_jax.inference import load
+from spatial_clap_jax.study import run as module
+from spatial_clap_jax.study import run_study
+from spatial_clap_jax.study.outcomes import read_findings
+from spatial_clap_jax.train.experiment import load_config
+
+CONFIG = "configs/studies/spatial_clap_findings.py"
+FIGURES = {"scores.png", "conditions.png", "learning_curves.png", "directions.png", "map.png"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A folder with `scenes`, and the quickstart study of one seed in `study`."""
+    out = tmp_path_factory.mktemp("study")
+    options = {"--size": "quickstart", "--seeds": "1", "--data": str(out / "scenes")}
+    options |= {"--sources": "synthetic", "--workdir": str(out / "study")}
+    cli.main(["study", CONFIG, *(word for option in options.items() for word in option)])
+    return out
+
+
+def study():
+    return load_config(CONFIG, "quickstart")
+
+
+def test_results_hold_every_row_condition_and_comparison(done):
+    results = json.loads((done / "study" / "results.json").read_text())
+    assert list(results["rows"]) == [row.name for row in study().rows]
+    for found in results["rows"].values():
+        assert found["seeds"] == [0]
+        assert set(found["scores"]) == {"test", "wider", "noise-10"}
+        assert {"assignment/2", "assignment/3", "direction/1", "content/1"} <= set(
+            found["scores"]["test"]
+        )
+        for score in found["scores"]["test"].values():
+            assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+            assert score["by_seed"] == [score["value"]]
+    assert [(pair["better"], pair["worse"]) for pair in results["comparisons"]] == list(
+        study().comparisons
+    )
+    assert results["missing_conditions"] == []
+
+
+def test_the_table_and_all_figures_are_there(done):
+    text = (done / "study" / "table.md").read_text()
+    for row in study().rows:
+        assert row.title in text
+    assert "spacing +20 %" in text
+    for name in FIGURES:
+        assert (done / "study" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_score_is_that_of_the_training_evaluated_alone(done):
+    results = json.loads((done / "study" / "results.json").read_text())
+    model = load(done / "study" / "runs" / "scl" / "seed0" / "training")
+    alone = evaluate(model, open_scenes(done / "scenes"), progress=False)
+    for task, score in results["rows"]["scl"]["scores"]["test"].items():
+        assert score["value"] == pytest.approx(alone[task]["value"])
+        assert score["chance"] == pytest.approx(alone[task]["chance"])
+
+
+def test_a_second_call_trains_and_tests_nothing(done, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("was called")
+
+    monkeypatch.setattr(module, "train", never)
+    monkeypatch.setattr(module, "evaluate_in_detail", never)
+    before = json.loads((done / "study" / "results.json").read_text())
+    found = run_study(
+        study(),
+        done / "scenes",
+        done / "study",
+        seeds=1,
+        sources="synthetic",
+        progress=False,
+    )
+    assert found == before
+
+
+def test_a_lost_test_is_made_again_alike(done, tmp_path):
+    shutil.copytree(done / "study", tmp_path / "study")
+    folder = tmp_path / "study" / "runs" / "no-scl" / "seed0"
+    before = read_findings(folder, None)
+    (folder / "tests.npz").unlink()
+    run_study(
+        study(), done / "scenes", tmp_path / "study", seeds=1, rows=["no-scl"], progress=False
+    )
+    after = read_findings(folder, None)
+    assert after.keys() == before.keys()
+    for condition, test in before.items():
+        for task, outcome in test.outcomes.items():
+            again = after[condition].outcomes[task]
+            np.testing.assert_array_equal(again.hits, outcome.hits)
+
+
+def test_without_sources_a_rendered_condition_is_left_out_and_named(done, tmp_path):
+    shutil.copytree(done / "study" / "runs", tmp_path / "study" / "runs")
+    found = run_study(study(), done / "scenes", tmp_path / "study", seeds=1, progress=False)
+    assert found["missing_conditions"] == ["wider"]
+
+
+def test_other_settings_in_the_same_folder_are_refused(done):
+    rows = tuple(replace(row, experiment=replace(row.experiment, steps=13)) for row in study().rows)
+    with pytest.raises(InputError, match=r"tests\.npz: tells of a training with other settings"):
+        run_study(
+            replace(study(), rows=rows), done / "scenes", done / "study", seeds=1, progress=False
+        )
+
+
+def test_a_damaged_file_of_tests_is_named(done, tmp_path):
+    shutil.copytree(done / "study" / "runs" / "scl", tmp_path / "runs" / "scl")
+    path = tmp_path / "runs" / "scl" / "seed0" / "tests.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"tests\.npz: is damaged .* remove it"):
+        read_findings(path.parent, None)
+
+
+def test_scenes_of_other_clips_are_no_condition_of_these(done, tmp_path):
+    other = tmp_path / "study" / "scenes" / "wider"
+    shutil.copytree(done / "study" / "scenes" / "wider", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["source"]["fingerprint"] = "another"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="wider: rendered from other clips than the data"):
+        run_study(study(), done / "scenes", tmp_path / "study", seeds=1, progress=False)
+
+
+def test_arguments_that_make_no_study(done, tmp_path):
+    with pytest.raises(InputError, match="--seeds 0: must be at least 1"):
+        run_study(study(), done / "scenes", tmp_path, seeds=0)
+    with pytest.raises(
+        InputError, match=r"--rows nothing: is none of the study's rows no-scl, scl"
+    ):
+        run_study(study(), done / "scenes", tmp_path, rows=["nothing"])
+    with pytest.raises(InputError, match="gives no study"):
+        cli.study_command(["configs/scenes.py", "--data", "x", "--workdir", "y"])

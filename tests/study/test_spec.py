@@ -1,0 +1,100 @@
+"""What a study may be made of, and the shipped ones."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+from tiny import tiny_experiment, tiny_recipe
+
+from spatial_clap_jax.acoustics.rooms import RoomRanges
+from spatial_clap_jax.data.scenes import SceneRecipe
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.study import Noise, Phrases, Rendered, Row, Study
+from spatial_clap_jax.train.experiment import load_config
+
+ROWS = tuple(Row(name, name.upper(), tiny_experiment()) for name in ("one", "two"))
+
+
+def study(**changes) -> Study:
+    return Study(**{"name": "s", "scenes": tiny_recipe(), "rows": ROWS, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"rows": ()}, "needs rows"),
+        ({"rows": (ROWS[0], ROWS[0])}, "rows 'one' must be .* given once"),
+        ({"rows": (replace(ROWS[0], name="../up"),)}, r"rows '\.\./up' must be small letters"),
+        ({"comparisons": (("one", "three"),)}, "'three' is none of its rows one, two"),
+        ({"showcase": "four"}, "'four' is none of its rows"),
+        ({"conditions": (Noise("test", "as they are", 0.0),)}, "no condition of the name 'test'"),
+        (
+            {"rows": (ROWS[0], replace(ROWS[1], experiment=replace(tiny_experiment(), steps=3)))},
+            "rows differ in .steps, captions a batch.",
+        ),
+    ],
+)
+def test_what_is_no_study(changes, text):
+    with pytest.raises(InputError, match=text):
+        study(**changes)
+
+
+def test_rows_are_chosen_by_name_in_the_studys_order():
+    assert study().chosen(["two", "one"]) == ROWS
+    assert study().chosen(["two"]) == ROWS[1:]
+    assert study().chosen([]) == ROWS
+
+
+def test_a_condition_changes_what_it_says_and_nothing_else():
+    recipe = SceneRecipe()
+    rooms = RoomRanges(absorption=(0.1, 0.2))
+    changed = Rendered("dry", "", rooms, spacing=1.2).recipe(recipe, singles=3, pairs=5)
+    assert changed.splits() == {"test_k1": 3, "test_k2": 5}
+    assert changed.rooms == rooms
+    assert changed.receiver.spacing_m == pytest.approx(1.2 * recipe.receiver.spacing_m)
+    same = replace(
+        changed,
+        name=recipe.name,
+        rooms=recipe.rooms,
+        receiver=recipe.receiver,
+        group_counts=recipe.group_counts,
+    )
+    assert same == recipe
+
+
+def test_phrases_must_be_a_known_set():
+    with pytest.raises(InputError, match="'nowhere' is none of the sets side"):
+        Phrases("new", "", "nowhere")
+
+
+@pytest.mark.parametrize("size", ["quickstart", "small", "base"])
+def test_shipped_studies_build_every_row(size):
+    shipped = load_config("spatial_clap_findings", size)
+    assert shipped.rows[0].experiment.model.window_s == shipped.scenes.duration_s
+    for row in shipped.rows:
+        system = row.experiment.build_system()
+        params = jax.eval_shape(system.init, jax.random.key(0))["params"]
+        assert ("spatial" in params) == (row.name != "mono")
+        assert ("logit_bias" in params) == (row.name == "siglip")
+
+
+def test_the_findings_have_the_papers_rows_and_ours():
+    shipped = load_config("spatial_clap_findings", "small")
+    rows = {row.name: row for row in shipped.rows}
+    assert [name for name, row in rows.items() if not row.is_ours] == [
+        "mono",
+        "separate",
+        "single",
+        "no-scl",
+        "scl",
+    ]
+    assert rows["single"].experiment.data.mixture_share == 0
+    assert rows["scl"].experiment.loss.scl
+    assert not rows["no-scl"].experiment.loss.scl
+    # Nothing else differs between training with and without SCL.
+    scl = rows["scl"].experiment
+    assert replace(scl, loss=replace(scl.loss, scl=False)) == rows["no-scl"].experiment
+    trained = {phrases for row in shipped.rows for phrases in row.experiment.data.phrases}
+    unseen = [c.phrases for c in shipped.conditions if isinstance(c, Phrases)]
+    assert unseen
+    assert not trained & set(unseen)

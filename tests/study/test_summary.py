@@ -1,0 +1,84 @@
+"""Tables of hand-made tests."""
+
+import numpy as np
+import pytest
+from tiny import tiny_experiment, tiny_recipe
+
+from spatial_clap_jax.evaluate import Outcome
+from spatial_clap_jax.study import Noise, Row, Study
+from spatial_clap_jax.study.outcomes import Findings, SceneMap, read_findings, write_findings
+from spatial_clap_jax.study.summary import markdown, summarise, table
+
+STUDY = Study(
+    name="hand-made",
+    scenes=tiny_recipe(),
+    rows=tuple(Row(name, f"row {name}", tiny_experiment()) for name in ("good", "bad", "new")),
+    comparisons=(("good", "bad"),),
+    conditions=(Noise("loud", "loud noise", 0.0),),
+)
+
+
+def found_of(share: float) -> Findings:
+    """A hundred scenes of two queries, the first of which succeed."""
+    hits = np.repeat(np.arange(100) < 100 * share, 2)
+    return Findings({"assignment/2": Outcome(hits, np.repeat(np.arange(100), 2), 0.5)})
+
+
+TESTED = {
+    "good": {0: {"test": found_of(0.9), "loud": found_of(0.6)}, 1: {"test": found_of(0.8)}},
+    "bad": {0: {"test": found_of(0.5)}},
+}
+
+
+def test_scores_are_means_over_seeds():
+    scores = summarise(STUDY, TESTED)["rows"]["good"]["scores"]
+    assert scores["test"]["assignment/2"]["value"] == pytest.approx(0.85)
+    assert scores["test"]["assignment/2"]["by_seed"] == [0.9, 0.8]
+    assert scores["test"]["assignment/2"]["n"] == 200
+    assert scores["loud"]["assignment/2"]["value"] == pytest.approx(0.6)
+
+
+def test_differences_are_of_the_seeds_that_both_have():
+    found = summarise(STUDY, TESTED)["comparisons"][0]["scores"]["test"]["assignment/2"]
+    assert found["seeds"] == 1
+    assert found["difference"] == pytest.approx(0.4)
+    assert found["low"] > 0
+    assert found["p"] < 0.01
+
+
+def test_rows_without_a_test_stand_in_the_tables_with_a_dash():
+    results = summarise(STUDY, TESTED)
+    assert results["rows"]["new"] == {
+        "title": "row new",
+        "is_ours": False,
+        "seeds": [],
+        "scores": {},
+    }
+    text = markdown(STUDY, results)
+    assert "| row new | 0 | - |" in text
+    assert "| row good | 2 | 85.0 (" in text
+    assert "| chance |  | 50.0 |" in text
+    assert "loud noise" in text
+    assert table(STUDY, results).row_count == 4
+
+
+def test_a_study_of_which_nothing_is_done_has_empty_tables():
+    results = summarise(STUDY, {})
+    assert "row good | 0 |" in markdown(STUDY, results)
+    assert results["comparisons"][0]["scores"] == {}
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    kept = SceneMap(np.eye(3, dtype=np.float32), np.array([0, 4, 2]), ["a", "b", ""])
+    confusion = np.arange(25).reshape(5, 5)
+    full = Findings(found_of(0.3).outcomes, confusion, kept)
+    write_findings(tmp_path, {"a": 1}, {"test": full, "loud": found_of(0.1)})
+    found = read_findings(tmp_path, {"a": 1})
+    assert found.keys() == {"test", "loud"}
+    outcome = found["test"].outcomes["assignment/2"]
+    np.testing.assert_array_equal(outcome.hits, full.outcomes["assignment/2"].hits)
+    assert outcome.chance == 0.5
+    np.testing.assert_array_equal(found["test"].confusion, confusion)
+    assert found["test"].map is not None
+    assert found["test"].map.categories == ["a", "b", ""]
+    assert found["loud"].map is None
