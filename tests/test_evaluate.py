@@ -177,6 +177,19 @@ def test_every_score_can_be_counted_again_from_its_outcome():
     assert 0 < found.outcomes["assignment/3"].hits.sum() < 72
 
 
+def test_a_hit_of_retrieval_is_that_of_its_scene():
+    found = evaluate_in_detail(Hashed(), CodedScenes(groups=12), progress=False)
+    part = found.embedded[2]
+    text, audio = (x[part.starts[:-1]] for x in (part.text, part.audio))
+    same = part.meaning[:, None] == part.meaning
+    for name, scores in (("t2a_r5/2", text @ audio.T), ("a2t_r5/2", audio @ text.T)):
+        nearest = np.argsort(-scores, axis=1)[:, :5]
+        expected = np.take_along_axis(same, nearest, axis=1).any(axis=1)
+        outcome = found.outcomes[name]
+        assert 0 < expected.sum() < 12
+        np.testing.assert_array_equal(outcome.hits, expected[outcome.cluster])
+
+
 def test_the_embedded_scenes_are_given_back():
     scenes, model = CodedScenes(groups=5), Coded()
     embedded = evaluate_in_detail(model, scenes, progress=False).embedded

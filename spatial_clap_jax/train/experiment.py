@@ -106,14 +106,11 @@ class Experiment:
             raise InputError(f"ema_decay: {self.ema_decay} must be in [0, 1); give 0.999 or None.")
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} is negative; give 0 or more.")
-        has_rivals = self.loss.scl or self.data.rivals
-        if bool(self.loss.rival_weight) > has_rivals or self.data.rivals > bool(
-            self.loss.rival_weight
-        ):
+        weight, scl, rivals = self.loss.rival_weight, self.loss.scl, self.data.rivals
+        if rivals != (bool(weight) and not scl):
             raise InputError(
-                f"loss.rival_weight: {self.loss.rival_weight} with loss.scl {self.loss.scl} and "
-                f"data.rivals {self.data.rivals}; rivals need a weight, and a weight needs SCL or "
-                "rivals."
+                f"loss.rival_weight: {weight} with loss.scl {scl} and data.rivals {rivals}; a weight "
+                "needs SCL or data.rivals, and data.rivals need a weight and no SCL."
             )
 
     def build_system(self, platform: str | None = None) -> System:

@@ -43,7 +43,7 @@ def test_power_falls_by_3_db_an_octave():
 def test_rows_are_independent_in_sign_and_size():
     noise = pink_noise(rng(), (300, 2, 256)).astype(np.float64)
     alike = (noise[:, 0] * noise[:, 1]).mean(axis=-1)
-    # The lowest bins rule, so that two rows are like each other by chance; on the mean they are not.
+    # The lowest bins rule, so that two rows are alike by chance; on the mean they are not.
     assert abs(alike.mean()) < 0.05
     assert np.abs(alike).max() < 0.9
     assert not np.array_equal(noise[0], noise[1])
