@@ -85,7 +85,7 @@ class AttentionPool(nn.Module):
         values = nn.DenseGeneral(
             self.width // self.heads, batch_dims=(0,), dtype=self.dtype, name="value"
         )(pooled)
-        return values.swapaxes(0, 1).reshape(len(x), -1)
+        return values.swapaxes(0, 1).reshape(x.shape[0], -1)
 
 
 def fold_patches(x: Float[Array, "b l f c"], patch: tuple[int, int]) -> Float[Array, "b l2 f2 c2"]:

@@ -109,8 +109,8 @@ class Experiment:
         weight, scl, rivals = self.loss.rival_weight, self.loss.scl, self.data.rivals
         if rivals != (bool(weight) and not scl):
             raise InputError(
-                f"loss.rival_weight: {weight} with loss.scl {scl} and data.rivals {rivals}; a weight "
-                "needs SCL or data.rivals, and data.rivals need a weight and no SCL."
+                f"loss.rival_weight: {weight} with loss.scl {scl} and data.rivals {rivals}; a "
+                "weight needs SCL or data.rivals, and data.rivals need a weight and no SCL."
             )
 
     def build_system(self, platform: str | None = None) -> System:

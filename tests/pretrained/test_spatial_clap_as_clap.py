@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import random_variables, save_tiny_run, tiny_experiment
 
+from spatial_clap_jax import features
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.export import export
@@ -78,14 +79,15 @@ def test_both_encoders_answer_in_transformers(run, tmp_path):
     stereo = (0.1 * rng.standard_normal((1, 2, 16_000))).astype(np.float32)
     system, variables = trained.system, trained.variables
     bound = system.module.bind(variables)
-    content = np.asarray(bound._content(jnp.asarray(stereo), False))
+    log_mel = features.log_mel(jnp.asarray(stereo.mean(axis=1)), system.config.content_mel)
+    content = np.asarray(bound._content(log_mel, False))
     silence = np.zeros((1, system.config.spatial.width), np.float32)
     expected = np.asarray(bound.fusion(np.concatenate([content, silence], axis=-1)))
     expected = expected / np.linalg.norm(expected)
-    features = extractor(stereo[0].mean(axis=0), sampling_rate=16_000, return_tensors="pt")
+    views = extractor(stereo[0].mean(axis=0), sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
-        heard = clap.audio_model(features["input_features"].float())
-        found = clap.get_audio_features(features["input_features"].float())
+        heard = clap.audio_model(views["input_features"].float())
+        found = clap.get_audio_features(views["input_features"].float())
     np.testing.assert_allclose(heard.pooler_output.numpy(), content, atol=1e-4)
     np.testing.assert_allclose(found.pooler_output.numpy(), expected, atol=2e-6)
 

@@ -84,5 +84,5 @@ def test_rivals_have_a_weight_and_a_weight_has_rivals():
             InputError, match=r"rival_weight: 0\.0 .* data\.rivals True; a weight needs"
         ):
             with_rivals(0.0, scl, True)
-    with pytest.raises(InputError, match="data.rivals need a weight and no SCL"):
+    with pytest.raises(InputError, match=r"data\.rivals need a weight and no SCL"):
         with_rivals(0.5, True, True)
