@@ -80,8 +80,8 @@ def run_study(
             console.print(f"{study.name}: {number} of {len(todo)}: {row.title}, seed {seed}")
         folder = workdir / "runs" / row.name / f"seed{seed}"
         if train_and_test(study, row, seed, folder, scenes, conditions, gallery, progress):
-            results = write_summary(study, scenes, workdir, missing, show=False)
-    results = results or write_summary(study, scenes, workdir, missing, show=False)
+            results = write_summary(study, scenes, workdir, missing)
+    results = results or write_summary(study, scenes, workdir, missing)
     if progress:
         Console().print(table(study, results))
     return results
@@ -145,7 +145,7 @@ def train_and_test(
 
 
 def write_summary(
-    study: Study, scenes: SceneData, workdir: Path, missing: Sequence[str], show: bool
+    study: Study, scenes: SceneData, workdir: Path, missing: Sequence[str]
 ) -> dict[str, Any]:
     """Writes `results.json`, `table.md` and the figures from all tests that are in a folder.
 
@@ -154,7 +154,6 @@ def write_summary(
       scenes: the data.
       workdir: of the study.
       missing: conditions that could not be tested.
-      show: print the table too.
 
     Returns:
       What `results.json` holds.
@@ -178,8 +177,6 @@ def write_summary(
     )
     write_atomically(workdir / "table.md", markdown(study, results))
     draw_figures(study, results, tested, workdir)
-    if show:
-        Console().print(table(study, results))
     return results
 
 

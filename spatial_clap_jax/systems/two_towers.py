@@ -14,12 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 from spatial_clap_jax.losses.contrastive import (
     ContrastiveConfig,
     clamped_scale,
-    group_rival_loss,
     ring_in_batch_accuracy,
     ring_info_nce,
     ring_siglip,
-    rival_loss,
 )
+from spatial_clap_jax.losses.rivals import group_rival_loss, rival_loss
 from spatial_clap_jax.systems.base import Batch, Encoded, Variables
 
 
