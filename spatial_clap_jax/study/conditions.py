@@ -119,22 +119,23 @@ def open_conditions(
             opened[condition.name] = changed(condition, scenes, study.singles, study.pairs)
             continue
         out = folder / condition.name
-        if out.exists():
-            opened[condition.name] = open_scenes(out)
-        elif sources is not None:
-            recipe = from_plain(SceneRecipe, scenes.manifest["recipe"])
-            recipe = condition.recipe(recipe, study.singles, study.pairs)
-            opened[condition.name] = render_scenes(recipe, sources, out, progress=progress)
+        recipe = from_plain(SceneRecipe, scenes.manifest["recipe"])
+        recipe = condition.recipe(recipe, study.singles, study.pairs)
+        if sources is not None:
+            # Scenes that are there already are left as they are, others refused.
+            rendered = render_scenes(recipe, sources, out, progress=progress)
+        elif out.exists():
+            rendered = open_scenes(out)
         else:
             missing.append(condition.name)
             continue
-        rendered = opened[condition.name]
-        assert isinstance(rendered, SceneData)
-        if rendered.manifest["source"] != scenes.manifest["source"]:
+        held = from_plain(SceneRecipe, rendered.manifest["recipe"])
+        if held != recipe or rendered.manifest["source"] != scenes.manifest["source"]:
             raise InputError(
-                f"{out}: rendered from other clips than the data; remove it, and give as --sources "
-                "the clips that the data were rendered from."
+                f"{out}: rendered by another recipe, or from other clips than the data; remove it, "
+                "and give as --sources the clips that the data were rendered from."
             )
+        opened[condition.name] = rendered
     return opened, missing
 
 

@@ -134,8 +134,20 @@ def test_scenes_of_other_clips_are_no_condition_of_these(done, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["source"]["fingerprint"] = "another"
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="wider: rendered from other clips than the data"):
+    with pytest.raises(InputError, match=r"wider: rendered by .* other clips than the data"):
         run_study(study(), done / "scenes", tmp_path / "study", seeds=1, progress=False)
+
+
+def test_scenes_of_another_recipe_are_no_condition_of_these(done, tmp_path):
+    shutil.copytree(done / "study" / "scenes", tmp_path / "study" / "scenes")
+    with pytest.raises(InputError, match="wider: rendered by another recipe"):
+        run_study(
+            replace(study(), singles=3),
+            done / "scenes",
+            tmp_path / "study",
+            seeds=1,
+            progress=False,
+        )
 
 
 def test_arguments_that_make_no_study(done, tmp_path):
