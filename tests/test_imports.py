@@ -37,7 +37,7 @@ ORDER = (
 FILES = sorted(
     path
     for path in PACKAGE.rglob("*.py")
-    if path.parent != PACKAGE / "configs" and path != PACKAGE / "__init__.py"
+    if PACKAGE / "configs" not in path.parents and path != PACKAGE / "__init__.py"
 )
 
 
