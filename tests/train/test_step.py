@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.losses.contrastive import ContrastiveConfig, group_rival_loss, rival_loss
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.losses.rivals import group_rival_loss, rival_loss
 from spatial_clap_jax.models.layers import unit
 from spatial_clap_jax.models.text import TextConfig, TextEncoder
 from spatial_clap_jax.systems.base import Encoded
