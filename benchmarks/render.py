@@ -34,7 +34,8 @@ from side_by_side import compare, report, use_threads
 from spatial_clap_jax.acoustics.render import high_pass
 from spatial_clap_jax.acoustics.rirs import RIR_LENGTH_S, RirRoom, simulate_room
 from spatial_clap_jax.acoustics.rooms import Room, sample_room
-from spatial_clap_jax.data.scenes import SceneGroup, SceneRecipe, draw_group
+from spatial_clap_jax.data.drawing import draw_group
+from spatial_clap_jax.data.scenes import SceneGroup, SceneRecipe
 from spatial_clap_jax.data.sources import Clip, active_level_db
 from spatial_clap_jax.data.synthetic import CATEGORIES
 from spatial_clap_jax.errors import InputError

@@ -148,6 +148,55 @@ def render_command(arguments: list[str]) -> None:
     _call(run, arguments, "render")
 
 
+def rewrite_command(arguments: list[str]) -> None:
+    """Have captions of scenes rewritten by a language model, each checked."""
+
+    def run(
+        data: tyro.conf.Positional[Path],
+        url: str,
+        model: str,
+        key_variable: str = "OPENAI_API_KEY",
+        cache: Path = Path("~/.cache/spatial_clap_jax/rewrites"),
+        split: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+        variants: int = 1,
+        workers: int = 8,
+    ) -> None:
+        """Writes rewritten.jsonl into the folder of scenes; captions whose rewrite says more or
+        less than theirs keep their template. A start after a failure goes on where it stopped.
+
+        Args:
+          data: folder that `render` wrote, of first-order ambisonics.
+          url: base of an OpenAI-compatible endpoint, such as http://localhost:8000/v1.
+          model: a model that it serves.
+          key_variable: environment variable that holds its key; none is sent where it is unset.
+          cache: folder for answers, so that nothing is asked twice.
+          split: whose captions; may be given several times. Default: train_k0 and train_k1.
+          variants: rewrites asked of each caption, 1 to 5.
+          workers: prompts under way at once.
+        """
+        from spatial_clap_jax.data.builders import open_scenes
+        from spatial_clap_jax.data.language_model import Cached, Endpoint
+        from spatial_clap_jax.data.rewriting import REWRITTEN, rewrite_scenes
+
+        scenes = open_scenes(data)
+        counts = rewrite_scenes(
+            scenes,
+            scenes.manifest["fingerprint"],
+            Cached(Endpoint(url, model, key_variable), cache.expanduser()),
+            data / REWRITTEN,
+            splits=split,
+            variants=variants,
+            workers=workers,
+        )
+        refused = {reason: count for reason, count in counts.items() if reason != "rewritten"}
+        print(f"{data / REWRITTEN}: {counts['rewritten']} rewrites")
+        print(f"{sum(refused.values())} refused, their templates stay")
+        for reason, count in sorted(refused.items(), key=lambda item: -item[1]):
+            print(f"  {count:>6}  {reason}")
+
+    _call(run, arguments, "rewrite")
+
+
 def train_command(arguments: list[str]) -> None:
     """Train a system on rendered scenes; resumes by itself."""
     config, size = _peek(arguments, default="spatial_clap.py")
@@ -283,9 +332,12 @@ def evaluate_command(arguments: list[str]) -> None:
         out: Path | None = None,
         plot: Path | None = None,
         gallery: int = 200,
+        localise: int = 2000,
+        umap: Path | None = None,
         step: int | None = None,
     ) -> None:
-        """Retrieval, direction, content and content-space assignment, each beside chance.
+        """Retrieval, direction, content and content-space assignment, each beside chance; of
+        ambisonic scenes also elevation, distance, room, 3-D localisation and moved directions.
 
         Args:
           run: folder of a run or of an export.
@@ -296,6 +348,10 @@ def evaluate_command(arguments: list[str]) -> None:
           out: results.json to write.
           plot: a figure to write (png, svg or pdf).
           gallery: scenes in a retrieval gallery.
+          localise: training scenes that 3-D localisation of ambisonic scenes learns from; 0
+            leaves it out.
+          umap: a map of embeddings of ambisonic scenes to write (png, svg or pdf; extra `umap`),
+            fitted on those training scenes.
           step: checkpoint to take; default: the newest.
         """
         from spatial_clap_jax import report
@@ -314,19 +370,33 @@ def evaluate_command(arguments: list[str]) -> None:
             check_results_path(out)
         if plot is not None:
             report.check_plot_path(plot)
+        if umap is not None:
+            report.check_plot_path(umap)
+            report.check_map_extra()
+            if data is None or not localise:
+                raise InputError(f"--umap {umap}: needs --data, and --localise above 0.")
         model = load(run, step=step)
         confusion = None
         if data is not None:
-            found = evaluate_in_detail(model, open_scenes(data), split=split, gallery=gallery)
+            found = evaluate_in_detail(
+                model, open_scenes(data), split=split, gallery=gallery, localise=localise
+            )
             results, confusion = found.results, found.direction_confusion
         else:
             assert scenes is not None
-            results = evaluate_recordings(model, scenes)
+            found, results = None, evaluate_recordings(model, scenes)
         report.print_results(results)
         if out is not None:
             write_results(results, out)
         if plot is not None:
             report.plot_results(results, plot, confusion)
+        if umap is not None:
+            if found is None or found.learnt is None:
+                raise InputError(
+                    f"--umap {umap}: needs ambisonic scenes of one source, train_k1 among "
+                    "them; give --data with such scenes."
+                )
+            report.plot_map(found.learnt, found.embedded[1], umap)
 
     _call(run, arguments, "evaluate")
 
@@ -394,6 +464,8 @@ def embed_command(arguments: list[str]) -> None:
         audio: tyro.conf.Positional[Path],
         text: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         out: Path | None = None,
+        plain: bool = False,
+        foa_format: Literal["acn-sn3d", "acn-n3d", "fuma"] = "acn-sn3d",
         step: int | None = None,
     ) -> None:
         """Embeds a recording of any length and rate, and says how near each text is.
@@ -403,6 +475,8 @@ def embed_command(arguments: list[str]) -> None:
           audio: a recording with the channels that the model takes.
           text: a text; may be given several times.
           out: write the embedding of the recording to this .npy file.
+          plain: the recording is mono and has no place; for a model of ambisonics.
+          foa_format: order and gains of an ambisonic recording's channels.
           step: checkpoint of a run to take; default: the newest.
         """
         from spatial_clap_jax.data.audio import read_audio
@@ -413,7 +487,7 @@ def embed_command(arguments: list[str]) -> None:
         recording = read_audio(audio)
         model = load(run, step=step)
         try:
-            embedding = model.embed_audio(*recording)
+            embedding = model.embed_audio(*recording, plain=plain, foa_format=foa_format)
         except InputError as error:
             raise InputError(f"{audio}: {error}") from error
         if out is not None:
@@ -429,6 +503,7 @@ def embed_command(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": quickstart_command,
     "render": render_command,
+    "rewrite": rewrite_command,
     "train": train_command,
     "study": study_command,
     "plan": plan_command,

@@ -1,32 +1,53 @@
 """The numbers of a trained model: retrieval, zero-shot direction and content, assignment.
 
-Scores are flat by name, `{task}/{number of sources}`; a person's own recordings, whose number of
-sources nobody counts, are scored under `{task}/recordings`.
+Scores are flat by name, `{task}/{number of sources}`; plain clips, which have no place, are scored
+under `{task}/plain`, and a person's own recordings, whose number of sources nobody counts, under
+`{task}/recordings`. Scenes in ELSA's words are asked what its paper asks; see `metrics/elsa.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatial_clap_jax.acoustics.captions import category_phrasings, compose_caption
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data.audio import read_audio
-from spatial_clap_jax.data.pipeline import Scenes, meanings
+from spatial_clap_jax.data.pipeline import Scenes
 from spatial_clap_jax.data.recordings import read_recordings
 from spatial_clap_jax.data.scenes import SceneGroup
-from spatial_clap_jax.data.transforms import member_directions
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.metrics.embed import Embedder, check_finite, embed_in_batches, embed_texts
-from spatial_clap_jax.metrics.retrieval import chance_recall, relevant_ranks, similarity
-from spatial_clap_jax.metrics.scores import Results, check_results_path, score_of, write_results
+from spatial_clap_jax.metrics.attributes import ATTRIBUTES
+from spatial_clap_jax.metrics.elsa import (
+    cluster_distances,
+    direction_swap,
+    learn_localisation,
+    localisation,
+    zero_shot_attributes,
+)
+from spatial_clap_jax.metrics.embed import Embedder, check_finite, embed_texts
+from spatial_clap_jax.metrics.embedded import EmbeddedSplit, embed_split
+from spatial_clap_jax.metrics.retrieval import (
+    average_precision,
+    chance_average_precision,
+    chance_recall,
+    relevant_ranks,
+    similarity,
+)
+from spatial_clap_jax.metrics.scores import (
+    Outcome,
+    Results,
+    check_results_path,
+    measure_of,
+    score_of,
+    write_results,
+)
 from spatial_clap_jax.metrics.zero_shot import (
     assignment_hits,
     choose,
@@ -48,7 +69,16 @@ __all__ = [
 ]
 
 RECALL_AT = (1, 5, 10)
-SOURCES = (1, 2, 3)
+PRECISION_AT = 10
+# Number of sources that are placed, and what their scores are called; none: the plain clip.
+SOURCES = {0: "plain", 1: "1", 2: "2", 3: "3"}
+# Where scenes of one source to learn from lie.
+_LEARNT = "train_k1"
+_LAYOUTS = {
+    1: "mono",
+    2: "stereo (left, right)",
+    4: "first-order ambisonics (W, Y, Z, X in ACN order, SN3D)",
+}
 # What a clip of no known category is called in the prompts of the direction classes.
 ANY_SOUND = "a sound"
 
@@ -59,50 +89,20 @@ class Evaluation:
 
     Attributes:
       results: the flat scores.
-      direction_confusion: 1-source scenes by true (row) and chosen (column) direction class;
-        None where the data have none.
+      direction_confusion: 1-source scenes by true (row) and chosen (column) direction class, five
+        of stereo scenes, four of those in ELSA's words; None where the data have none.
       content_by_category: the content score of each category apart.
-      outcomes: what each score of `results` was counted from, query by query.
+      outcomes: what each share of `results` was counted from, query by query.
       embedded: the scenes by number of sources.
+      learnt: the training scenes that localisation learnt from; None without it.
     """
 
     results: Results
-    direction_confusion: Int[np.ndarray, "5 5"] | None
+    direction_confusion: Int[np.ndarray, "d d"] | None
     content_by_category: Results
     outcomes: dict[str, Outcome]
     embedded: dict[int, EmbeddedSplit]
-
-
-class Outcome(NamedTuple):
-    """The queries behind a score.
-
-    Attributes:
-      hits: whether each succeeded.
-      cluster: the scene that it belongs to.
-      chance: the share that chance alone reaches.
-    """
-
-    hits: Bool[np.ndarray, "n"]
-    cluster: Int[np.ndarray, "n"]
-    chance: float
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddedSplit:
-    """The scene groups of one split: every member embedded, its audio forgotten.
-
-    Attributes:
-      audio, text: embeddings of all members and their captions, groups one after another.
-      starts: the row of each group's first member, the identity; then the number of rows.
-      meaning, directions, categories: of the identity members; equal numbers mean the same.
-    """
-
-    audio: Float[np.ndarray, "n d"]
-    text: Float[np.ndarray, "n d"]
-    starts: Int[np.ndarray, "s_and_1"]
-    meaning: Int[np.ndarray, "s"]
-    directions: Int[np.ndarray, "s k"]
-    categories: list[tuple[str, ...]]
+    learnt: EmbeddedSplit | None = None
 
 
 def evaluate(
@@ -127,6 +127,7 @@ def evaluate_in_detail(
     progress: bool = True,
     batch_size: int = 32,
     phrases: str = "side",
+    localise: int = 2000,
 ) -> Evaluation:
     """Scores a model on the scene groups of one split, and says where it errs.
 
@@ -134,30 +135,42 @@ def evaluate_in_detail(
     into as many galleries as it fills; where it fills none, all of it is one gallery (its n then
     stays below `gallery`). An item of the same meaning (the set of (category, direction class),
     the clip's id where it has no category) is a hit. Assignment asks every member of every group.
-    Zero-shot scores are of 1-source scenes, against prototypes made of prompts.
+    Zero-shot scores are of 1-source scenes, against prototypes made of prompts. Of scenes in
+    ELSA's words, retrieval has mAP@10 too, plain clips have galleries of their own, and 1-source
+    scenes are asked about direction, elevation, distance and room, localised in 3-D, and moved to
+    other directions by arithmetic.
 
     Args:
       embedder: the model.
       scenes: opened data; the names of its splits are `{split}_k{sources}`.
-      split: which split; its 1-, 2- and 3-source parts are scored where they exist.
+      split: which split; its plain clips and 1-, 2- and 3-source parts are scored where they exist.
       gallery: scenes in a gallery.
       seed: of the cut into galleries.
       progress: whether to show a progress bar (on standard error).
       batch_size: rows embedded at once; every batch is filled up to it.
-      phrases: set of direction phrases (`PHRASE_SETS`) of the zero-shot prompts.
+      phrases: set of direction phrases (`PHRASE_SETS`) of the zero-shot prompts of stereo scenes.
+      localise: of scenes in ELSA's words, how many training scenes are embedded to learn
+        localisation from; 0 leaves it out, as do data without `train_k1`, or that split itself.
 
     Returns:
       Scores `t2a_r1/K`, `t2a_r5/K`, `t2a_r10/K`, `a2t_r1/K`, ... for K sources, `direction/1`,
       `content/1` (where at least two categories are known) and `assignment/2`, `assignment/3`
       (where groups have several members); the confusion of directions; the score by category.
+      Of scenes in ELSA's words `t2a_map10/K`, `a2t_map10/K`, the attributes in place of
+      `direction/1`, and what `metrics/elsa.py` tells.
 
     Raises:
-      InputError: a gallery or batch below 1, a split that is absent or empty, or embeddings that
-        are not finite.
+      InputError: a gallery or batch below 1, a split that is absent or empty, a model of other
+        channels, or embeddings that are not finite.
     """
-    for name, value in (("gallery", gallery), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} {value}: must be at least 1; give a larger number.")
+    for name, value, least in (
+        ("gallery", gallery, 1),
+        ("batch_size", batch_size, 1),
+        ("localise", localise, 0),
+    ):
+        if value < least:
+            raise InputError(f"{name} {value}: must be at least {least}; give a larger number.")
+    said = phrase_set(phrases)
     names = {k: f"{split}_k{k}" for k in SOURCES}
     sources = {k: scenes.source(name) for k, name in names.items() if name in scenes.splits}
     sources = {k: source for k, source in sources.items() if len(source)}
@@ -168,31 +181,41 @@ def evaluate_in_detail(
             f"give one of their splits ({', '.join(held) or 'they have none'})."
         )
     outcomes: dict[str, Outcome] = {}
+    measures: Results = {}
     embedded: dict[int, EmbeddedSplit] = {}
+    confusion, by_category, learnt = None, {}, None
     with _progress(progress) as bar:
         for k, source in sources.items():
-            embedded[k] = _embed_split(embedder, names[k], source, batch_size, bar)
-            outcomes |= _retrieval(embedded[k], gallery, seed, str(k))
+            part = embedded[k] = embed_split(embedder, names[k], source, batch_size, bar)
+            outcomes |= _retrieval(part, gallery, seed, SOURCES[k])
+            if part.words == "elsa":
+                measures |= _mean_precision(part, gallery, seed, SOURCES[k])
             if k > 1:
-                outcomes |= _assignment(embedded[k], str(k))
-        confusion, by_category = None, {}
+                outcomes |= _assignment(part, SOURCES[k])
         if 1 in embedded:
             known = {c for part in embedded.values() for scene in part.categories for c in scene}
-            categories = sorted(known - {""})
-            prompts = _Prompts(embedder, categories, phrase_set(phrases), batch_size, bar)
-            found, confusion = _zero_shot_direction(prompts, embedded[1])
+            prompts = _Prompts(embedder, sorted(known - {""}), said, batch_size, bar)
+            part = embedded[1]
+            if part.words == "stereo":
+                found, confusion = _zero_shot_direction(prompts, part)
+            else:
+                if localise and split != "train" and _LEARNT in scenes.splits:
+                    some = _some(scenes.source(_LEARNT), localise, seed)
+                    learnt = embed_split(embedder, _LEARNT, some, batch_size, bar)
+                found, confusion, measured = _elsa(prompts, part, learnt, seed)
+                measures |= measured
             outcomes |= found
-            if len(categories) > 1:
-                found, by_category = _zero_shot_content(prompts, embedded[1])
+            if len(prompts.categories) > 1:
+                found, by_category = _zero_shot_content(prompts, part)
                 outcomes |= found
-    results = {name: score_of(*outcome) for name, outcome in outcomes.items()}
-    return Evaluation(results, confusion, by_category, outcomes, embedded)
+    results = {name: score_of(*outcome) for name, outcome in outcomes.items()} | measures
+    return Evaluation(results, confusion, by_category, outcomes, embedded, learnt)
 
 
 def evaluate_recordings(
     embedder: Embedder, csv_path: str | Path, progress: bool = True, batch_size: int = 32
 ) -> Results:
-    """Scores a model on a person's own stereo recordings.
+    """Scores a model on a person's own recordings, of the channels that it takes.
 
     Args:
       embedder: the model.
@@ -209,6 +232,7 @@ def evaluate_recordings(
       InputError: the file, a column, a row or a recording cannot be used; the message names it.
     """
     rows = read_recordings(csv_path)
+    channels = getattr(embedder, "channels", 2)
     captions = sorted({row.caption for row in rows})
     texts = sorted({text for row in rows for text in (row.caption, *row.wrong)})
     with _progress(progress) as bar:
@@ -224,10 +248,10 @@ def evaluate_recordings(
                 waveform, sample_rate_hz = read_audio(row.path)
             except InputError as error:
                 raise InputError(f"{row.place}: {error}") from error
-            if waveform.shape[0] != 2:
+            if waveform.shape[0] != channels:
                 raise InputError(
                     f"{row.place}: '{row.path.name}' has {waveform.shape[0]} channel(s); "
-                    "recordings must be stereo (left, right); give a 2-channel file."
+                    f"recordings must be {_LAYOUTS[channels]}; give a {channels}-channel file."
                 )
             audio.append(
                 check_finite(embedder.embed_audio(waveform[None], sample_rate_hz), "audio")[0]
@@ -257,47 +281,6 @@ def evaluate_recordings(
     return results
 
 
-def _embed_split(
-    embedder: Embedder, name: str, groups: Sequence[SceneGroup], batch_size: int, bar: Progress
-) -> EmbeddedSplit:
-    captions: list[str] = []
-    starts = [0]
-    meaning, directions, categories = [], [], []
-    sample_rate_hz = int(groups[0].sample_rate_hz)
-    for index in range(len(groups)):
-        group = groups[index]
-        if group.sample_rate_hz != sample_rate_hz:
-            raise InputError(
-                f"{group.scene_id}: sample_rate_hz {group.sample_rate_hz}; all scenes of a "
-                f"split must have the rate of the first, {sample_rate_hz}: render them again."
-            )
-        captions.extend(group.captions)
-        starts.append(len(captions))
-        meaning.append(meanings(group)[0])
-        directions.append(member_directions(group)[0])
-        categories.append(group.categories)
-    # Texts first: a caption that is too long for the model is found before the long part.
-    try:
-        text = embed_texts(embedder, captions, batch_size, bar, f"{name} captions")
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    task = bar.add_task(name, total=len(groups))
-
-    def members() -> Iterator[Float32[np.ndarray, "c t"]]:
-        # Read again: the audio of a split need not fit into memory.
-        for index in range(len(groups)):
-            yield from groups[index].waveforms()
-            bar.advance(task)
-
-    def embed(batch: list[Float32[np.ndarray, "c t"]]) -> Float32[np.ndarray, "b d"]:
-        return embedder.embed_audio(np.stack(batch), sample_rate_hz)
-
-    audio = embed_in_batches(members(), embed, batch_size, f"audio of {name}")
-    return EmbeddedSplit(
-        audio, text, np.array(starts), np.array(meaning), np.array(directions), categories
-    )
-
-
 def _galleries(scenes: int, size: int, seed: int) -> list[Int[np.ndarray, "g"]]:
     order = np.random.default_rng(seed).permutation(scenes)
     if scenes < size:
@@ -305,19 +288,57 @@ def _galleries(scenes: int, size: int, seed: int) -> list[Int[np.ndarray, "g"]]:
     return list(order[: scenes // size * size].reshape(-1, size))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Galleries:
+    """The identity members of a split, cut into galleries.
+
+    Attributes:
+      scene: the scene of each query, galleries one after another.
+      scores: of each gallery, similarity of its captions (rows) to its audio.
+      relevant: of each gallery, whether they mean the same.
+    """
+
+    scene: Int[np.ndarray, "q"]
+    scores: list[Float[np.ndarray, "g g"]]
+    relevant: list[Bool[np.ndarray, "g g"]]
+
+    @classmethod
+    def of(cls, part: EmbeddedSplit, size: int, seed: int) -> _Galleries:
+        first = part.starts[:-1]
+        cut = _galleries(len(first), size, seed)
+        return cls(
+            np.concatenate(cut),
+            [similarity(part.text[first[rows]], part.audio[first[rows]]) for rows in cut],
+            [part.meaning[rows][:, None] == part.meaning[rows] for rows in cut],
+        )
+
+    def both_ways(self) -> dict[str, list[Float[np.ndarray, "g g"]]]:
+        return {"t2a": self.scores, "a2t": [scores.T for scores in self.scores]}
+
+
 def _retrieval(part: EmbeddedSplit, size: int, seed: int, suffix: str) -> dict[str, Outcome]:
-    first = part.starts[:-1]
-    galleries = _galleries(len(first), size, seed)
-    scene = np.concatenate(galleries)
-    relevant = [part.meaning[rows][:, None] == part.meaning[rows] for rows in galleries]
-    scores = [similarity(part.text[first[r]], part.audio[first[r]]) for r in galleries]
+    galleries = _Galleries.of(part, size, seed)
+    scene, relevant = galleries.scene, galleries.relevant
     outcomes: dict[str, Outcome] = {}
-    for name, scored in (("t2a", scores), ("a2t", [s.T for s in scores])):
+    for name, scored in galleries.both_ways().items():
         ranks = np.concatenate(list(map(relevant_ranks, scored, relevant)))
         for at in RECALL_AT:
             chance = float(np.mean([chance_recall(r, at) for r in relevant]))
             outcomes[f"{name}_r{at}/{suffix}"] = Outcome(ranks <= at, scene, chance)
     return outcomes
+
+
+def _mean_precision(part: EmbeddedSplit, size: int, seed: int, suffix: str) -> Results:
+    galleries = _Galleries.of(part, size, seed)
+    chance = float(np.mean([chance_average_precision(r, PRECISION_AT) for r in galleries.relevant]))
+    results: Results = {}
+    for name, scored in galleries.both_ways().items():
+        values = [
+            average_precision(scores, relevant, PRECISION_AT)
+            for scores, relevant in zip(scored, galleries.relevant, strict=True)
+        ]
+        results[f"{name}_map{PRECISION_AT}/{suffix}"] = measure_of(np.concatenate(values), chance)
+    return results
 
 
 def _assignment(part: EmbeddedSplit, suffix: str) -> dict[str, Outcome]:
@@ -350,14 +371,38 @@ class _Prompts:
     bar: Progress
 
     def of_directions(self) -> Float[np.ndarray, "5 d"]:
-        contents = [p for c in self.categories for p in category_phrasings(c)] or [ANY_SOUND]
+        contents = self._phrasings() or [ANY_SOUND]
         classes = range(len(self.phrases))
         return self._prototypes([self._said(contents, [d]) for d in classes], "direction prompts")
+
+    def of_attributes(self) -> dict[str, Float[np.ndarray, "c d"]]:
+        """Of each answer to each of the `ATTRIBUTES`, said of any sound and of every category."""
+        contents = (ANY_SOUND, *self._phrasings())
+        return {
+            name: self._prototypes(attribute.prompts(contents), f"{name} prompts")
+            for name, attribute in ATTRIBUTES.items()
+        }
+
+    def of_contents_anywhere(self) -> Float[np.ndarray, "c d"]:
+        """Of the categories, said from each of the four directions."""
+        texts = [
+            [p for said in ATTRIBUTES["direction_4"].prompts(category_phrasings(c)) for p in said]
+            for c in self.categories
+        ]
+        return self._prototypes(texts, "content prompts")
+
+    def of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Of each text, itself, as a plain caption."""
+        captions = [f"{text.strip().rstrip('.')}." for text in texts]
+        return embed_texts(self.embedder, captions, self.batch_size, self.bar, "contents")
 
     def of_categories(self) -> Float[np.ndarray, "c d"]:
         classes = range(len(self.phrases))
         texts = [self._said(category_phrasings(c), classes) for c in self.categories]
         return self._prototypes(texts, "content prompts")
+
+    def _phrasings(self) -> list[str]:
+        return [phrasing for c in self.categories for phrasing in category_phrasings(c)]
 
     def _said(self, contents: Sequence[str], directions: Sequence[int]) -> list[str]:
         return [
@@ -382,6 +427,41 @@ def _zero_shot_direction(
     return {"direction/1": outcome}, confusion_matrix(true, chosen, len(prototypes))
 
 
+def _elsa(
+    prompts: _Prompts, part: EmbeddedSplit, learnt: EmbeddedSplit | None, seed: int
+) -> tuple[dict[str, Outcome], Int[np.ndarray, "4 4"] | None, Results]:
+    """Attributes, their confusion; localisation, swaps of directions, distances of clusters."""
+    prototypes = prompts.of_attributes()
+    outcomes, confusion = zero_shot_attributes(part, prototypes)
+    localiser, measures = None, {}
+    if learnt is not None:
+        localiser = learn_localisation(learnt, seed)
+        measures = localisation(localiser, learnt, part)
+    contents = sorted({text for scene in part.contents for text in scene})
+    moved, changes = direction_swap(
+        part, prototypes["direction_4"], contents, prompts.of_texts(contents), localiser
+    )
+    return outcomes | moved, confusion, measures | changes | cluster_distances(part, seed)
+
+
+def _some(source: Sequence[SceneGroup], count: int, seed: int) -> Sequence[SceneGroup]:
+    """At most so many of the groups, drawn; read only when asked for."""
+    drawn = np.random.default_rng(seed).permutation(len(source))[:count]
+    return _Chosen(source, tuple(sorted(drawn.tolist())))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen(Sequence[SceneGroup]):
+    source: Sequence[SceneGroup]
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> SceneGroup:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.source[self.rows[index]]
+
+
 def _zero_shot_content(
     prompts: _Prompts, part: EmbeddedSplit
 ) -> tuple[dict[str, Outcome], Results]:
@@ -389,7 +469,8 @@ def _zero_shot_content(
     if not len(labelled):
         return {}, {}
     categories = prompts.categories
-    prototypes = prompts.of_categories()
+    in_stereo = part.words == "stereo"
+    prototypes = prompts.of_categories() if in_stereo else prompts.of_contents_anywhere()
     true = np.array([categories.index(part.categories[i][0]) for i in labelled])
     audio = part.audio[part.starts[:-1][labelled]]
     hits = choose(similarity(audio, prototypes), true) == true

@@ -44,6 +44,8 @@ from spatial_clap_jax.stored import (
     flatten,
     read_trained,
 )
+from spatial_clap_jax.systems.attributes import AttributeRegression
+from spatial_clap_jax.systems.base import System
 from spatial_clap_jax.systems.clap import Clap
 from spatial_clap_jax.systems.spatial_clap import SpatialClap
 
@@ -84,8 +86,8 @@ def write_model(model: TrainedModel, out: str | Path, format: Format) -> list[Pa
     if format == HF_CLAP:
         weights = clap_weights(model)
         configs, tensors = hf_clap_configs(weights), hf_clap_tensors(weights)
-    elif format == "stablehlo" and isinstance(model.system, Clap):
-        _refuse_fused(model.system)
+    elif format == "stablehlo":
+        _refuse_partial(model.system)
 
     def fill(folder: Path) -> None:
         if format == HF_CLAP:
@@ -116,14 +118,17 @@ def clap_weights(model: TrainedModel) -> ClapWeights:
     Reference: the zeros are our choice.
     """
     system, arrays = model.system, flatten(model.variables)
-    content = system.config.content if isinstance(system, Clap | SpatialClap) else None
+    if not isinstance(system, Clap | SpatialClap):
+        raise InputError(
+            f"hf-clap: ClapModel is monaural, and of {type(system).__name__} no monaural part "
+            "would be left that was trained as one; take another --format."
+        )
+    config, content = system.config, system.config.content
     if not isinstance(content, HtsatConfig):
         raise InputError(
             f"hf-clap: the content encoder is {type(content).__name__}, ClapModel's is an HTSAT; "
             "train with one, as `base` does, or take another --format."
         )
-    assert isinstance(system, Clap | SpatialClap)
-    config = system.config
     if isinstance(system, SpatialClap):
         if system.config.fusion_width != config.joint_width:
             raise InputError(
@@ -163,8 +168,13 @@ def _fusion_without_place(arrays: dict[str, np.ndarray], width: int) -> dict[str
     return {**heads, "params/logit_scale_audio": scale, "params/logit_scale_text": scale}
 
 
-def _refuse_fused(system: Clap) -> None:
-    if system.config.content.fusion:
+def _refuse_partial(system: System) -> None:
+    if isinstance(system, AttributeRegression):
+        raise InputError(
+            "--format stablehlo: pre-trained spatial attributes have no text program; take "
+            "--format safetensors, or the run itself, for --init.branch."
+        )
+    if isinstance(system, Clap) and system.config.content.fusion:
         raise InputError(
             "--format stablehlo: a fused CLAP embeds a long recording as a whole, which a program "
             "of one length cannot; take --format safetensors."

@@ -1,4 +1,4 @@
-"""What the encoders see: spectra, log-mel frames and views, stereo planes, resampling, masks.
+"""What the encoders see: spectra, log-mel, stereo planes, intensity, resampling, masks.
 
 Everything here runs inside the jitted step, in float32 whatever the model's compute
 type, over any leading axes. Contract of every front end, tested over many lengths:
@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import scipy.signal
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.shapes import MelFrames, Signal, Spectrum, Stereo
+from spatial_clap_jax.shapes import Foa, MelFrames, Signal, Spectrum, Stereo
 
 _Parts = tuple[Float32[Array, "*b l _"], Float32[Array, "*b l _"]]  # real, imaginary
 
@@ -30,6 +30,9 @@ _SILENT_MAGNITUDE = 1e-15
 _LEVEL_RANGE = 1e-6
 # Far below the quietest 16-bit sample, and its square, which gradients divide by, is no zero.
 _SILENT_POWER = 1e-18
+# Intensities below this are no direction, where the four channels together have a mean power of 1.
+_SILENT_INTENSITY = 1e-6
+_FOA_AXES = (3, 1, 2)  # X, Y, Z among W, Y, Z, X
 _LARGEST_RATIO = 1000
 # Frames of 1024 samples in parts of 64 ask for 0.23 of the products that their halves do; finer
 # splits cost more in sums and in small matrices than they save.
@@ -74,6 +77,41 @@ class LogMelConfig:
             raise InputError(
                 f"log-mel: mels {self.mels}, amin {self.amin:g}: both must be above zero."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class StftConfig:
+    """Spectra by a periodic Hann window, centred; the defaults are ELSA's.
+
+    Reference: ELSA (arXiv 2409.11369), with the numbers of its re-implementations.
+    """
+
+    sample_rate_hz: int = 16_000
+    n_fft: int = 400
+    hop: int = 100
+
+    def __post_init__(self):
+        """Refuses what would only fail deep inside a trace."""
+        _check_stft(self.n_fft, self.hop)
+
+    @property
+    def bins(self) -> int:
+        """Frequencies of a spectrum."""
+        return self.n_fft // 2 + 1
+
+
+class Intensity(NamedTuple):
+    """How sound energy flows through a point, in cells of time and frequency.
+
+    Attributes:
+      active: what arrives, along x ahead, y left, z up; it points at the source.
+      reactive: what swings to and fro, along the same axes.
+      level_db: power of W, not normalised.
+    """
+
+    active: Float32[Array, "*b l f 3"]
+    reactive: Float32[Array, "*b l f 3"]
+    level_db: Float32[Array, "*b l f"]
 
 
 LAION_CLAP_LOG_MEL = LogMelConfig()
@@ -290,6 +328,63 @@ def mel_cross_and_mono(
     return planes, _decibels(power_mono, config.amin)
 
 
+def intensity_vectors(
+    foa: Foa,
+    config: StftConfig | LogMelConfig,
+    scaled_by: Literal["active", "energy"] = "active",
+) -> Intensity:
+    """Active and reactive intensity of a sound field, without its loudness.
+
+    With V the spectra of X, Y, Z: Re(conj(W) V) and Im(conj(W) V), both divided by one length:
+
+      active   ||Re(conj(W) V)||: active vectors are unit vectors, reactive ones have any length
+      energy   (|W|^2 + |V|^2) / 2: the two lie in the unit ball, and the active one is as short
+               as the field is diffuse
+
+    Both are 0 where that length is 1e-6 or less, of a recording whose four channels have a mean
+    power of 1: the limit is relative to the whole recording, so that a joint gain changes
+    nothing. A plane wave has a unit active vector towards its source and no reactive one; one
+    signal in all four channels points along (1, 1, 1); silence gives zeros.
+
+    Args:
+      foa: samples of W, Y, Z, X (ACN order, SN3D) at `config.sample_rate_hz`.
+      config: a cell for each bin of a spectrum, or sums over mel bands.
+      scaled_by: the length that both are divided by.
+
+    Returns:
+      Vectors [*b, t // hop + 1, bins or mels, 3].
+
+    Reference: ELSA (arXiv 2409.11369) for 'active'; directional audio coding (Pulkki 2007) for
+      'energy'. The relative limit is our choice.
+
+    Example:
+      >>> left = jnp.stack([x, x, 0 * x, 0 * x])              # a plane wave from +90 degrees
+      >>> intensity_vectors(left, StftConfig()).active[5, 9]
+      Array([0., 1., 0.], dtype=float32)
+    """
+    audio = jnp.asarray(foa, jnp.float32)
+    if isinstance(config, LogMelConfig):
+        sums, amin = _mel_flows(audio, config), config.amin
+    else:
+        sums, amin = _bin_flows(audio, config), LAION_CLAP_LOG_MEL.amin
+    power_mono, power_axes = sums[..., 0, :, :], sums[..., 1, :, :]
+    loudness = (audio**2).mean(axis=(-2, -1))[..., None, None, None]
+    is_heard = loudness > _SILENT_POWER
+    per_power = jnp.where(is_heard, 1 / jnp.where(is_heard, loudness, 1.0), 0.0)
+    active, reactive = (
+        jnp.moveaxis(flow, -3, -1) * per_power
+        for flow in (sums[..., 2:5, :, :], sums[..., 5:8, :, :])
+    )
+    if scaled_by == "active":
+        squared = (active**2).sum(axis=-1, keepdims=True)
+    else:
+        squared = ((power_mono + power_axes)[..., None] * (per_power / 2)) ** 2
+    is_sound = squared > _SILENT_INTENSITY**2
+    # The root of a zero has no gradient, so its argument is never one.
+    scale = jnp.where(is_sound, jax.lax.rsqrt(jnp.where(is_sound, squared, 1.0)), 0.0)
+    return Intensity(active * scale, reactive * scale, _decibels(power_mono, amin))
+
+
 def resample_poly(audio: Signal, up: int, down: int) -> Float32[Array, "*b s"]:
     """Changes the rate by up / down through a Kaiser-windowed low-pass.
 
@@ -394,6 +489,32 @@ def _centred(audio: Signal, n_fft: int, pad_mode: str = "reflect") -> Float32[Ar
         raise InputError("stft: audio has 0 samples; give at least one.")
     ends = [(0, 0)] * (audio.ndim - 1) + [(n_fft // 2, n_fft // 2)]
     return jnp.pad(jnp.asarray(audio, jnp.float32), ends, mode=pad_mode)
+
+
+def _flows(parts: Sequence[_Parts]) -> list[Float32[Array, "*flows l _"]]:
+    """|W|^2, |V|^2, Re(conj(W) V) and Im(conj(W) V) of the parts of spectra of W, Y, Z, X."""
+    flows = []
+    for real, imaginary in parts:
+        mono_re, mono_im = real[..., :1, :, :], imaginary[..., :1, :, :]
+        axes_re, axes_im = (x[..., np.array(_FOA_AXES), :, :] for x in (real, imaginary))
+        of_axes = _power(axes_re, axes_im).sum(axis=-3, keepdims=True)
+        cosines = mono_re * axes_re + mono_im * axes_im
+        sines = mono_re * axes_im - mono_im * axes_re
+        flows.append(jnp.concatenate([_power(mono_re, mono_im), of_axes, cosines, sines], axis=-3))
+    return flows
+
+
+def _mel_flows(audio: Foa, config: LogMelConfig) -> Float32[Array, "*b 8 l m"]:
+    return _by_blocks(
+        lambda audio, count: _mel(_flows(_mel_spectra(audio, count, config)), config),
+        _centred(audio, config.n_fft),
+        config,
+    )
+
+
+def _bin_flows(audio: Foa, config: StftConfig) -> Float32[Array, "*b 8 l f"]:
+    spectrum = stft(audio, config.n_fft, config.hop)
+    return _flows([(spectrum.real, spectrum.imag)])[0]
 
 
 def _by_blocks(

@@ -16,6 +16,7 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Float, Float32
 
+from spatial_clap_jax.acoustics.foa import FoaFormat, as_acn_sn3d, mono_as_foa
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
@@ -39,6 +40,7 @@ from spatial_clap_jax.windows import fusion_views, log_mel_on_host, window_of, w
 
 # Rows of every batch: small, because a single recording costs as much as a full batch.
 _BATCH = 8
+_FOA_CHANNELS = 4
 _NUMBERS = (int, float, np.integer, np.floating)
 
 
@@ -84,7 +86,12 @@ class AudioTextModel:
         return self.tokenizer.max_tokens
 
     def embed_audio(
-        self, audio: Float[np.ndarray, "*b c t"], sample_rate_hz: float
+        self,
+        audio: Float[np.ndarray, "*b c t"],
+        sample_rate_hz: float,
+        *,
+        plain: bool = False,
+        foa_format: FoaFormat = "acn-sn3d",
     ) -> Float32[np.ndarray, "*b d"]:
         """Unit embeddings of recordings.
 
@@ -97,18 +104,36 @@ class AudioTextModel:
 
         Args:
           audio: one recording [c, t] or several of one length [b, c, t], floats, full scale 1.
-            No channel is ever duplicated, dropped or scaled.
+            No channel is ever duplicated, dropped or scaled, but as these arguments say:
           sample_rate_hz: its rate.
+          plain: the recording is of one channel and has no place; for a model of first-order
+            ambisonics, which hears it in all four channels, as it was trained to.
+          foa_format: how a recording of first-order ambisonics orders and scales its channels;
+            what is not in ACN order with SN3D gains is converted.
 
         Returns:
           One embedding [d], or [b, d].
 
         Raises:
-          InputError: wrong rank, channels or rate; no samples, or NaN or infinite ones.
+          InputError: wrong rank, channels or rate; no samples, or NaN or infinite ones; `plain`
+            or `foa_format` of a model that does not take ambisonics.
 
         Reference: windows and their mean are our choice.
         """
-        clips = _checked_audio(audio, self.channels)
+        if self.channels != _FOA_CHANNELS and (plain or foa_format != "acn-sn3d"):
+            argument = "plain=True" if plain else f"foa_format={foa_format!r}"
+            raise InputError(
+                f"{argument}: is said to a model of first-order ambisonics, and this one takes "
+                f"{self.channels} channel(s); leave it out."
+            )
+        if plain and np.ndim(audio) > 1 and np.shape(audio)[-2] != 1:
+            raise InputError(
+                f"plain=True: audio has {np.shape(audio)[-2]} channels, a recording without "
+                "a place one; give that one [1, samples], or leave plain out."
+            )
+        clips = _checked_audio(audio, 1 if plain else self.channels)
+        if self.channels == _FOA_CHANNELS:
+            clips = mono_as_foa(clips[:, 0]) if plain else as_acn_sn3d(clips, foa_format)
         clips = resample(clips, _checked_rate(sample_rate_hz), self.sample_rate_hz)
         if self.whole_program is not None and clips.shape[-1] > self.window_samples:
             rows = np.stack([np.asarray(self.whole_program(clip)) for clip in clips])
@@ -222,12 +247,16 @@ def _checked_audio(audio: Any, channels: int) -> Float32[np.ndarray, "b c t"]:
     if array.size == 0:
         raise InputError(f"audio: has shape {list(array.shape)}, no samples; give at least one.")
     if array.shape[-2] != channels:
-        layout = " (left, right)" if channels == 2 else ""
-        transposed = "transpose it, samples come last" if array.shape[-1] == channels else None
+        layouts = {2: " (left, right)", _FOA_CHANNELS: " (ambisonics: W, Y, Z, X)"}
+        remedy = f"give a recording with {channels} channels"
+        if channels == _FOA_CHANNELS and array.shape[-2] == 1:
+            remedy = "say plain=True if it is a mono recording without a place"
+        elif array.shape[-1] == channels:
+            remedy = "transpose it, samples come last"
         raise InputError(
-            f"audio: has {array.shape[-2]} channel(s); this model takes {channels}{layout}, and "
-            "none is duplicated, mixed or dropped silently: "
-            f"{transposed or f'give a recording with {channels} channels'}."
+            f"audio: has {array.shape[-2]} channel(s); this model takes "
+            f"{channels}{layouts.get(channels, '')}, and none is duplicated, mixed or dropped "
+            f"silently: {remedy}."
         )
     # float64 beyond float32's range becomes infinite, and is refused for that.
     with np.errstate(over="ignore"):

@@ -6,9 +6,12 @@ from spatial_clap_jax import __version__
 from spatial_clap_jax.folders import HF_CLAP
 from spatial_clap_jax.pretrained.towers import TextTower
 from spatial_clap_jax.stored import TEXT_ENCODER, TrainedModel
+from spatial_clap_jax.systems.attributes import AttributeRegression
 from spatial_clap_jax.systems.clap import Clap
+from spatial_clap_jax.systems.elsa import Elsa
+from spatial_clap_jax.systems.spatial_clap import SpatialClap
 
-CHANNEL_NAMES = {1: ("mono",), 2: ("left", "right")}
+CHANNEL_NAMES = {1: ("mono",), 2: ("left", "right"), 4: ("W", "Y", "Z", "X")}
 
 _PROGRAM_USE = """\
 ## Use without the library that made it
@@ -99,9 +102,19 @@ clips and captions whose licenses decide what the weights may be used for.
 - Computes in float32; accelerators agree with a CPU within rounding.
 """
 
-_SPATIAL_LIMITS = """\
+_PAIR_LIMITS = """\
 - Directions are those of the captions of the training: of a pair of microphones, which cannot tell
   ahead from behind nor above from below.
+"""
+
+_FOA_LIMITS = """\
+- Channels are those of first-order ambisonics, in ACN order with SN3D gains (AmbiX); FuMa or N3D
+  must be converted, which the library does when it is told.
+- Directions, distances and rooms are those of the captions of the training, from a coincident
+  receiver that looks ahead.
+"""
+
+_SPATIAL_LIMITS = """\
 - Another receiver and other rooms than those of the training are unknown to it. Sources are taken
   to stand still.
 """
@@ -110,6 +123,20 @@ _TRAINED_ON = """\
 Scenes rendered from clips with captions. Fingerprint of the rendered data: `{fingerprint}`. The
 fingerprint names one recipe, seed and source of clips; the `manifest.json` beside the scenes has it
 too, and lists them. All settings stand in `model.json` under `experiment`."""
+
+
+# Of each system whether it is monaural, and its paper.
+_REFERENCES: dict[type, tuple[bool, str]] = {
+    Clap: (True, "CLAP (Wu et al., arXiv 2211.06687)"),
+    SpatialClap: (False, "Spatial-CLAP (Seki et al., arXiv 2509.14785)"),
+    Elsa: (False, "ELSA (Devnani et al., arXiv 2409.11369)"),
+    AttributeRegression: (
+        False,
+        "Spatial attributes alone, ELSA's branch before it learns (Devnani et al., arXiv "
+        "2409.11369)",
+    ),
+}
+_LIMITS = {2: _PAIR_LIMITS, 4: _FOA_LIMITS}
 
 
 def model_card(model: TrainedModel, format: str, width: int) -> str:
@@ -121,7 +148,7 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
       width: of the embeddings.
     """
     system = model.system
-    monaural = isinstance(system, Clap)
+    monaural, reference = _REFERENCES[type(system)]
     source = model.provenance.get("converted_from")
     seconds = system.window_samples / system.sample_rate_hz
     facts = {
@@ -132,9 +159,7 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
         "order": ", ".join(CHANNEL_NAMES.get(system.channels, ("in the order of the training",))),
         "width": width,
         "and_where": "" if monaural else " and where",
-        "system": "CLAP (Wu et al., arXiv 2211.06687)"
-        if monaural
-        else "Spatial-CLAP (Seki et al., arXiv 2509.14785)",
+        "system": reference,
         "made": f"converted from `{source}` by spatial_clap_jax {__version__}"
         if source
         else f"trained for {model.step} steps with spatial_clap_jax {__version__}",
@@ -145,7 +170,7 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
         if source
         else _TRAINED_ON.format(fingerprint=model.provenance.get("data_fingerprint") or "unknown"),
         "long": _told_of_length(system, seconds),
-        "limits": "" if monaural else _SPATIAL_LIMITS,
+        "limits": "" if monaural else _LIMITS[system.channels] + _SPATIAL_LIMITS,
         "max_tokens": system.max_tokens,
         "example": "" if monaural else " on the left side",
         "seconds": seconds,

@@ -15,7 +15,10 @@ from spatial_clap_jax.train.experiment import load_config
 from spatial_clap_jax.train.trainer import train
 
 # The config of scenes and that of the model, for each system.
-SYSTEMS = {"spatial_clap": ("scenes.py", "spatial_clap.py")}
+SYSTEMS = {
+    "spatial_clap": ("scenes.py", "spatial_clap.py"),
+    "elsa": ("elsa_scenes.py", "elsa.py"),
+}
 
 
 def quickstart(system: str, out: str | Path, seed: int = 0) -> dict[str, Any]:

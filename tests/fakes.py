@@ -7,7 +7,11 @@ import numpy as np
 
 from spatial_clap_jax.acoustics.captions import compose_caption
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS, direction_index
+from spatial_clap_jax.acoustics.foa import foa_gains, unit_vectors
+from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
+from spatial_clap_jax.acoustics.spatial_words import wrap_deg
 from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.wording import compose, member_places
 
 # category: (tone in Hz, contents)
 CATEGORIES = {
@@ -63,8 +67,60 @@ def fake_group(
         room="fake",
         room_size_m=np.float32([6.0, 5.0, 3.0]),
         t60_s=0.3,
+        t30_s=np.full(k, 0.3, np.float32),
+        drr_bands_db=np.zeros((k, 0), np.float32),
+        t30_bands_s=np.zeros((k, 0), np.float32),
+        words="stereo",
+        phrasing=0,
         seed=index,
     )
+
+
+def fake_foa_group(
+    split: str, k: int, index: int, samples: int = 800, sample_rate_hz: int = 16_000
+) -> SceneGroup:
+    """A group of k tones in FOA, encoded by their directions without a room; k = 0: a plain clip.
+
+    Two or more have different words for their directions.
+    """
+    like = fake_group(split, max(k, 1), index, samples, sample_rate_hz)
+    rng = np.random.default_rng([*split.encode(), k, index, 4])
+    middles = 90.0 * rng.permutation(4)[:k]
+    azimuth_deg = np.float32([wrap_deg(a) for a in middles + rng.uniform(-30.0, 30.0, k)])
+    elevation_deg = rng.uniform(-47.0, 47.0, k).astype(np.float32)
+    time_s = np.arange(samples) / sample_rate_hz
+    tones = [np.sin(2 * np.pi * CATEGORIES[name][0] * time_s + index) for name in like.categories]
+    gains = foa_gains(unit_vectors(azimuth_deg, elevation_deg)) if k else np.ones((1, 4))
+    permutations = np.array(list(itertools.permutations(range(k))), np.int32)
+    audio = np.stack(
+        [
+            sum(np.outer(gains[place], tone) for place, tone in zip(row, tones, strict=True))
+            for row in (permutations if k else [[0]])
+        ]
+    )
+    scale = float(np.abs(audio).max() / (0.9 * 32767))
+    group = dataclasses.replace(
+        like,
+        scene_id=f"{split}_k{k}/{index}",
+        audio=np.round(audio / scale).astype(np.int16),
+        scale=scale,
+        azimuth_deg=azimuth_deg,
+        elevation_deg=elevation_deg,
+        distance_m=rng.uniform(0.5, 4.0, k).astype(np.float32),
+        permutations=permutations,
+        room_size_m=np.float32([7.0, 10.0, 3.0] if k else [0.0, 0.0, 0.0]),
+        t30_s=np.full(k, rng.uniform(0.15, 2.0), np.float32),
+        drr_bands_db=rng.uniform(-10, 10, (k, 20)).astype(np.float32),
+        t30_bands_s=rng.uniform(0.2, 2, (k, 20)).astype(np.float32),
+        words="elsa",
+        phrasing=int(rng.integers(PHRASINGS)),
+    )
+    contents = [options[0] for options in group.contents]
+    captions = tuple(
+        compose(group, contents, places, range(len(contents)), group.phrasing)
+        for places in member_places(group)
+    )
+    return dataclasses.replace(group, captions=captions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +132,7 @@ class FakeScenes:
       samples: length of the audio.
       sample_rate_hz: its rate.
       splits: names of the splits that exist.
+      foa: whether they are in FOA, with the words of ELSA.
     """
 
     groups: int = 8
@@ -86,12 +143,13 @@ class FakeScenes:
         *("validation_k1", "validation_k2"),
         *("test_k1", "test_k2", "test_k3"),
     )
+    foa: bool = False
 
     def source(self, split: str) -> list[SceneGroup]:
         name, k = split.split("_k")
+        make = fake_foa_group if self.foa else fake_group
         return [
-            fake_group(name, int(k), i, self.samples, self.sample_rate_hz)
-            for i in range(self.groups)
+            make(name, int(k), i, self.samples, self.sample_rate_hz) for i in range(self.groups)
         ]
 
     @property

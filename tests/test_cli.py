@@ -136,6 +136,19 @@ def test_mistakes_in_words(place, capsys):
         (("train", place / "scenes.py", *train[2:]), "gives no experiment"),
         (("render", place / "model.py", "--sources", "x", "--out", "y"), "gives no scene recipe"),
         (("evaluate", place / "run"), "give either --data DIR or --scenes FILE.csv"),
+        (
+            ("evaluate", place / "run", "--data", place / "data", "--umap", "map.docx"),
+            "map.docx: the figure cannot be written",
+        ),
+        (
+            ("evaluate", place / "run", "--data", place / "data", "--localise", -1),
+            "localise -1: must be at least 0",
+        ),
+        (("rewrite", place / "data", "--url", "here", "--model", "m"), "url 'here': must start"),
+        (
+            ("rewrite", place / "data", "--url", "http://127.0.0.1:9", "--model", "m"),
+            "its captions are in the words of stereo scenes",
+        ),
         (("export", place / "run", "--out", "x", "--format", "onnx"), "onnx"),
         (("embed", place / "run", "x.wav"), 'give --text "..."'),
         (("quickstart", "--system", "elsar"), "--system elsar: unknown"),
@@ -164,6 +177,8 @@ def test_recordings_that_cannot_be_embedded(place, tmp_path, capsys):
         (wav(tmp_path / "four.wav", np.tile(stereo(), (2, 1))), "four.wav: audio: has 4 channel"),
     ):
         assert expected in refused(capsys, "embed", place / "run", path, "--text", "rain")
+    plain = ("embed", place / "run", good, "--plain", "True", "--text", "rain")
+    assert "good.wav: plain=True: is said to a model of first-order" in refused(capsys, *plain)
     assert "blank" in embed(good, " ") or "empty" in embed(good, " ")
     assert "tokens" in embed(good, "rain falls in front, and " * 20)
 

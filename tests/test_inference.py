@@ -371,3 +371,58 @@ def test_a_text_is_padded_by_its_own_length_only(pointer):
 )
 def test_texts_have_few_lengths(longest, lengths):
     assert text_lengths(longest) == lengths
+
+
+@pytest.fixture(scope="module")
+def listener() -> AudioTextModel:
+    """Takes ambisonics; its embedding is the direction of a window's first sample of Y, Z, X."""
+
+    def audio_program(batch):
+        first = batch[:, 1:, 0].astype(np.float64)
+        return (first / np.linalg.norm(first, axis=1, keepdims=True)).astype(np.float32)
+
+    tokenizer = Tokenizer.train(CAPTIONS, 300, MAX_TOKENS)
+    return AudioTextModel(16_000, 4, 4, tokenizer, 0, audio_program, lambda *_: None)
+
+
+def test_a_plain_recording_stands_in_all_four_channels(listener):
+    found = listener.embed_audio(noise(1, 4), 16_000, plain=True)
+    np.testing.assert_allclose(np.abs(found), 3**-0.5, atol=1e-6)
+    several = listener.embed_audio(noise(2, 1, 4), 16_000, plain=True)
+    assert several.shape == (2, 3)
+
+
+def test_other_conventions_are_converted_when_declared(listener):
+    # A wave from the left: Y alone.
+    signal = noise(4)
+    acn = np.stack([signal, signal, 0 * signal, 0 * signal])
+    fuma = np.stack([signal * 2**-0.5, 0 * signal, signal, 0 * signal])
+    n3d = acn * np.float32([1, 3**0.5, 3**0.5, 3**0.5])[:, None]
+    for audio, foa_format in ((acn, "acn-sn3d"), (fuma, "fuma"), (n3d, "acn-n3d")):
+        found = listener.embed_audio(audio, 16_000, foa_format=foa_format)
+        np.testing.assert_allclose(np.abs(found), [1, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("audio", "how", "message"),
+    [
+        (
+            noise(1, 9),
+            {},
+            r"has 1 channel\(s\); this model takes 4 \(ambisonics: W, Y, Z, X\), and "
+            r"none .* silently: say plain=True if it is a mono recording without a place",
+        ),
+        (noise(2, 9), {}, r"has 2 channel\(s\); .*: give a recording with 4 channels"),
+        (noise(4, 9), {"plain": True}, r"plain=True: audio has 4 channels, a recording without"),
+        (noise(4, 9), {"foa_format": "ambix"}, r"foa_format 'ambix' is none of acn-sn3d, acn-n3d"),
+    ],
+)
+def test_what_is_no_ambisonics_is_refused(listener, audio, how, message):
+    with pytest.raises(InputError, match=message):
+        listener.embed_audio(audio, 16_000, **how)
+
+
+@pytest.mark.parametrize("how", [{"plain": True}, {"foa_format": "fuma"}])
+def test_a_stereo_model_takes_no_word_of_ambisonics(pointer, how):
+    with pytest.raises(InputError, match=r"is said to a model of first-order ambisonics, and this"):
+        pointer.embed_audio(noise(2, 4), 16_000, **how)

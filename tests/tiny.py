@@ -16,7 +16,9 @@ from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.inference import AudioTextModel, load
 from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.crnn import CrnnConfig
+from spatial_clap_jax.models.spatial_attributes import SpatialAttributesConfig
 from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.systems.elsa import ElsaConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.checkpoint import RunCheckpoints
 from spatial_clap_jax.train.description import write_description
@@ -119,7 +121,8 @@ def save_tiny_run(
       The folder.
     """
     experiment = experiment or tiny_experiment()
-    tokenizer = Tokenizer.train(CAPTIONS, experiment.model.text.vocabulary, MAX_TOKENS)
+    system = experiment.build_system()
+    tokenizer = Tokenizer.train(CAPTIONS, system.vocabulary, MAX_TOKENS)
     write_description(
         workdir,
         {
@@ -129,7 +132,7 @@ def save_tiny_run(
             "max_tokens": MAX_TOKENS,
             "preprocessing": {
                 "sample_rate_hz": RATE_HZ,
-                "channels": 2,
+                "channels": system.channels,
                 "window_samples": WINDOW,
             },
         },
@@ -157,3 +160,37 @@ def shared_run(folder: Path) -> Path:
 def shared_model(folder: Path) -> AudioTextModel:
     """The model of `shared_run`, compiled once."""
     return load(shared_run(folder))
+
+
+def tiny_elsa() -> Experiment:
+    """ELSA with the parts of the small size, at the widths of `tiny_experiment`."""
+    tiny = tiny_experiment()
+    shared = tiny.model
+    assert isinstance(shared, SpatialClapConfig)
+    model = ElsaConfig(
+        sample_rate_hz=RATE_HZ,
+        window_s=WINDOW / RATE_HZ,
+        content=shared.content,
+        content_mel=shared.content_mel,
+        attributes=SpatialAttributesConfig(
+            patch=(4, 4),
+            channels=(8,),
+            pools=((1, 2),),
+            hears_level=True,
+            pooling="attention",
+            heads=4,
+            width=16,
+            hidden=(16,),
+        ),
+        intensity=shared.content_mel,
+        intensity_scale="energy",
+        static_bands=4,
+        text=shared.text,
+        spatial_width=12,
+        fusion_width=16,
+        joint_width=12,
+        head_width=8,
+        spec_augment=None,
+    )
+    data = PipelineConfig(captions_per_batch=8, swap=False, rotate=True)
+    return replace(tiny, name="tiny_elsa", model=model, data=data)

@@ -9,9 +9,8 @@ three sets of direction phrases in training, so that a fourth may be understood.
     spatial-clap study configs/studies/spatial_clap_findings.py --data data/esc10 \
         --sources esc10.csv --workdir studies/findings
 
-`small` is narrower than `small` of configs/spatial_clap.py, so that thirty trainings fit on two
-cores; `quickstart` only shows that the study works; `base` is for accelerators. What it found:
-docs/findings.md.
+`small` and `base` are those of configs/spatial_clap.py, the one for two cores, the other for
+accelerators; `quickstart` only shows that the study works. What it found: docs/findings.md.
 """
 
 from dataclasses import replace
@@ -22,7 +21,7 @@ from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.models.cnn import CnnConfig
-from spatial_clap_jax.models.crnn import CrnnConfig
+from spatial_clap_jax.models.parted import PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatialConfig
 from spatial_clap_jax.study import Noise, Phrases, Rendered, Row, Study
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
@@ -98,7 +97,7 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
             "spatial_mel": _MEL,
         }
     )
-    if has_mel and isinstance(model.spatial, CrnnConfig):
+    if has_mel and isinstance(model.spatial, PartedCnnConfig):
         other["spatial"] = replace(model.spatial, patch=(2, 16))
     return (
         Row("mono", "monaural CLAP", with_model(no_scl, spatial=None)),
@@ -145,20 +144,8 @@ def _model(experiment: Experiment) -> SpatialClapConfig:
 
 
 def small() -> tuple[Experiment, SceneRecipe]:
-    """Two thirds of the width of `small`, and a third of its text encoder."""
-    experiment = load_config("spatial_clap", "small")
-    model = _model(experiment)
-    assert isinstance(model.content, CnnConfig)
-    assert isinstance(model.spatial, CrnnConfig)
-    model = replace(
-        model,
-        content=replace(model.content, channels=(48, 64, 96), width=192),
-        spatial=replace(model.spatial, channels=(48, 64, 96), frame_width=192, gru_width=96),
-        text=replace(model.text, width=128, layers=3, heads=4, mlp_width=512, max_tokens=40),
-    )
-    return replace(
-        experiment, model=model, steps=600, ema_decay=0.99, checkpoint_every=100
-    ), load_config("scenes", "small")
+    """`small` of configs/spatial_clap.py."""
+    return load_config("spatial_clap", "small"), load_config("scenes", "small")
 
 
 def base() -> tuple[Experiment, SceneRecipe]:
@@ -182,17 +169,8 @@ def quickstart() -> tuple[Experiment, SceneRecipe]:
         model,
         window_s=1.0,
         content=CnnConfig(channels=(16,), pools=((1, 4),), width=32, heads=4),
-        spatial=CrnnConfig(
-            patch=(4, 4),
-            channels=(16,),
-            pools=((1, 4),),
-            order="norm_first",
-            frame_width=32,
-            gru_width=16,
-            gru_layers=1,
-            pooling="attention",
-            heads=4,
-            width=32,
+        spatial=PartedCnnConfig(
+            channels=(16,), pools=((1, 4),), parts=3, frame_width=16, context=3, heads=2, width=16
         ),
         text=replace(model.text, width=32, layers=1, heads=2, mlp_width=64),
         fusion_width=32,

@@ -12,7 +12,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Float32
 
-from spatial_clap_jax.acoustics.rirs import RirRoom, median_t60_s, stack_responses
+from spatial_clap_jax.acoustics.rirs import RirRoom, measured_t60_s, stack_responses
 from spatial_clap_jax.errors import InputError
 
 _COLUMNS = ("filename", "azimuth_deg", "elevation_deg", "distance_m", "room")
@@ -74,15 +74,19 @@ class _Place(NamedTuple):
 
 def _measured_room(name: str, places: list[_Place], sample_rate_hz: int) -> RirRoom:
     rirs = stack_responses([place.rir for place in places])
+    times_s = measured_t60_s(rirs, sample_rate_hz)
     return RirRoom(
         name=name,
         size_m=(0.0, 0.0, 0.0),
-        t60_s=median_t60_s(rirs, sample_rate_hz),
+        t60_s=float(np.median(times_s)),
         rirs=rirs,
         azimuth_deg=np.array([place.azimuth_deg for place in places], np.float32),
         elevation_deg=np.array([place.elevation_deg for place in places], np.float32),
         distance_m=np.array([place.distance_m for place in places], np.float32),
         sample_rate_hz=sample_rate_hz,
+        t30_s=np.median(times_s, axis=1).astype(np.float32),
+        drr_bands_db=np.zeros((len(places), 0), np.float32),
+        t30_bands_s=np.zeros((len(places), 0), np.float32),
     )
 
 

@@ -1,6 +1,7 @@
-"""Microphone arrays."""
+"""Microphones and how they stand in a room."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -42,3 +43,38 @@ class StereoPair:
                  [3. , 1.9, 1.5]])
         """
         return center_m + np.array([[0, 0.5, 0], [0, -0.5, 0]]) * self.spacing_m
+
+
+@dataclass(frozen=True)
+class Foa:
+    """A first-order ambisonics receiver, which looks along +x.
+
+    Attributes:
+      height_m: above the floor.
+      position: 'centre' of the floor plan, or 'drawn' for each room, so that small rooms hold
+        far sources too.
+      encoding: 'ideal': every wave is encoded by its direction; 'tetrahedron': four cardioids
+        on a sphere hear it, each at its own place, and are converted to B-format.
+      radius_m: of that sphere.
+    """
+
+    height_m: float = 1.5
+    position: Literal["centre", "drawn"] = "drawn"
+    encoding: Literal["ideal", "tetrahedron"] = "ideal"
+    radius_m: float = 0.0147
+
+    def __post_init__(self) -> None:
+        for field in ("height_m", "radius_m"):
+            if not getattr(self, field) > 0:
+                raise InputError(f"Foa.{field} {getattr(self, field):g} must be above 0 metres.")
+        for field, known in (
+            ("position", ("centre", "drawn")),
+            ("encoding", ("ideal", "tetrahedron")),
+        ):
+            if getattr(self, field) not in known:
+                raise InputError(
+                    f"Foa.{field} {getattr(self, field)!r} is unknown; give {' or '.join(known)}."
+                )
+
+
+Receiver = StereoPair | Foa

@@ -26,8 +26,10 @@ _MAX_ORDER = 50
 class RirRoom:
     """Responses from n places of one room to the c channels of its receiver.
 
-    Azimuths are in [-90, 90] (+90 left). `size_m` is (0, 0, 0) where it is unknown;
-    `t60_s` is the median of what `measure_t60_s` finds in the responses.
+    Azimuths are in [-90, 90] (+90 left) for a stereo pair, all round for FOA. `size_m` is
+    (0, 0, 0) where it is unknown. `t30_s` is what `measure_t60_s` finds for each place (in W of
+    FOA, the median of the channels of others), and `t60_s` the median over the room. The bands
+    are those of `bands.BANDS_HZ`, or none.
     """
 
     name: str
@@ -38,6 +40,9 @@ class RirRoom:
     elevation_deg: Float32[np.ndarray, "n"]
     distance_m: Float32[np.ndarray, "n"]
     sample_rate_hz: int
+    t30_s: Float32[np.ndarray, "n"]
+    drr_bands_db: Float32[np.ndarray, "n bands"]
+    t30_bands_s: Float32[np.ndarray, "n bands"]
 
 
 def measure_t60_s(rir: Float[np.ndarray, "r"], sample_rate_hz: int) -> float:
@@ -68,10 +73,11 @@ def measure_t60_s(rir: Float[np.ndarray, "r"], sample_rate_hz: int) -> float:
     return -60 / float(np.polyfit(fitted / sample_rate_hz, level_db[fitted], 1)[0])
 
 
-def median_t60_s(rirs: Float32[np.ndarray, "n c r"], sample_rate_hz: int) -> float:
-    """Median over places and channels of what `measure_t60_s` finds."""
-    channels = rirs.reshape(-1, rirs.shape[-1])
-    return float(np.median([measure_t60_s(rir, sample_rate_hz) for rir in channels]))
+def measured_t60_s(
+    rirs: Float32[np.ndarray, "n c r"], sample_rate_hz: int
+) -> Float[np.ndarray, "n c"]:
+    """What `measure_t60_s` finds for each place and channel."""
+    return np.array([[measure_t60_s(channel, sample_rate_hz) for channel in rir] for rir in rirs])
 
 
 def simulate_room(
@@ -120,15 +126,19 @@ def simulate_room(
         )
     distance_m = rng.uniform(low, reach_m).astype(np.float32)
     rirs = image_source_rirs(room, receiver, azimuth_deg, distance_m, sample_rate_hz)
+    times_s = measured_t60_s(rirs, sample_rate_hz)
     return RirRoom(
         name=name,
         size_m=room.size_m,
-        t60_s=median_t60_s(rirs, sample_rate_hz),
+        t60_s=float(np.median(times_s)),
         rirs=rirs,
         azimuth_deg=azimuth_deg,
         elevation_deg=np.zeros_like(azimuth_deg),
         distance_m=distance_m,
         sample_rate_hz=sample_rate_hz,
+        t30_s=np.median(times_s, axis=1).astype(np.float32),
+        drr_bands_db=np.zeros((places, 0), np.float32),
+        t30_bands_s=np.zeros((places, 0), np.float32),
     )
 
 

@@ -26,7 +26,10 @@ from absl import logging
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.acoustics.measured_rirs import load_measured_rirs
 from spatial_clap_jax.acoustics.rirs import RirRoom
+from spatial_clap_jax.acoustics.spatial_captions import spatial_phrases
+from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data import material
+from spatial_clap_jax.data.drawing import draw_group
 from spatial_clap_jax.data.records import (
     MANIFEST,
     SceneData,
@@ -34,14 +37,14 @@ from spatial_clap_jax.data.records import (
     open_scenes,
     scene_features,
 )
-from spatial_clap_jax.data.scenes import SceneRecipe, draw_group
+from spatial_clap_jax.data.scenes import SceneRecipe
 from spatial_clap_jax.data.sources import Source, SourceOptions, open_source
 from spatial_clap_jax.data.workers import WorkerPool
 from spatial_clap_jax.errors import InputError
 
 __all__ = ["SceneConfig", "SceneGroups", "SceneGroupsBeam", "open_scenes", "render_scenes"]
 
-FORMAT = 1
+FORMAT = 2
 # A shard of records is held in memory while it is written.
 SHARD_BYTES = 128 << 20
 # Packages whose version can change a sample or a word.
@@ -174,7 +177,7 @@ def _info(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
         builder=builder,
         description="Spatial mixtures of dry clips in rooms, with captions of what is where.",
-        features=scene_features(config.recipe.length),
+        features=scene_features(config.recipe.length, config.recipe.channels),
         disable_shuffling=True,
     )
 
@@ -183,7 +186,7 @@ def shard_sizes(recipe: SceneRecipe, split: str) -> list[int]:
     """Groups in each shard of a split, all but equally many."""
     count, (_, k) = recipe.splits()[split], split_and_k(split)
     members = recipe.permutations_k3 if k == 3 else math.factorial(k)
-    in_shard = max(1, SHARD_BYTES // (members * recipe.length * 4))
+    in_shard = max(1, SHARD_BYTES // (members * recipe.length * recipe.channels * 2))
     shards = math.ceil(count / in_shard)
     return [count // shards + (shard < count % shards) for shard in range(shards)]
 
@@ -218,8 +221,9 @@ def render_scenes(
       The opened folder.
 
     Raises:
-      InputError: `out` holds something else, a source or a response cannot be used, more than
-        5 % of the clips are bad, a split lacks clips or rooms, or Beam is not installed.
+      InputError: `out` holds something else, measured responses for FOA, a source or a response
+        cannot be used, more than 5 % of the clips are bad, a split lacks clips or rooms, or Beam is
+        not installed.
     """
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers} must be at least 1; leave it out for all cores.")
@@ -227,6 +231,11 @@ def render_scenes(
     if sources != "synthetic":
         sources = os.path.abspath(sources)
     source = open_source(sources, recipe.sources)
+    if rirs is not None and recipe.words != "stereo":
+        raise InputError(
+            f"--rirs {rirs}: measured responses are read for a StereoPair alone; leave --rirs out, "
+            "and rooms are simulated in first-order ambisonics."
+        )
     measured = load_measured_rirs(rirs, recipe.sample_rate_hz) if rirs is not None else None
     identity = {
         "recipe": _as_json(recipe),
@@ -296,7 +305,9 @@ def _make_rooms(
         divided = material.divide_rooms(measured, recipe.room_counts, splits, recipe.seed)
         for split, rooms in divided.items():
             for index, room in enumerate(rooms):
-                material.store_room(folders[split], index, room, recipe.high_pass_hz)
+                material.store_room(
+                    folders[split], index, material.high_passed(room, recipe.high_pass_hz)
+                )
         return {split: [room.t60_s for room in rooms] for split, rooms in divided.items()}
     counts = {split: getattr(recipe.room_counts, split) for split in splits}
     for split, count in counts.items():
@@ -344,7 +355,11 @@ def _manifest(
         "categories": sorted({clip.category for clip in used if clip.category}),
         "caption_corpus": [
             *dict.fromkeys(contents),
-            *(direction.phrase for direction in STEREO_DIRECTIONS),
+            *(
+                (direction.phrase for direction in STEREO_DIRECTIONS)
+                if recipe.words == "stereo"
+                else spatial_phrases()
+            ),
         ],
     }
 
@@ -366,9 +381,12 @@ def _holds_the_same(out: Path, identity: dict[str, Any]) -> bool:
             "or an empty folder as --out."
         )
     held = open_scenes(out).manifest
-    there, here = ({key: held.get(key) for key in identity}, identity)
-    for key in _flat(here) | _flat(there):
-        old, new = _flat(there).get(key), _flat(here).get(key)
+    # What a recipe of the first format could not say is what it says by default.
+    defaults = _flat({"recipe": _as_json(SceneRecipe())}) if held["format"] < FORMAT else {}
+    there = defaults | _flat({key: held.get(key) for key in identity})
+    here = _flat(identity)
+    for key in here | there:
+        old, new = there.get(key), here.get(key)
         if old != new:
             raise InputError(
                 f"{out}: holds scenes of another kind: {key} is {old!r} there and {new!r} here; "
@@ -388,7 +406,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _as_json(recipe: SceneRecipe) -> dict[str, Any]:
     """The recipe as JSON gives it back; a folder's place is not part of what is rendered."""
-    fields = dataclasses.asdict(recipe)
+    fields = to_plain(recipe)
     fields["sources"].pop("audio_folder")
     return json.loads(json.dumps(fields))
 

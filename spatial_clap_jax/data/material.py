@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,9 +14,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from spatial_clap_jax.acoustics.foa_rirs import simulate_foa_room
+from spatial_clap_jax.acoustics.receivers import Foa
 from spatial_clap_jax.acoustics.render import high_pass
 from spatial_clap_jax.acoustics.rirs import RirRoom, simulate_room
-from spatial_clap_jax.data.scenes import RoomCounts, SceneRecipe, by_content
+from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
+from spatial_clap_jax.data.drawing import by_content
+from spatial_clap_jax.data.scenes import RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import SPLITS, Clip, Source, SourceOptions, open_source
 from spatial_clap_jax.errors import InputError
 
@@ -120,12 +125,18 @@ class StoredRooms(Sequence[RirRoom]):
         return self._read(range(self._count)[index])
 
 
-def store_room(folder: Path, index: int, room: RirRoom, high_pass_hz: float) -> None:
-    """Write room number `index` of a `StoredRooms` folder, its responses high-passed.
+def high_passed(room: RirRoom, high_pass_hz: float) -> RirRoom:
+    """The room with its responses high-passed.
 
     The filter is linear: on the responses it acts on every mixture, once for all of them.
     """
-    np.save(folder / f"{index}.npy", high_pass(room.rirs, room.sample_rate_hz, high_pass_hz))
+    rirs = high_pass(room.rirs, room.sample_rate_hz, high_pass_hz)
+    return dataclasses.replace(room, rirs=rirs)
+
+
+def store_room(folder: Path, index: int, room: RirRoom) -> None:
+    """Write room number `index` of a `StoredRooms` folder."""
+    np.save(folder / f"{index}.npy", room.rirs)
     np.savez(
         folder / f"{index}.npz",
         name=room.name,
@@ -135,6 +146,9 @@ def store_room(folder: Path, index: int, room: RirRoom, high_pass_hz: float) -> 
         elevation_deg=room.elevation_deg,
         distance_m=room.distance_m,
         sample_rate_hz=room.sample_rate_hz,
+        t30_s=room.t30_s,
+        drr_bands_db=room.drr_bands_db,
+        t30_bands_s=room.t30_bands_s,
     )
 
 
@@ -144,18 +158,39 @@ def store_simulated_room(recipe: SceneRecipe, folder: Path, split: str, index: i
     Returns:
       Its reverberation time in seconds.
     """
+    room = _simulated(recipe, split, index)
+    store_room(folder, index, room)
+    return room.t60_s
+
+
+def _simulated(recipe: SceneRecipe, split: str, index: int) -> RirRoom:
     seed = np.random.SeedSequence((recipe.seed, zlib.crc32(f"rooms {split}".encode()), index))
+    name = f"{split}_{index:05d}"
+    if isinstance(recipe.receiver, Foa):
+        assert isinstance(recipe.rooms, FloorRanges)
+        return simulate_foa_room(
+            seed,
+            recipe.rooms,
+            recipe.receiver,
+            recipe.places_per_room,
+            recipe.sample_rate_hz,
+            name,
+            recipe.distance_range_m,
+            recipe.elevation_range_deg,
+            recipe.response_s,
+            recipe.high_pass_hz,
+        )
+    assert isinstance(recipe.rooms, RoomRanges)
     room = simulate_room(
         seed,
         recipe.rooms,
         recipe.receiver,
         recipe.places_per_room,
         recipe.sample_rate_hz,
-        f"{split}_{index:05d}",
+        name,
         recipe.distance_range_m,
     )
-    store_room(folder, index, room, recipe.high_pass_hz)
-    return room.t60_s
+    return high_passed(room, recipe.high_pass_hz)
 
 
 def divide_rooms(
@@ -214,4 +249,7 @@ def _read_room(folder: Path, index: int) -> RirRoom:
             elevation_deg=facts["elevation_deg"],
             distance_m=facts["distance_m"],
             sample_rate_hz=int(facts["sample_rate_hz"]),
+            t30_s=facts["t30_s"],
+            drr_bands_db=facts["drr_bands_db"],
+            t30_bands_s=facts["t30_bands_s"],
         )

@@ -1,16 +1,15 @@
 """Scene groups on disk to host batches: shuffle, augment, tokenise, batch, hand to each process.
 
 The groups of step s follow from the seed and s alone. A global batch is laid out first (captions of
-single sources, then those of mixtures, members of a group side by side) and every process reads
-only the groups of its own rows of it; so neither the number of processes nor that of workers
-changes what is trained on, and the whole state of the iterator is one number.
+plain clips, of single sources, then those of mixtures, members of a group side by side) and every
+process reads only the groups of its own rows of it; so neither the number of processes nor that of
+workers changes what is trained on, and the whole state of the iterator is one number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -19,16 +18,30 @@ import grain
 import numpy as np
 from absl import flags
 
+from spatial_clap_jax.acoustics.bands import BANDS_HZ
 from spatial_clap_jax.acoustics.directions import phrase_set
+from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.data import transforms
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.data.wording import meanings, number_of
 from spatial_clap_jax.errors import InputError
 
 # Steps that an endless iterator is good for.
 _ENDLESS = 2**40
 
 Batch = dict[str, np.ndarray]
+
+_ATTRIBUTES = 4 + 2 * len(BANDS_HZ)
+# What a batch can say of each row's place: shape of a row and type. `attributes` are azimuth,
+# elevation, distance, volume, then DRR in dB and T30 in s in each of `BANDS_HZ`; NaN where unknown.
+LABELS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+    "has_place": ((), np.bool_),
+    "direction": ((3,), np.float32),
+    "distance_m": ((), np.float32),
+    "floor_area_m2": ((), np.float32),
+    "attributes": ((_ATTRIBUTES,), np.float32),
+}
 
 
 @runtime_checkable
@@ -52,12 +65,16 @@ class PipelineConfig:
       captions_per_batch: captions in a global batch, over all processes.
       mixture_share: share of the captions that tell of two sources; where only one of the splits
         `train_k1` and `train_k2` exists, all captions are of that one.
+      plain_share: share of all captions that tell of plain clips (`train_k0`); the rest is shared
+        as `mixture_share` says.
       workers: processes that build batches; 0 builds them in threads of this process. Workers pay
         where there are cores beside those that train.
       threads: threads that build batches, in each worker or, without workers, here.
       prefetch: batches built ahead, in each worker or, without workers, here.
       gain_db: lowest and highest joint gain; (0, 0) changes nothing.
-      swap: mirror left and right of every second group, drawn.
+      swap: mirror left and right of every second group, drawn; stereo alone.
+      rotate: turn each field about the vertical axis by a drawn angle and mirror every second one;
+        first-order ambisonics alone.
       shift: shift each mixture circularly in time.
       redraw: draw phrasing and mention order of captions anew in each epoch.
       phrases: sets of direction phrases that `redraw` draws from (`PHRASE_SETS`).
@@ -76,6 +93,8 @@ class PipelineConfig:
     redraw: bool = True
     phrases: tuple[str, ...] = ("side",)
     rivals: bool = False
+    plain_share: float = 0.0
+    rotate: bool = False
 
     def __post_init__(self):
         for name, smallest in (
@@ -87,8 +106,14 @@ class PipelineConfig:
             value = getattr(self, name)
             if value < smallest:
                 raise InputError(f"{name}: {value} is too small; give at least {smallest}.")
-        if not 0.0 <= self.mixture_share <= 1.0:
-            raise InputError(f"mixture_share: {self.mixture_share} is no share; give 0 to 1.")
+        for name in ("mixture_share", "plain_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{name}: {getattr(self, name)} is no share; give 0 to 1.")
+        if self.swap and self.rotate:
+            raise InputError(
+                "rotate: True, but a rotation turns ambisonics and `swap` mirrors stereo; set swap "
+                "False for the one, rotate False for the other."
+            )
         low, high = self.gain_db
         if not low <= high:
             raise InputError(f"gain_db: {self.gain_db} is no range; give the lower gain first.")
@@ -173,6 +198,7 @@ def train_batches(
     scl: bool,
     seed: int,
     rows: Sequence[int] | None = None,
+    labels: Collection[str] = (),
 ) -> TrainBatches:
     """Endless, reshuffled, augmented training batches of this process.
 
@@ -186,16 +212,18 @@ def train_batches(
       scl: whether the permuted members of a group stay together.
       seed: order and augmentation follow from it.
       rows: which rows of each global batch are built here, ascending; None for all.
+      labels: which of `LABELS` the batches hold.
 
     Returns:
       Iterator over `audio` float32 [b, c, t], `tokens` int32 [b, n], `token_mask` bool [b, n],
       `group` int32 [b] (same number = same scene group) and `meaning` int32 [b] (same number =
       same contents in the same directions), b = rows built here. It has `get_state`,
       `set_state` and `close`; close it. With `config.rivals` also `rival_tokens`,
-      `rival_token_mask` and `has_rival` bool [b].
+      `rival_token_mask` and `has_rival` bool [b]; and the `labels`.
 
     Raises:
-      InputError: no training split, rows that are not in the batch, or rivals with SCL.
+      InputError: no training split, no plain clips where some are wanted, rows that are not in the
+        batch, rivals with SCL, or an unknown label.
     """
     if scl and config.rivals:
         raise InputError(
@@ -203,33 +231,48 @@ def train_batches(
             "or leave rivals out."
         )
     total = config.captions_per_batch
+    unknown = sorted(set(labels) - set(LABELS))
+    if unknown:
+        raise InputError(f"labels: {unknown[0]!r} is none of {', '.join(LABELS)}; give these.")
     members = 2 if scl else 1
-    singles = _single_captions(scenes, config, members)
+    plain = _plain_captions(scenes, config)
+    singles = _single_captions(scenes, config, members, total - plain)
     wanted = list(range(total)) if rows is None else [int(row) for row in rows]
     if not wanted or wanted != sorted(set(wanted)) or not 0 <= wanted[0] <= wanted[-1] < total:
         raise InputError(
             f"rows: {wanted[:3]}... of a batch of {total} captions; give ascending ones from 0 to "
             f"{total - 1}, each once."
         )
-    parts = []
-    if singles:
-        groups = _augmented(scenes, "train_k1", config, members, seed)
-        parts.append(_Part(groups, singles, _by_group([r for r in wanted if r < singles], 1)))
-    if singles < total:
-        groups = _augmented(scenes, "train_k2", config, members, seed)
-        mixed = _by_group([r - singles for r in wanted if r >= singles], members)
-        parts.append(_Part(groups, (total - singles) // members, mixed))
-    build = functools.partial(_build_batch, tuple(parts), tokenizer, config.rivals)
+    parts, start = [], 0
+    for split, captions, of_group in (
+        ("train_k0", plain, 1),
+        ("train_k1", singles, 1),
+        ("train_k2", total - plain - singles, members),
+    ):
+        if captions:
+            groups = _augmented(scenes, split, config, members, seed)
+            here = [row - start for row in wanted if start <= row < start + captions]
+            parts.append(_Part(groups, captions // of_group, _by_group(here, of_group)))
+            start += captions
+    build = functools.partial(
+        _build_batch, tuple(parts), tokenizer, config.rivals, tuple(sorted(labels))
+    )
     return TrainBatches(grain.MapDataset.range(_ENDLESS).map(build), config)
 
 
-def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer, rivals: bool = False) -> Batch:
+def collate(
+    groups: Sequence[SceneGroup],
+    tokenizer: Tokenizer,
+    rivals: bool = False,
+    labels: Collection[str] = (),
+) -> Batch:
     """One batch of all members of the groups, in their order.
 
     Args:
       groups: scene groups of one rate and length.
       tokenizer: for the captions; those that are too long are cut.
       rivals: whether rivals are in the batch; a scene without one has its own caption there.
+      labels: which of `LABELS` are in the batch.
 
     Returns:
       The batch that `train_batches` describes.
@@ -251,7 +294,7 @@ def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer, rivals: bool = F
         "tokens": tokens,
         "token_mask": mask,
         "group": np.array(
-            [_number(group.scene_id) for group in groups for _ in group.captions], np.int32
+            [number_of(group.scene_id) for group in groups for _ in group.captions], np.int32
         ),
         "meaning": np.array([m for group in groups for m in meanings(group)], np.int32),
     }
@@ -260,27 +303,36 @@ def collate(groups: Sequence[SceneGroup], tokenizer: Tokenizer, rivals: bool = F
         has_rival = [bool(group.rivals) for group in groups for _ in group.captions]
         batch["rival_tokens"], batch["rival_token_mask"] = tokenizer.encode(texts, truncate=True)
         batch["has_rival"] = np.array(has_rival)
+    places = [_place_labels(group) for group in groups for _ in group.captions]
+    for name in labels:
+        shape, kind = LABELS[name]
+        batch[name] = np.array([place[name] for place in places], kind).reshape(rows, *shape)
     return batch
 
 
-def meanings(group: SceneGroup) -> list[int]:
-    """A number for what each member of the group says: which contents in which directions.
-
-    A content is known by its category, or by its captions where it has none: two clips of the same
-    words cannot be told apart by words. The order of the sources does not count.
-    The numbers are the same in every process and run.
-
-    Returns:
-      p numbers, each in the range of int32.
-    """
-    contents = [
-        f"category {category}" if category else f"captions {sorted(map(str.lower, contents))}"
-        for category, contents in zip(group.categories, group.contents, strict=True)
-    ]
-    return [
-        _number("\n".join(sorted(f"{d} {c}" for c, d in zip(contents, directions, strict=True))))
-        for directions in transforms.member_directions(group)
-    ]
+def _place_labels(group: SceneGroup) -> dict[str, Any]:
+    """`LABELS` of a group's members; zeros and NaN where there is not exactly one place."""
+    attributes = np.full(_ATTRIBUTES, np.nan, np.float32)
+    if len(group.azimuth_deg) != 1:
+        return {
+            "has_place": False,
+            "direction": np.zeros(3, np.float32),
+            "distance_m": 0.0,
+            "floor_area_m2": 0.0,
+            "attributes": attributes,
+        }
+    length_m, width_m, height_m = group.room_size_m.tolist()
+    attributes[:3] = group.azimuth_deg[0], group.elevation_deg[0], group.distance_m[0]
+    attributes[3] = length_m * width_m * height_m or np.nan
+    if group.drr_bands_db.size:
+        attributes[4:] = np.concatenate([group.drr_bands_db[0], group.t30_bands_s[0]])
+    return {
+        "has_place": True,
+        "direction": unit_vectors(group.azimuth_deg, group.elevation_deg)[0],
+        "distance_m": group.distance_m[0],
+        "floor_area_m2": length_m * width_m,
+        "attributes": attributes,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +352,13 @@ def _by_group(rows: Sequence[int], members: int) -> tuple[tuple[int, tuple[int, 
     )
 
 
-def _build_batch(parts: Sequence[_Part], tokenizer: Tokenizer, rivals: bool, step: int) -> Batch:
+def _build_batch(
+    parts: Sequence[_Part],
+    tokenizer: Tokenizer,
+    rivals: bool,
+    labels: Sequence[str],
+    step: int,
+) -> Batch:
     groups = []
     for part in parts:
         for index, members in part.wanted:
@@ -308,12 +366,24 @@ def _build_batch(parts: Sequence[_Part], tokenizer: Tokenizer, rivals: bool, ste
             group = cast(SceneGroup, part.groups[step * part.per_step + index])
             is_whole = len(members) == len(group.captions)
             groups.append(group if is_whole else transforms.take_members(group, members))
-    return collate(groups, tokenizer, rivals)
+    return collate(groups, tokenizer, rivals, labels)
 
 
-def _single_captions(scenes: Scenes, config: PipelineConfig, members: int) -> int:
-    """How many captions of a global batch are of single sources."""
-    total = config.captions_per_batch
+def _plain_captions(scenes: Scenes, config: PipelineConfig) -> int:
+    """How many captions of a global batch are of plain clips; an even number."""
+    wanted = 2 * round(config.captions_per_batch * config.plain_share / 2)
+    if wanted and "train_k0" not in scenes.splits:
+        raise InputError(
+            f"plain_share: {config.plain_share} of the captions, but there is no split train_k0 "
+            f"among {sorted(scenes.splits)}; render plain clips, or set plain_share 0."
+        )
+    return wanted
+
+
+def _single_captions(scenes: Scenes, config: PipelineConfig, members: int, total: int) -> int:
+    """How many of `total` captions, those of a batch without the plain, are of single sources."""
+    if not total:
+        return 0
     has_singles, has_mixtures = ("train_k1" in scenes.splits, "train_k2" in scenes.splits)
     if not has_singles and not has_mixtures:
         raise InputError(
@@ -346,6 +416,7 @@ def _augmented(
     groups = groups.random_map(functools.partial(transforms.joint_gain, range_db=config.gain_db))
     for wanted, transform in (
         (config.swap, transforms.random_swap),
+        (config.rotate, transforms.random_rotation),
         (config.shift, transforms.time_shift),
         (config.redraw, functools.partial(transforms.redraw_captions, phrases=config.phrases)),
         (config.rivals, transforms.draw_member_among_rivals),
@@ -362,9 +433,3 @@ def _source(scenes: Scenes, split: str) -> Sequence[SceneGroup]:
     if not len(source):
         raise InputError(f"split: {split!r} holds no scenes; render it again.")
     return source
-
-
-def _number(text: str) -> int:
-    """A 32-bit number for a text, the same in every process and run (unlike `hash`)."""
-    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little", signed=True)

@@ -12,13 +12,16 @@ from typing import Any, SupportsIndex
 import numpy as np
 import tensorflow_datasets as tfds
 
+from spatial_clap_jax.acoustics.bands import BANDS_HZ
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.errors import InputError
 
 MANIFEST = "manifest.json"
+# Stands for the permutation of no clips over no places.
+_NO_PERMUTATION = np.zeros((1, 1), np.int32)
 
 
-def scene_features(length: int) -> tfds.features.FeaturesDict:
+def scene_features(length: int, channels: int) -> tfds.features.FeaturesDict:
     """What TFDS stores of a scene group; `length` samples a mixture.
 
     Audio is raw int16, which ArrayRecord compresses: FLAC would make records of two-source
@@ -30,7 +33,9 @@ def scene_features(length: int) -> tfds.features.FeaturesDict:
         {
             "scene_id": tfds.features.Text(),
             "audio": tfds.features.Tensor(
-                shape=(None, 2, length), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+                shape=(None, channels, length),
+                dtype=np.int16,
+                encoding=tfds.features.Encoding.BYTES,
             ),
             "scale": tfds.features.Scalar(np.float32),
             "sample_rate_hz": tfds.features.Scalar(np.int64),
@@ -50,6 +55,12 @@ def scene_features(length: int) -> tfds.features.FeaturesDict:
             "room": tfds.features.Text(),
             "room_size_m": tfds.features.Tensor(shape=(3,), dtype=np.float32),
             "t60_s": tfds.features.Scalar(np.float32),
+            "t30_s": places,
+            # All bands of a place, then those of the next: TFDS reads no empty matrices.
+            "drr_bands_db": places,
+            "t30_bands_s": places,
+            "words": tfds.features.Text(),
+            "phrasing": tfds.features.Scalar(np.int64),
             "seed": tfds.features.Scalar(np.int64),
         }
     )
@@ -63,6 +74,10 @@ def encode_group(group: SceneGroup) -> dict[str, Any]:
     example["contents_per_clip"] = np.array([len(c) for c in group.contents], np.int32)
     for name in ("clips", "categories", "captions"):
         example[name] = list(example[name])
+    for name in ("drr_bands_db", "t30_bands_s"):
+        example[name] = example[name].ravel()
+    if not len(group.azimuth_deg):
+        example["permutations"] = _NO_PERMUTATION
     return example
 
 
@@ -76,9 +91,28 @@ def decode_group(example: dict[str, Any]) -> SceneGroup:
         fields["contents"][end - count : end]
         for end, count in zip(ends, example["contents_per_clip"], strict=True)
     )
-    for name in ("scene_id", "room"):
-        fields[name] = example[name].decode()
+    for name in ("scene_id", "room", "words"):
+        if name in example:
+            fields[name] = example[name].decode()
+    places = len(example["azimuth_deg"])
+    if not places:
+        fields["permutations"] = np.zeros((1, 0), np.int32)
+    fields = {**_fields_of_format_1(example), **fields}
+    for name in ("drr_bands_db", "t30_bands_s"):
+        bands = len(fields[name]) // places if places else len(BANDS_HZ)
+        fields[name] = fields[name].reshape(places, bands)
     return SceneGroup(**fields)
+
+
+def _fields_of_format_1(example: dict[str, Any]) -> dict[str, Any]:
+    """What records of the first format, all stereo, do not hold."""
+    return {
+        "t30_s": np.full(len(example["azimuth_deg"]), example["t60_s"], np.float32),
+        "drr_bands_db": np.zeros(0, np.float32),
+        "t30_bands_s": np.zeros(0, np.float32),
+        "words": "stereo",
+        "phrasing": 0,
+    }
 
 
 class SceneSource(Sequence[SceneGroup]):
@@ -121,7 +155,7 @@ class SceneData:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits: `train_k1`, `train_k2`, ... `test_k3`."""
+        """Names of the splits: `train_k1`, `train_k2`, ... `test_k3`, `test_k0`."""
         return tuple(self.manifest["groups"])
 
     def source(self, split: str) -> SceneSource:
@@ -160,6 +194,9 @@ def open_scenes(data_dir: str | Path) -> SceneData:
     try:
         manifest = json.loads(text)
         lengths = manifest["groups"]
+        # Manifests of the first format, which knew one kind of each, do not name it.
+        for part, kind in (("receiver", "StereoPair"), ("rooms", "RoomRanges")):
+            manifest["recipe"][part] = {"kind": kind, **manifest["recipe"][part]}
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{data_dir / MANIFEST}: is not readable as a manifest of scenes; render them again."

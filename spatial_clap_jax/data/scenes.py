@@ -1,30 +1,27 @@
-"""Scene groups: the recipe they are drawn by, what one holds, and the draw itself."""
+"""Scene groups: the recipe they are drawn by, and what one holds."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
 import re
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
-import soxr
 from jaxtyping import Float32, Int16, Int32
 
-from spatial_clap_jax.acoustics.captions import compose_caption
-from spatial_clap_jax.acoustics.directions import direction_index
-from spatial_clap_jax.acoustics.receivers import StereoPair
-from spatial_clap_jax.acoustics.render import quantise_jointly, render_members
-from spatial_clap_jax.acoustics.rirs import RirRoom
-from spatial_clap_jax.acoustics.rooms import RoomRanges
-from spatial_clap_jax.data.sources import Clip, SourceOptions, active_level_db, fit_clip
+from spatial_clap_jax.acoustics.receivers import Foa, StereoPair
+from spatial_clap_jax.acoustics.rirs import RIR_LENGTH_S, WALL_MARGIN_M
+from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
+from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.errors import InputError
 
-# Active level of a source at 1 m, in dB of full scale, so that mixtures are about as loud as
-# recordings are. What is stored is scaled to its own peak; `scale` keeps the level.
-_REFERENCE_LEVEL_DB = -30.0
+# Least share of the longest reverberation time that a response must last, for T30 to be measured
+# within 1 %.
+_LEAST_RESPONSE = 0.75
+
+
+Words = Literal["stereo", "elsa"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +38,10 @@ class RoomCounts:
 
 @dataclasses.dataclass(frozen=True)
 class GroupCounts:
-    """How many scene groups of k = 1, 2 and 3 sources each split gets; 0 leaves a split out."""
+    """How many scene groups of k = 1, 2 and 3 sources each split gets; 0 leaves a split out.
+
+    Of k = 0 sources are plain clips: one mono clip without a place, in all channels of FOA.
+    """
 
     train_k1: int = 4000
     train_k2: int = 12000
@@ -52,6 +52,9 @@ class GroupCounts:
     test_k1: int = 400
     test_k2: int = 600
     test_k3: int = 400
+    train_k0: int = 0
+    validation_k0: int = 0
+    test_k0: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +66,14 @@ class SceneRecipe:
       seed: number that every draw starts from.
       sample_rate_hz: rate of the mixtures.
       duration_s: length of a mixture.
-      rooms: ranges that simulated rooms are drawn from.
-      receiver: the two microphones.
+      rooms: ranges that simulated rooms are drawn from; `FloorRanges` for FOA.
+      receiver: the two microphones, or first-order ambisonics. The words of captions follow from
+        it: 'stereo' or 'elsa'.
       room_counts: rooms a split.
       places_per_room: source places in a simulated room.
       distance_range_m: distances of places from the receiver.
+      elevation_range_deg: elevations of places; (0, 0) for a stereo pair.
+      response_s: most seconds of a room's response; 0.5 for a stereo pair.
       high_pass_hz: cutoff of the 4th-order high-pass that the impulse responses get.
       group_counts: scene groups a split and a number of sources.
       permutations_k3: members of a group of three sources, 1 to 6: the identity and others drawn.
@@ -82,11 +88,13 @@ class SceneRecipe:
     seed: int = 0
     sample_rate_hz: int = 16000
     duration_s: float = 4.0
-    rooms: RoomRanges = dataclasses.field(default_factory=RoomRanges)
-    receiver: StereoPair = dataclasses.field(default_factory=StereoPair)
+    rooms: RoomRanges | FloorRanges = dataclasses.field(default_factory=RoomRanges)
+    receiver: StereoPair | Foa = dataclasses.field(default_factory=StereoPair)
     room_counts: RoomCounts = dataclasses.field(default_factory=RoomCounts)
     places_per_room: int = 25
     distance_range_m: tuple[float, float] = (1.0, 2.5)
+    elevation_range_deg: tuple[float, float] = (0.0, 0.0)
+    response_s: float = RIR_LENGTH_S
     high_pass_hz: float = 50.0
     group_counts: GroupCounts = dataclasses.field(default_factory=GroupCounts)
     permutations_k3: int = 6
@@ -108,19 +116,10 @@ class SceneRecipe:
             self.high_pass_hz,
             "lie above 0 and below half the sample rate",
         )
-        # The microphones must stand in every room, with a margin from its walls.
-        _check(
-            self.receiver.spacing_m < self.rooms.width_m[0] - 1,
-            "receiver.spacing_m",
-            self.receiver.spacing_m,
-            f"be at least 1 m less than the narrowest room, {self.rooms.width_m[0]} m",
-        )
-        _check(
-            self.receiver.height_m < self.rooms.height_m[0],
-            "receiver.height_m",
-            self.receiver.height_m,
-            f"be less than the lowest room, {self.rooms.height_m[0]} m",
-        )
+        if isinstance(self.receiver, Foa):
+            self._check_foa(self.receiver)
+        else:
+            self._check_stereo(self.receiver)
         _check(self.places_per_room >= 5, "places_per_room", self.places_per_room, "be >= 5")
         _check(
             self.permutations_k3 in range(1, 7),
@@ -141,6 +140,84 @@ class SceneRecipe:
                 _check(value >= 0, f"{counts}.{split}", value, "be >= 0")
         _check(bool(self.splits()), "group_counts", self.group_counts, "ask for some groups")
 
+    def _check_stereo(self, receiver: StereoPair) -> None:
+        if not isinstance(self.rooms, RoomRanges):
+            raise _refusal("rooms", self.rooms, "be RoomRanges for a StereoPair")
+        # The microphones must stand in every room, with a margin from its walls.
+        _check(
+            receiver.spacing_m < self.rooms.width_m[0] - 1,
+            "receiver.spacing_m",
+            receiver.spacing_m,
+            f"be at least 1 m less than the narrowest room, {self.rooms.width_m[0]} m",
+        )
+        _check(
+            receiver.height_m < self.rooms.height_m[0],
+            "receiver.height_m",
+            receiver.height_m,
+            f"be less than the lowest room, {self.rooms.height_m[0]} m",
+        )
+        for field, only in (("elevation_range_deg", (0.0, 0.0)), ("response_s", RIR_LENGTH_S)):
+            value = getattr(self, field)
+            _check(value == only, field, value, f"be {only} for a StereoPair")
+        for split in ("train_k0", "validation_k0", "test_k0"):
+            count = getattr(self.group_counts, split)
+            _check(count == 0, f"group_counts.{split}", count, "be 0 for a StereoPair")
+
+    def _check_foa(self, receiver: Foa) -> None:
+        if not isinstance(self.rooms, FloorRanges):
+            raise _refusal("rooms", self.rooms, "be FloorRanges for Foa")
+        nearest, farthest = distances_m = self.distance_range_m
+        _check(0 < nearest <= farthest, "distance_range_m", distances_m, "hold 0 < low <= high")
+        low, high = self.elevation_range_deg
+        _check(
+            -90 <= low <= high <= 90,
+            "elevation_range_deg",
+            self.elevation_range_deg,
+            "hold -90 <= low <= high <= 90",
+        )
+        lowest_m = self.rooms.height_m[0]
+        _check(
+            receiver.height_m <= lowest_m - WALL_MARGIN_M,
+            "receiver.height_m",
+            receiver.height_m,
+            f"leave {WALL_MARGIN_M} m to the ceiling of the lowest room, {lowest_m} m",
+        )
+        # The nearest place at either end of the elevations.
+        heights_m = [
+            receiver.height_m + nearest * math.sin(math.radians(end)) for end in (low, high)
+        ]
+        _check(
+            heights_m[0] >= WALL_MARGIN_M and heights_m[1] <= lowest_m - WALL_MARGIN_M,
+            "elevation_range_deg",
+            self.elevation_range_deg,
+            f"keep the nearest places ({nearest} m) inside the lowest room of {lowest_m} m with "
+            f"{WALL_MARGIN_M} m to floor and ceiling",
+        )
+        # All round a receiver that stands in the worst place.
+        _check(
+            2 * (nearest + WALL_MARGIN_M) <= self.rooms.narrowest_m,
+            "distance_range_m",
+            self.distance_range_m,
+            f"start low enough for the narrowest room, {self.rooms.narrowest_m:.2f} m",
+        )
+        needed_s = _LEAST_RESPONSE * self.rooms.t30_s[1]
+        _check(
+            self.response_s >= needed_s,
+            "response_s",
+            self.response_s,
+            f"be at least {needed_s:.2f}, three quarters of the longest rooms.t30_s",
+        )
+
+    @property
+    def words(self) -> Words:
+        """The style that captions are composed in."""
+        return "elsa" if isinstance(self.receiver, Foa) else "stereo"
+
+    @property
+    def channels(self) -> int:
+        """Channels of a mixture."""
+        return 4 if isinstance(self.receiver, Foa) else 2
+
     @property
     def length(self) -> int:
         """Samples in a mixture."""
@@ -156,9 +233,12 @@ class SceneRecipe:
 class SceneGroup:
     """The same k clips and the same k places, in p permutations of clips over places.
 
+    A plain clip has k = 0 places and one clip: the mono signal in all channels.
+
     Attributes:
       scene_id: unique in its dataset: `{split}_k{k}/{index}`.
-      audio: the p mixtures, stereo (L, R), in units of `scale`.
+      audio: the p mixtures, stereo (L, R) or FOA (W, Y, Z, X; SN3D), in units of `scale`;
+        float32 after a rotation.
       scale: `audio * scale` is the sound pressure; one number for the whole group.
       sample_rate_hz: rate of `audio`.
       clips: ids of the k dry clips.
@@ -172,12 +252,18 @@ class SceneGroup:
       room: name of the room.
       room_size_m: its length, width and height (0 where a measured room does not say).
       t60_s: its reverberation time, measured from the impulse responses.
+      t30_s: that of the response from each place (W of FOA); 0 where nothing decays.
+      drr_bands_db: direct-to-reverberant ratio of each place in the bands of `bands.BANDS_HZ`, NaN
+        where it cannot be measured; no bands for stereo.
+      t30_bands_s: reverberation time of each place in these bands, NaN likewise.
+      words: the style of the captions.
+      phrasing: which set of stereo phrases or which template the captions are composed with.
       seed: the number that the whole draw of this group started from.
       rivals: captions of permutations whose mixtures are not in `audio`; never stored.
     """
 
     scene_id: str
-    audio: Int16[np.ndarray, "p c t"]
+    audio: Int16[np.ndarray, "p c t"] | Float32[np.ndarray, "p c t"]
     scale: float
     sample_rate_hz: int
     clips: tuple[str, ...]
@@ -191,6 +277,11 @@ class SceneGroup:
     room: str
     room_size_m: Float32[np.ndarray, "3"]
     t60_s: float
+    t30_s: Float32[np.ndarray, "k"]
+    drr_bands_db: Float32[np.ndarray, "k bands"]
+    t30_bands_s: Float32[np.ndarray, "k bands"]
+    words: Words
+    phrasing: int
     seed: int
     rivals: tuple[str, ...] = ()
 
@@ -199,177 +290,10 @@ class SceneGroup:
         return self.audio.astype(np.float32) * np.float32(self.scale)
 
 
-@runtime_checkable
-class Material(Protocol):
-    """What groups are drawn from; see `data/material.py`."""
-
-    @property
-    def contents(self) -> Mapping[str, Sequence[Sequence[Clip]]]:
-        """The usable clips of each split (train, validation, test), as `by_content` sorts them."""
-        ...
-
-    @property
-    def rooms(self) -> Mapping[str, Sequence[RirRoom]]:
-        """The rooms of each split, impulse responses already high-passed."""
-        ...
-
-    def load(self, clip: Clip, sample_rate_hz: int) -> Float32[np.ndarray, "t"]:
-        """Samples of a clip, mono."""
-        ...
-
-
-def draw_group(
-    recipe: SceneRecipe, material: Material, split: str, k: int, index: int
-) -> SceneGroup:
-    """Draw and render one scene group; a pure function of its arguments.
-
-    Which worker calls it, and what was drawn before, makes no difference.
-
-    Args:
-      recipe: what scenes are wanted.
-      material: clips and rooms.
-      split: 'train', 'validation' or 'test'.
-      k: number of sources.
-      index: number of the group in its split.
-
-    Returns:
-      The group: k clips of different categories (different recordings where there are no
-      categories) at k places of one room, in different direction classes.
-
-    Raises:
-      InputError: the split has too few categories, or no room with k direction classes.
-
-    Reference: Spatial-CLAP, arXiv 2509.14785 (permuted pairs); the rest is our choice.
-    """
-    seed = group_seed(recipe.seed, split, k, index)
-    rng = np.random.default_rng(seed)
-    clips = _draw_clips(material.contents[split], k, rng, split)
-    room, places = _draw_places(material.rooms[split], k, rng, split)
-    permutations = draw_permutations(k, recipe.permutations_k3, rng)
-    dry = np.stack([_dry(recipe, material, clip, split, rng) for clip in clips])
-    audio, scale = quantise_jointly(render_members(dry, room.rirs[places], permutations))
-    contents = tuple(clip.captions for clip in clips)
-    wording = [options[rng.integers(len(options))] for options in contents]
-    order = [int(i) for i in rng.permutation(k)]
-    azimuth_deg = np.asarray(room.azimuth_deg[places], np.float32)
-    classes = [direction_index(float(azimuth)) for azimuth in azimuth_deg]
-    return SceneGroup(
-        scene_id=f"{split}_k{k}/{index:07d}",
-        audio=audio,
-        scale=float(np.float32(scale)),
-        sample_rate_hz=recipe.sample_rate_hz,
-        clips=tuple(clip.clip_id for clip in clips),
-        categories=tuple(clip.category for clip in clips),
-        contents=contents,
-        azimuth_deg=azimuth_deg,
-        elevation_deg=np.asarray(room.elevation_deg[places], np.float32),
-        distance_m=np.asarray(room.distance_m[places], np.float32),
-        permutations=permutations,
-        captions=tuple(
-            compose_caption(wording, [classes[place] for place in row], order)
-            for row in permutations
-        ),
-        room=room.name,
-        room_size_m=np.asarray(room.size_m, np.float32),
-        t60_s=float(np.float32(room.t60_s)),
-        seed=seed,
-    )
-
-
-def group_seed(seed: int, split: str, k: int, index: int) -> int:
-    """The number, below 2**63, that the draw of one group starts from."""
-    sequence = np.random.SeedSequence((seed, zlib.crc32(split.encode()), k, index))
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def draw_permutations(
-    k: int, most_of_three: int, rng: np.random.Generator
-) -> Int32[np.ndarray, "p k"]:
-    """Permutations of k clips over k places: the identity first, then others in drawn order.
-
-    Args:
-      k: number of sources.
-      most_of_three: members wanted where k = 3; one and two sources always get all.
-      rng: where the draw comes from.
-
-    Returns:
-      One row a member.
-
-    Example:
-      >>> draw_permutations(2, 6, np.random.default_rng(0)).tolist()
-      [[0, 1], [1, 0]]
-    """
-    identity, *others = itertools.permutations(range(k))
-    wanted = most_of_three if k == 3 else len(others) + 1
-    drawn = [others[i] for i in rng.permutation(len(others))[: wanted - 1]]
-    return np.array([identity, *drawn], np.int32)
-
-
-def by_content(clips: Iterable[Clip]) -> tuple[tuple[Clip, ...], ...]:
-    """Clips sorted into contents: those of a category, or, without one, of a recording."""
-    contents: dict[tuple[str, str], list[Clip]] = {}
-    for clip in clips:
-        contents.setdefault((clip.category, "" if clip.category else clip.recording), []).append(
-            clip
-        )
-    return tuple(tuple(same) for same in contents.values())
-
-
-def _draw_clips(
-    contents: Sequence[Sequence[Clip]], k: int, rng: np.random.Generator, split: str
-) -> list[Clip]:
-    """K clips of different contents and recordings; each content is as likely as another."""
-    # A recording that lies in several categories can block a draw, hardly many in a row.
-    for _ in range(100):
-        drawn: list[Clip] = []
-        for index in rng.permutation(len(contents)):
-            taken = {clip.recording for clip in drawn}
-            free = [clip for clip in contents[index] if clip.recording not in taken]
-            if free:
-                drawn.append(free[rng.integers(len(free))])
-            if len(drawn) == k:
-                return drawn
-    raise InputError(
-        f"split {split!r} has clips of {len(contents)} categories or recordings, and a scene of "
-        f"{k} sources needs {k} different ones; give more clips, or ask for no such scenes "
-        "(group_counts)."
-    )
-
-
-def _draw_places(
-    rooms: Sequence[RirRoom], k: int, rng: np.random.Generator, split: str
-) -> tuple[RirRoom, list[int]]:
-    """A room, and k of its places in different direction classes."""
-    first = int(rng.integers(len(rooms)))
-    for step in range(len(rooms)):
-        room = rooms[(first + step) % len(rooms)]
-        by_class: dict[int, list[int]] = {}
-        for place, azimuth in enumerate(room.azimuth_deg):
-            if abs(azimuth) <= 90:
-                by_class.setdefault(direction_index(float(azimuth)), []).append(place)
-        if len(by_class) >= k:
-            classes = rng.permutation(sorted(by_class))[:k]
-            return room, [by_class[c][rng.integers(len(by_class[c]))] for c in classes.tolist()]
-    raise InputError(
-        f"no room of split {split!r} has places in {k} direction classes of the frontal "
-        "half-plane; give rooms with more places."
-    )
-
-
-def _dry(
-    recipe: SceneRecipe, material: Material, clip: Clip, split: str, rng: np.random.Generator
-) -> Float32[np.ndarray, "t"]:
-    """A clip at the mixture's length and a drawn level around the reference."""
-    audio = material.load(clip, recipe.sample_rate_hz)
-    if split == "train" and recipe.speed_range != (1.0, 1.0):
-        speed = rng.uniform(*recipe.speed_range)
-        audio = soxr.resample(audio, recipe.sample_rate_hz * speed, recipe.sample_rate_hz)
-    audio = fit_clip(audio, recipe.length, rng, recipe.clip_fit)
-    level_db = rng.uniform(-recipe.level_range_db, recipe.level_range_db)
-    gain_db = _REFERENCE_LEVEL_DB + level_db - active_level_db(audio)
-    return audio * np.float32(10 ** (gain_db / 20))
-
-
 def _check(holds: bool, field: str, value: object, rule: str) -> None:
     if not holds:
-        raise InputError(f"scene recipe: {field} {value} must {rule}.")
+        raise _refusal(field, value, rule)
+
+
+def _refusal(field: str, value: object, rule: str) -> InputError:
+    return InputError(f"scene recipe: {field} {value} must {rule}.")

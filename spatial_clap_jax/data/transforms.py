@@ -1,35 +1,25 @@
 """Augmentation of scene groups on the host.
 
 Each function takes a group and, where it draws, a random generator, and returns a new group; the
-input is never written to. Only `swap_channels` changes the level or phase difference between the
-channels, and it changes the azimuths and the captions with it.
+input is never written to. Only `swap_channels` and `rotate` change the level or phase difference
+between the channels, and they change the azimuths and the captions with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from spatial_clap_jax.acoustics.captions import compose_caption
-from spatial_clap_jax.acoustics.directions import direction_index, phrase_set
+from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
+from spatial_clap_jax.acoustics.foa import rotate_foa
+from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
+from spatial_clap_jax.acoustics.spatial_words import wrap_deg
 from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.wording import compose, member_places, recomposed
+from spatial_clap_jax.data.wording import member_directions as member_directions
 from spatial_clap_jax.errors import InputError
-
-
-def member_directions(group: SceneGroup) -> list[list[int]]:
-    """Direction class of each clip in each member.
-
-    Returns:
-      p lists of k indices into `STEREO_DIRECTIONS`, in the order of `group.clips`.
-
-    Example:
-      Places at +70 and 0 degrees, permutations [[0, 1], [1, 0]]: [[0, 2], [2, 0]].
-    """
-    places = [direction_index(float(azimuth)) for azimuth in group.azimuth_deg]
-    return [[places[place] for place in row] for row in group.permutations]
 
 
 def draw_member(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
@@ -84,13 +74,10 @@ def swap_channels(group: SceneGroup) -> SceneGroup:
             f"{group.scene_id}: {channels} channels; a channel swap mirrors stereo alone; switch"
             " `swap` off."
         )
-    before = member_directions(group)
-    mirrored = dataclasses.replace(group, azimuth_deg=-group.azimuth_deg)
-    captions = []
-    for caption, old, new in zip(group.captions, before, member_directions(mirrored), strict=True):
-        contents, order = _wording(group, caption, old)
-        captions.append(compose_caption(contents, new, order))
-    return dataclasses.replace(mirrored, audio=group.audio[:, ::-1], captions=tuple(captions))
+    mirrored = dataclasses.replace(
+        group, azimuth_deg=-group.azimuth_deg, audio=group.audio[:, ::-1]
+    )
+    return recomposed(group, mirrored)
 
 
 def random_swap(
@@ -98,6 +85,45 @@ def random_swap(
 ) -> SceneGroup:
     """`swap_channels` with the given probability; all members of the group or none."""
     return swap_channels(group) if rng.random() < probability else group
+
+
+def rotate(group: SceneGroup, yaw_deg: float, mirror: bool = False) -> SceneGroup:
+    """The field turned about the vertical axis: audio, azimuths and captions together.
+
+    Elevations, distances and the room stay, and so do the contents, templates and mention order of
+    the captions. A clip without a place stays as it is: its channels are no field. The audio is
+    float32 from then on, for 16 bits would be rounded anew.
+
+    Args:
+      group: a group in FOA.
+      yaw_deg: how far counter-clockwise.
+      mirror: exchange left and right first.
+
+    Raises:
+      InputError: the audio has other than four channels, or a stored caption is not composed of the
+        group's contents and words.
+    """
+    channels = group.audio.shape[1]
+    if channels != 4:
+        raise InputError(
+            f"{group.scene_id}: {channels} channels; a rotation turns first-order ambisonics alone;"
+            " switch `rotate` off."
+        )
+    if not len(group.azimuth_deg):
+        return group
+    side = -1.0 if mirror else 1.0
+    azimuths = [wrap_deg(side * azimuth + yaw_deg) for azimuth in group.azimuth_deg.tolist()]
+    turned = dataclasses.replace(
+        group,
+        audio=rotate_foa(group.audio.astype(np.float32), yaw_deg, mirror),
+        azimuth_deg=np.array(azimuths, np.float32),
+    )
+    return recomposed(group, turned)
+
+
+def random_rotation(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
+    """`rotate` by a drawn angle, every second time mirrored; all members of the group alike."""
+    return rotate(group, float(rng.uniform(-180.0, 180.0)), bool(rng.random() < 0.5))
 
 
 def time_shift(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
@@ -115,51 +141,53 @@ def redraw_captions(
 ) -> SceneGroup:
     """Captions drawn anew from the contents; what is said of whom and where stays true.
 
-    The phrasing of a clip and the set of direction phrases are drawn once for the group, so that
-    the captions of its members differ in place and order alone; the mention order is drawn for each
-    member, so that it never tells the place.
+    The phrasing of a clip and that of places are drawn once for the group, so that the captions of
+    its members differ in place and order alone; the mention order is drawn for each member, so
+    that it never tells the place.
 
     Args:
       group: the group; only its captions change.
       rng: source of the draws.
-      phrases: names of the sets of direction phrases that one is drawn from.
+      phrases: names of the sets of stereo direction phrases that one is drawn from; a group with
+        the words of ELSA draws from all templates.
 
     Reference:
       Our choice.
     """
     contents = [options[rng.integers(len(options))] for options in group.contents]
-    said = phrase_set(phrases[0 if len(phrases) == 1 else int(rng.integers(len(phrases)))])
+    if group.words == "elsa":
+        phrasing = int(rng.integers(PHRASINGS))
+    else:
+        phrasing = _set_number(phrases[0 if len(phrases) == 1 else int(rng.integers(len(phrases)))])
     captions = tuple(
-        compose_caption(contents, directions, rng.permutation(len(contents)).tolist(), said)
-        for directions in member_directions(group)
+        compose(group, contents, places, rng.permutation(len(contents)).tolist(), phrasing)
+        for places in member_places(group)
     )
-    return dataclasses.replace(group, captions=captions)
+    return dataclasses.replace(group, captions=captions, phrasing=phrasing)
 
 
-def rephrase(group: SceneGroup, phrases: str) -> SceneGroup:
-    """The stored captions with another set of direction phrases; contents and order stay.
+def rephrase(group: SceneGroup, phrases: str | int) -> SceneGroup:
+    """The stored captions in another phrasing; contents and order stay.
+
+    Args:
+      group: the group; only its captions change.
+      phrases: name of a set of stereo direction phrases; with the words of ELSA, the number of a
+        template, below `PHRASINGS`.
 
     Raises:
-      InputError: no such set, or a stored caption is not composed of the group's contents and
-        directions.
+      InputError: no such set or template, or a stored caption is not composed of the group's
+        contents and places.
     """
-    captions = []
-    for caption, directions in zip(group.captions, member_directions(group), strict=True):
-        contents, order = _wording(group, caption, directions)
-        captions.append(compose_caption(contents, directions, order, phrase_set(phrases)))
-    return dataclasses.replace(group, captions=tuple(captions))
+    if group.words == "elsa":
+        if not isinstance(phrases, int) or not 0 <= phrases < PHRASINGS:
+            raise InputError(
+                f"phrases: {phrases!r} is no template of {group.scene_id}, whose words are those "
+                f"of ELSA; give a number in 0..{PHRASINGS - 1}."
+            )
+        return recomposed(group, dataclasses.replace(group, phrasing=phrases))
+    return recomposed(group, dataclasses.replace(group, phrasing=_set_number(str(phrases))))
 
 
-def _wording(
-    group: SceneGroup, caption: str, directions: Sequence[int]
-) -> tuple[Sequence[str], Sequence[int]]:
-    """The contents and the mention order that compose to `caption`."""
-    orders = list(itertools.permutations(range(len(directions))))
-    for contents in itertools.product(*group.contents):
-        for order in orders:
-            if compose_caption(contents, directions, order) == caption:
-                return contents, order
-    raise InputError(
-        f"{group.scene_id}: caption {caption!r} is not composed of the scene's contents and"
-        " directions; render the scenes again, or switch `swap` off."
-    )
+def _set_number(name: str) -> int:
+    phrase_set(name)
+    return list(PHRASE_SETS).index(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -78,3 +79,35 @@ def bootstrap(
 def share_by_run(hits: Bool[np.ndarray, "s n"]) -> Float[np.ndarray, "s"]:
     """The share of hits of each training."""
     return hits.mean(axis=1)
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, "n"],
+    statistic: Callable[..., Float[np.ndarray, "..."]] = np.mean,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % interval of a statistic of n independent values, by the percentile bootstrap.
+
+    Args:
+      values: one number a scene.
+      statistic: such as `np.mean` or `np.median`; it is called with `axis=1`.
+      draws: resamplings.
+      seed: of the resampling.
+
+    Returns:
+      Percentiles 2.5 and 97.5 of the statistic of n values drawn with replacement, widened to
+      hold its value of the data themselves.
+
+    Raises:
+      ValueError: there is no value.
+
+    Reference: Efron and Tibshirani 1993.
+    """
+    if not len(values):
+        raise ValueError("bootstrap_interval: no value; a statistic of nothing has no interval.")
+    rng = np.random.default_rng(seed)
+    drawn = statistic(values[rng.integers(len(values), size=(draws, len(values)))], axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    value = float(statistic(values[None], axis=1)[0])
+    return min(float(low), value), max(float(high), value)

@@ -1,4 +1,4 @@
-"""Retrieval by meaning: recall@k of a gallery, and what chance alone would reach."""
+"""Retrieval by meaning: recall and average precision in a gallery, and what chance would reach."""
 
 from __future__ import annotations
 
@@ -78,3 +78,65 @@ def chance_recall(relevant: Bool[np.ndarray, "q g"], k: int) -> float:
     every = math.comb(gallery, drawn)
     hits = [1.0 - math.comb(gallery - int(m), drawn) / every for m in counts]
     return float(np.dot(hits, repeats) / repeats.sum())
+
+
+def average_precision(
+    scores: Float[np.ndarray, "q g"], relevant: Bool[np.ndarray, "q g"], k: int, tie: float = TIE
+) -> Float[np.ndarray, "q"]:
+    """Average precision of each query among its first k items; ties go against the query.
+
+    The precisions at the ranks of the relevant items that are among the first k, summed and divided
+    by the most that there can be, min(m, k) of m relevant items; their mean is mAP@k.
+
+    Args:
+      scores: similarity of each query to each gallery item, higher is nearer.
+      relevant: whether the item means what the query means.
+      k: how many items are looked at.
+      tie: irrelevant items up to this far below a relevant one still stand above it.
+
+    Returns:
+      Numbers in [0, 1].
+
+    Raises:
+      ValueError: a score is not finite, or a query has no relevant item.
+
+    Example:
+      >>> scores, relevant = np.array([[0.9, 0.8, 0.7]]), np.array([[True, False, True]])
+      >>> average_precision(scores, relevant, 10)  # (1/1 + 2/3) / 2
+      array([0.83333333])
+    """
+    if not np.isfinite(scores).all():
+        raise ValueError("average_precision: scores hold NaN or infinity; all must be finite.")
+    if not relevant.any(axis=1).all():
+        raise ValueError("average_precision: a query has no relevant item; each needs one.")
+    # Sorted by score; what is relevant comes last among equals.
+    order = np.lexsort((relevant, -np.where(relevant, scores - tie, scores)), axis=1)[:, :k]
+    found = np.take_along_axis(relevant, order, axis=1)
+    precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
+    most = np.minimum(relevant.sum(axis=1), k)
+    return np.sum(precision * found, axis=1) / most
+
+
+def chance_average_precision(relevant: Bool[np.ndarray, "q g"], k: int) -> float:
+    """The mAP@k that a random order of the gallery reaches, exactly.
+
+    A rank holds one of the m relevant items with probability m / g; then each of the i - 1 ranks
+    before it holds another with probability (m - 1) / (g - 1).
+
+    Args:
+      relevant: whether gallery item j means what query i means.
+      k: how many items are looked at.
+
+    Returns:
+      The expected average precision, averaged over the queries.
+
+    Example:
+      >>> chance_average_precision(np.array([[True, False]]), 2)  # 1 or 1/2, equally often
+      0.75
+    """
+    gallery = relevant.shape[1]
+    m = relevant.sum(axis=1)[:, None]
+    rank = np.arange(1, min(k, gallery) + 1)
+    before = (rank - 1) * (m - 1) / max(gallery - 1, 1)
+    expected = np.sum(m / gallery * (1 + before) / rank, axis=1) / np.minimum(m[:, 0], k)
+    return float(expected.mean())

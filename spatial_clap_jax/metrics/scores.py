@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.intervals import share_interval
+from spatial_clap_jax.metrics.resampling import bootstrap_interval
+
+
+class Outcome(NamedTuple):
+    """The queries behind a score.
+
+    Attributes:
+      hits: whether each succeeded.
+      cluster: the scene that it belongs to.
+      chance: the share that chance alone reaches.
+    """
+
+    hits: Bool[np.ndarray, "n"]
+    cluster: Int[np.ndarray, "n"]
+    chance: float
 
 
 class Score(TypedDict):
-    """A share of hits among n queries, its 95 % interval, and what chance reaches."""
+    """A share of hits among n queries, its 95 % interval, and what chance reaches.
+
+    Of a measure that is no share, the name says the unit (`angular_error_deg`) or, by its first
+    word, that it has none (`wasserstein`).
+    """
 
     value: float
     low: float
@@ -38,6 +57,23 @@ def score_of(hits: Bool[np.ndarray, "n"], cluster: Int[np.ndarray, "n"], chance:
     """
     low, high = share_interval(hits, cluster)
     return Score(value=float(np.mean(hits)), low=low, high=high, chance=chance, n=len(hits))
+
+
+def measure_of(
+    values: Float[np.ndarray, "n"],
+    chance: float,
+    statistic: Callable[..., Float[np.ndarray, "..."]] = np.mean,
+) -> Score:
+    """The score of a number a scene, such as an error in degrees.
+
+    Args:
+      values: one number a scene.
+      chance: what the statistic is by chance alone.
+      statistic: `np.mean` or `np.median`.
+    """
+    low, high = bootstrap_interval(values, statistic)
+    value = float(statistic(values[None], axis=1)[0])
+    return Score(value=value, low=low, high=high, chance=chance, n=len(values))
 
 
 def check_results_path(path: str | Path) -> None:

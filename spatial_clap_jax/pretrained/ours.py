@@ -1,7 +1,7 @@
 """Encoders of models that this library wrote: `export --format safetensors` and `convert`.
 
-Only `model.json` and `model.safetensors` are looked at, so that a tower can be taken out of any
-system that has one under the name of `content` or `text`.
+Only `model.json` and `model.safetensors` are looked at, so that a part can be taken out of any
+system that has one under the name of `content`, `text` or `branch`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.pretrained.files import read_json, read_tensors
 from spatial_clap_jax.pretrained.hf_text import text_shapes
 from spatial_clap_jax.pretrained.htsat import htsat_shapes
-from spatial_clap_jax.pretrained.mapping import Entry, Left, Taking
+from spatial_clap_jax.pretrained.mapping import Entry, Left, Report, Taking, Tensors
 from spatial_clap_jax.pretrained.towers import AudioTower, TextTower, inside
 
 MANIFEST, TENSORS, TOKENIZER = "model.json", "model.safetensors", "tokenizer.json"
@@ -67,10 +67,10 @@ def read_exported_audio(folder: Path) -> AudioTower:
     if not isinstance(model.get("content_mel"), dict):
         raise InputError(f"{folder / MANIFEST}: describes no content_mel; copy the export again.")
     config = from_plain(HtsatConfig, content)
-    taking = _taking(folder, "content")
-    arrays = _take(taking, htsat_shapes(config))
+    tensors = read_tensors(folder / TENSORS)
+    arrays, report = take_part(str(folder), tensors, "content", htsat_shapes(config))
     mel = from_plain(LogMelConfig, model["content_mel"])
-    return AudioTower(config, mel, arrays, taking.finish(_LEFT))
+    return AudioTower(config, mel, arrays, report)
 
 
 def read_exported_text(folder: Path) -> TextTower:
@@ -83,13 +83,44 @@ def read_exported_text(folder: Path) -> TextTower:
     if not isinstance(model.get("text"), dict):
         raise InputError(f"{folder}: has no text encoder; give the export of a model with one.")
     config = from_plain(TextConfig, model["text"])
-    taking = _taking(folder, "text")
-    arrays = _take(taking, text_shapes(config))
+    tensors = read_tensors(folder / TENSORS)
+    arrays, report = take_part(str(folder), tensors, "text", text_shapes(config))
     tokenizer = Tokenizer.from_folder(folder, config.max_tokens)
-    return TextTower(config, arrays, tokenizer, taking.finish(_LEFT))
+    return TextTower(config, arrays, tokenizer, report)
 
 
-_LEFT = (Left(r"other/.*", "other parts of the model"),)
+def read_exported(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The experiment of an export as plain JSON, and all its variables by path.
+
+    Raises:
+      InputError: it cannot be read, or describes no model.
+    """
+    _model(folder)
+    return read_json(folder / MANIFEST)["experiment"], read_tensors(folder / TENSORS)
+
+
+def take_part(
+    source: str, arrays: Tensors, part: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], Report]:
+    """One part of a model out of its variables, as those of a module by itself.
+
+    Args:
+      source: where they come from, for messages and the report.
+      arrays: all variables by path.
+      part: its name in the model.
+      shapes: of every array of the part, by its path inside.
+
+    Returns:
+      The arrays, and what became of all of them.
+
+    Raises:
+      InputError: an array is missing, has another shape or holds NaN or infinity.
+    """
+    own = inside(dict(arrays), part)
+    rest = {f"other/{path}": array for path, array in arrays.items() if path.split("/")[1] != part}
+    taking = Taking(source, {**own, **rest})
+    taken = taking.take([Entry(path, (path,)) for path in shapes], shapes)
+    return taken, taking.finish([Left(r"other/.*", "other parts of the model")])
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -99,14 +130,3 @@ def _model(folder: Path) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise InputError(f"{folder / MANIFEST}: describes no model; copy the export again.")
     return model
-
-
-def _taking(folder: Path, part: str) -> Taking:
-    arrays = read_tensors(folder / TENSORS)
-    own = inside(arrays, part)
-    rest = {f"other/{path}": array for path, array in arrays.items() if path.split("/")[1] != part}
-    return Taking(str(folder), {**own, **rest})
-
-
-def _take(taking: Taking, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    return taking.take([Entry(path, (path,)) for path in shapes], shapes)

@@ -96,8 +96,8 @@ def below(arrays: dict[str, T], name: str) -> dict[str, T]:
     return moved
 
 
-def inside(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The variables of a sub-module, as those of a module by itself; undoes `below`."""
+def inside(arrays: dict[str, T], name: str) -> dict[str, T]:
+    """The variables (or shapes) of a sub-module, as of a module by itself; undoes `below`."""
     parts = {tuple(path.split("/", 2)): array for path, array in arrays.items()}
     return {
         f"{collection}/{rest[0]}": array

@@ -54,7 +54,12 @@ class Rendered:
         """The recipe of the data with this one change, for test scenes alone."""
         none = dict.fromkeys(GroupCounts.__dataclass_fields__, 0)
         counts = GroupCounts(**{**none, "test_k1": singles, "test_k2": pairs})
-        receiver: StereoPair = of_data.receiver
+        receiver = of_data.receiver
+        if not isinstance(receiver, StereoPair):
+            raise InputError(
+                f"condition {self.name!r} is about two microphones, and the scenes have a receiver "
+                f"{type(receiver).__name__}; give a study with stereo scenes."
+            )
         return replace(
             of_data,
             name=f"{of_data.name}_{self.name}",

@@ -34,7 +34,9 @@ class System(Protocol):
       sample_rate_hz: rate of the audio that it takes.
       channels: channels of the audio that it takes.
       window_samples: length of the audio that it takes.
+      vocabulary: token ids that it knows.
       max_tokens: length of the longest token rows that it takes.
+      labels: what its objective wants to know of each row, names of `data.pipeline.LABELS`.
       padding: what fills audio that is shorter: whole repeats of it, then 'zeros'; or these alone.
     """
 
@@ -45,7 +47,11 @@ class System(Protocol):
     @property
     def window_samples(self) -> int: ...
     @property
+    def vocabulary(self) -> int: ...
+    @property
     def max_tokens(self) -> int: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
     @property
     def padding(self) -> Literal["repeat", "zeros"]: ...
 

@@ -124,6 +124,10 @@ class Clap(TwoTowers):
     def padding(self) -> Literal["repeat", "zeros"]:
         return self.config.padding
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
     @cached_property
     def module(self) -> ClapModule:
         return ClapModule(self.config, self.contrast.initial_scale, self.dtype)

@@ -9,11 +9,10 @@ Reference: Seki et al., arXiv 2509.14785.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -22,38 +21,22 @@ from spatial_clap_jax import features
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
-from spatial_clap_jax.models.cnn import Cnn, CnnConfig
+from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.crnn import Crnn, CrnnConfig
-from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
+from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.layers import ProjectionMlp, unit
+from spatial_clap_jax.models.parted import PartedCnn, PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatial, PlainSpatialConfig
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
 from spatial_clap_jax.systems.base import Batch
+from spatial_clap_jax.systems.content import (
+    Augmentation,
+    SpecAugmentConfig,
+    below_peak,
+    content_encoder,
+    encode_content,
+)
 from spatial_clap_jax.systems.two_towers import TwoTowers
-
-# Levels reach this far below the loudest cell, and span 4 units.
-_DEPTH_DB = 80.0
-_DB_PER_UNIT = _DEPTH_DB / 4
-
-
-@dataclass(frozen=True)
-class SpecAugmentConfig:
-    """Bands of time and frequency that are hidden from the content encoder in training.
-
-    The spatial encoder is not masked: tying contents to places is what is hard to learn, and
-    it is the less well learned the less both can be seen together.
-
-    Attributes:
-      time_masks: bands of time.
-      time_width: their greatest width in frames.
-      frequency_masks: bands of frequency.
-      frequency_width: their greatest width in mel bands.
-    """
-
-    time_masks: int = 2
-    time_width: int = 64
-    frequency_masks: int = 2
-    frequency_width: int = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +48,8 @@ class SpatialClapConfig:
       window_s: its length in seconds.
       content: content encoder, HTSAT or a small CNN.
       content_mel: its front end; the mean of the channels is resampled to its rate.
-      spatial: spatial encoder; a plain one hears no content; None for a monaural CLAP.
+      spatial: spatial encoder: CASE, one that parts the sources, or a plain one that hears no
+        content; None for a monaural CLAP.
       spatial_planes: 'magnitude_phase' (STFT planes of CASE) or 'mel_cross' (log-mel,
         mel-band cross-spectrum and level difference).
       spatial_mel: front end of 'mel_cross', at `sample_rate_hz`.
@@ -83,7 +67,9 @@ class SpatialClapConfig:
     window_s: float = 10.0
     content: HtsatConfig | CnnConfig = field(default_factory=HtsatConfig)
     content_mel: LogMelConfig = field(default_factory=LogMelConfig)
-    spatial: CrnnConfig | PlainSpatialConfig | None = field(default_factory=CrnnConfig)
+    spatial: CrnnConfig | PartedCnnConfig | PlainSpatialConfig | None = field(
+        default_factory=CrnnConfig
+    )
     spatial_planes: Literal["magnitude_phase", "mel_cross"] = "magnitude_phase"
     spatial_mel: LogMelConfig | None = None
     text: TextConfig = field(default_factory=roberta_base)
@@ -113,38 +99,6 @@ class SpatialClapConfig:
         return SpatialClap(self, loss, dtype)
 
 
-def below_peak(level_db: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
-    """Levels relative to each example's loudest cell, floored 80 dB below, as [-2, 2].
-
-    A joint gain then changes nothing: how loud a recording was made is neither content
-    nor place.
-    """
-    peak = level_db.max(axis=(1, 2), keepdims=True)
-    return jnp.maximum(level_db - peak, -_DEPTH_DB) / _DB_PER_UNIT + 2
-
-
-def random_equaliser(
-    rng: jax.Array, examples: int, mels: int, spread: float, order: int = 4
-) -> Float[Array, "b m"]:
-    """Smooth random curves over mel bands, sums of the first cosines.
-
-    Args:
-      rng: key.
-      examples: curves to draw.
-      mels: bands.
-      spread: standard deviation of the curve, in the units it will be added to.
-      order: cosines; the highest has `order` half periods over the bands.
-
-    Returns:
-      One curve an example. Both channels share it, so level differences stay.
-
-    Reference: our choice.
-    """
-    band = (jnp.arange(mels) + 0.5) / mels
-    cosines = jnp.cos(jnp.pi * band * jnp.arange(1, order + 1)[:, None])
-    return jax.random.normal(rng, (examples, order)) @ cosines * (spread * (2 / order) ** 0.5)
-
-
 class SpatialClapModule(nn.Module):
     """The encoders and projections under one tree of parameters.
 
@@ -160,12 +114,11 @@ class SpatialClapModule(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        if isinstance(config.content, HtsatConfig):
-            self.content = Htsat(config.content, self.dtype)
-        else:
-            self.content = Cnn(config.content, self.dtype)
+        self.content = content_encoder(config.content, self.dtype)
         if isinstance(config.spatial, CrnnConfig):
             self.spatial = Crnn(config.spatial, self.dtype)
+        elif isinstance(config.spatial, PartedCnnConfig):
+            self.spatial = PartedCnn(config.spatial, self.dtype)
         elif config.spatial is not None:
             assert config.spatial_mel is not None
             self.spatial = PlainSpatial(config.spatial, config.spatial_mel, self.dtype)
@@ -187,19 +140,20 @@ class SpatialClapModule(nn.Module):
 
     def embed_audio(self, audio: Float[Array, "b 2 t"], train: bool) -> Float[Array, "b d"]:
         config, spatial_planes, mono = self.config, None, None
+        augmentation = self._augmentation(train)
         if config.spatial is not None and config.spatial_planes == "magnitude_phase":
             # 512 of the 513 bins are pooled into 64; the pool itself drops the last one.
             spatial_planes = features.magnitude_phase(audio)
         elif config.spatial is not None:
             assert config.spatial_mel is not None
             planes, mono = features.mel_cross_and_mono(audio, config.spatial_mel)
-            level = self._equalised(below_peak(planes[..., 0]), train)
+            level = augmentation.equalised(below_peak(planes[..., 0]))
             spatial_planes = jnp.concatenate([level[..., None], planes[..., 1:]], axis=-1)
         if mono is None or config.content_mel != config.spatial_mel:
             mono = audio.mean(axis=1)
             mono = features.resample(mono, config.sample_rate_hz, config.content_mel.sample_rate_hz)
             mono = features.log_mel(mono, config.content_mel)
-        content = self._content(mono, train)
+        content = encode_content(self.content, mono, augmentation, train)
         if spatial_planes is None:
             return unit(self.fusion(content))
         spatial = self.spatial(spatial_planes, train).astype(content.dtype)
@@ -213,33 +167,10 @@ class SpatialClapModule(nn.Module):
     ) -> Float[Array, "b d"]:
         return unit(self.text_projection(self.text(tokens, mask, train).pooled))
 
-    def _content(self, log_mel: Float[Array, "b l m"], train: bool) -> Float[Array, "b d"]:
-        if isinstance(self.content, Htsat):
-            return self.content(self._masked(log_mel, train), train).pooled
-        level = self._equalised(below_peak(log_mel), train)
-        return self.content(self._masked(level, train), train)
-
-    def _equalised(self, level: Float[Array, "b l m"], train: bool) -> Float[Array, "b l m"]:
-        if not train or not self.config.equaliser_db:
-            return level
-        spread = self.config.equaliser_db / _DB_PER_UNIT
-        b, _, m = level.shape
-        return level + random_equaliser(self.make_rng("augment"), b, m, spread)[:, None, :]
-
-    def _masked(self, level: Float[Array, "b l m"], train: bool) -> Float[Array, "b l m"]:
-        masks = self.config.spec_augment
-        if not train or masks is None:
-            return level
-        mean = level.mean(axis=(1, 2), keepdims=True)
-        hidden = features.spec_augment(
-            self.make_rng("augment"),
-            level - mean,
-            masks.time_masks,
-            masks.time_width,
-            masks.frequency_masks,
-            masks.frequency_width,
-        )
-        return hidden + mean
+    def _augmentation(self, train: bool) -> Augmentation:
+        config = self.config
+        draw = partial(self.make_rng, "augment") if train else None
+        return Augmentation(config.spec_augment, config.equaliser_db, draw)
 
 
 @dataclass(frozen=True)
@@ -255,6 +186,10 @@ class SpatialClap(TwoTowers):
     @property
     def padding(self) -> Literal["repeat", "zeros"]:
         return "zeros"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
 
     @cached_property
     def module(self) -> SpatialClapModule:

@@ -46,6 +46,10 @@ class TwoTowers(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    @abc.abstractmethod
     def module(self) -> nn.Module:
         """Called with (batch, train): audio and text embeddings, and one or two logit scales.
 
@@ -60,6 +64,10 @@ class TwoTowers(abc.ABC):
     @property
     def window_samples(self) -> int:
         return round(self.config.window_s * self.config.sample_rate_hz)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.text.vocabulary
 
     @property
     def max_tokens(self) -> int:

@@ -17,8 +17,10 @@ from jax.typing import DTypeLike
 from spatial_clap_jax.data.pipeline import PipelineConfig
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.systems.attributes import AttributesConfig
 from spatial_clap_jax.systems.base import System
 from spatial_clap_jax.systems.clap import ClapConfig
+from spatial_clap_jax.systems.elsa import ElsaConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.optim import OptimizerConfig
 from spatial_clap_jax.train.sharding import MeshShape
@@ -38,11 +40,14 @@ class InitConfig:
     Attributes:
       audio: source of the content encoder.
       text: source of the text encoder.
+      branch: source of ELSA's spatial-attributes branch: the folder of its pre-training, a run
+        (its moving average is taken where it kept one) or an export of that.
       verbose: say of every tensor what became of it, in place of one line a source.
     """
 
     audio: str | None = None
     text: str | None = None
+    branch: str | None = None
     verbose: bool = False
 
 
@@ -74,7 +79,9 @@ class Experiment:
     """
 
     name: str
-    model: SpatialClapConfig | ClapConfig = field(default_factory=SpatialClapConfig)
+    model: SpatialClapConfig | ClapConfig | ElsaConfig | AttributesConfig = field(
+        default_factory=SpatialClapConfig
+    )
     loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     data: PipelineConfig = field(default_factory=PipelineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

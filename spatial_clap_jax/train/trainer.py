@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.builders import open_scenes
-from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
+from spatial_clap_jax.data.pipeline import LABELS, TrainBatches, train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import processes, sharding, warm_start
@@ -97,6 +97,7 @@ def train(
             scl=experiment.loss.scl,
             seed=experiment.seed,
             rows=rows.tolist(),
+            labels=experiment.build_system().labels,
         )
         stack.callback(batches.close)
         state, done = restore_or_init(start, towers.arrays, checkpoints, batches)
@@ -194,6 +195,7 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
         "group": ((), jnp.int32),
         "meaning": ((), jnp.int32),
     }
+    rows |= {name: LABELS[name] for name in system.labels}
     if experiment.data.rivals:
         rows |= {f"rival_{name}": rows[name] for name in ("tokens", "token_mask")}
         rows["has_rival"] = ((), jnp.bool_)
@@ -318,7 +320,14 @@ def check_run(
             f"{system.window_samples / system.sample_rate_hz:g} s at {system.sample_rate_hz} Hz; "
             "render scenes of that length and rate, or set --model.window-s."
         )
-    vocabulary = experiment.model.text.vocabulary
+    heard = channels_of(recipe)
+    if heard != system.channels:
+        raise InputError(
+            f"--data: scenes of {heard} channels, but the model takes {system.channels}; render "
+            "scenes for its receiver (configs/scenes.py for two microphones, "
+            "configs/elsa_scenes.py for ambisonics), or train another model."
+        )
+    vocabulary = system.vocabulary
     if experiment.tokenizer is None and tokenizer is None:
         # The words that join captions are learned too.
         joined = [f"{a}, and {b}." for a, b in pairwise(corpus)]
@@ -344,6 +353,12 @@ def check_run(
         },
     }
     return tokenizer, description
+
+
+def channels_of(recipe: Mapping[str, Any]) -> int:
+    """Channels of the scenes of a plain recipe: its receiver's."""
+    # Two microphones were the only receiver before it said which.
+    return 4 if recipe.get("receiver", {}).get("kind") == "Foa" else 2
 
 
 def long_captions(tokenizer: Tokenizer, corpus: list[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 An encoder is not only its weights: its width, its positions, its front end and its tokenizer belong
 to it. So `adopt` replaces what the experiment says of an encoder by what its source says, but for
-what only training knows (dropout) and for the length that texts are padded to.
+what only training knows (dropout) and for the length that texts are padded to. ELSA's branch is
+pre-trained by this library, and comes out of that run's folder.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
 from spatial_clap_jax.configs_io import from_plain
@@ -17,9 +19,20 @@ from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.pretrained.mapping import Report
+from spatial_clap_jax.pretrained.ours import find_export, read_exported, take_part
 from spatial_clap_jax.pretrained.read import read_audio_tower, read_text_tower
-from spatial_clap_jax.pretrained.towers import below, shortened
-from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.pretrained.towers import below, inside, shortened
+from spatial_clap_jax.systems.attributes import AttributesConfig
+from spatial_clap_jax.systems.elsa import ElsaConfig
+from spatial_clap_jax.train.checkpoint import load_params
+from spatial_clap_jax.train.description import has_description, read_description
+from spatial_clap_jax.train.experiment import Experiment, InitConfig
+from spatial_clap_jax.train.optim import map_by_path
+
+# What a source decides of the model's shape.
+_AUDIO = ("content", "content_mel")
+_TEXT = ("text",)
+_BRANCH = ("attributes", "intensity", "intensity_scale")
 
 
 @dataclass(frozen=True)
@@ -53,14 +66,18 @@ def adopt(
     Raises:
       InputError: a source cannot be read, or has no such tower.
     """
-    model = experiment.model
+    # Each of the sources is for kinds of models that have what it brings.
+    model: Any = experiment.model
     init = experiment.init
+    _check_parts(model, init)
     if resumed is not None:
-        there = from_plain(Experiment, dict(resumed)).model
-        if init.audio is not None:
-            model = dataclasses.replace(model, content=there.content, content_mel=there.content_mel)
-        if init.text is not None:
-            model = dataclasses.replace(model, text=there.text)
+        there: Any = from_plain(Experiment, dict(resumed)).model
+        for source, names in zip(
+            (init.audio, init.text, init.branch), (_AUDIO, _TEXT, _BRANCH), strict=True
+        ):
+            if source is not None:
+                kept = {name: getattr(there, name) for name in names}
+                model = dataclasses.replace(model, **kept)
         return dataclasses.replace(experiment, model=model), Towers()
     towers = Towers()
     if init.audio is not None:
@@ -75,7 +92,29 @@ def adopt(
         towers = Towers(
             {**towers.arrays, **text.arrays}, text.tokenizer, towers.reports + text.reports
         )
+    if init.branch is not None:
+        model, branch = _with_branch(model, init.branch)
+        towers = dataclasses.replace(
+            towers,
+            arrays={**towers.arrays, **branch.arrays},
+            reports=towers.reports + branch.reports,
+        )
     return dataclasses.replace(experiment, model=model), towers
+
+
+def _check_parts(model: Any, init: InitConfig) -> None:
+    is_elsa = isinstance(model, ElsaConfig)
+    for name, source, has_it in (
+        ("audio", init.audio, hasattr(model, "content")),
+        ("text", init.text, hasattr(model, "text")),
+        ("branch", init.branch, is_elsa and model.branch == "learned"),
+    ):
+        if source is not None and not has_it:
+            what = "learned branch" if name == "branch" else f"{name} encoder"
+            raise InputError(
+                f"--init.{name} {source}: the model, {type(model).__name__}, has no {what}; leave "
+                "it out."
+            )
 
 
 def _with_audio(model: Any, source: str) -> tuple[Any, Towers]:
@@ -98,3 +137,52 @@ def _with_text(model: Any, source: str) -> tuple[Any, Towers]:
     )
     model = dataclasses.replace(model, text=config)
     return model, Towers(below(tower.arrays, "text"), tower.tokenizer, (tower.report,))
+
+
+def _with_branch(model: ElsaConfig, source: str) -> tuple[ElsaConfig, Towers]:
+    experiment, arrays = _saved(source)
+    held = from_plain(Experiment, experiment)
+    there = held.model
+    if not isinstance(there, AttributesConfig | ElsaConfig) or (
+        isinstance(there, ElsaConfig) and there.branch != "learned"
+    ):
+        raise InputError(
+            f"--init.branch {source}: holds a {type(there).__name__} without a learned branch; "
+            "give a run of configs/elsa_attributes.py."
+        )
+    if there.attributes.pooling == "flatten" and there.window_s != model.window_s:
+        raise InputError(
+            f"--init.branch {source}: has a weight for each frame of {there.window_s:g} s, and the "
+            f"model hears {model.window_s:g} s; train both on one length."
+        )
+    whole = jax.eval_shape(held.build_system().init, jax.random.key(0))
+    shapes: dict[str, tuple[int, ...]] = {}
+    map_by_path(lambda path, leaf: shapes.update({path: leaf.shape}), whole)
+    taken, report = take_part(source, arrays, "branch", inside(shapes, "branch"))
+    attributes = dataclasses.replace(there.attributes, dropout=model.attributes.dropout)
+    fitted = {name: getattr(there, name) for name in _BRANCH}
+    model = dataclasses.replace(model, **{**fitted, "attributes": attributes})
+    return model, Towers(below(taken, "branch"), None, (report,))
+
+
+def _saved(source: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The plain experiment and the variables of a run or of an export."""
+    if not has_description(source):
+        folder = find_export(source)
+        if folder is None:
+            raise InputError(
+                f"--init.branch {source}: is neither a run nor an export of one; give the "
+                "--workdir of a training of configs/elsa_attributes.py."
+            )
+        return read_exported(folder)
+    description = read_description(source)
+    if not isinstance(description.get("experiment"), dict):
+        raise InputError(f"{source}/description.json: has no 'experiment'; restore the file.")
+    trees, _ = load_params(source)
+    averaged = jax.tree.leaves(trees.get("average", {}))
+    arrays: dict[str, np.ndarray] = {}
+    map_by_path(
+        lambda path, leaf: arrays.update({path: leaf}),
+        trees["average" if averaged else "variables"],
+    )
+    return description["experiment"], arrays

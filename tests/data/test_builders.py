@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from spatial_clap_jax.acoustics.receivers import Foa
 from spatial_clap_jax.acoustics.rirs import RirRoom
-from spatial_clap_jax.data import builders, material, records
+from spatial_clap_jax.acoustics.rooms import FloorRanges
+from spatial_clap_jax.data import builders, material, records, transforms
 from spatial_clap_jax.data.builders import open_scenes, render_scenes
 from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneGroup, SceneRecipe
 from spatial_clap_jax.data.sources import SourceOptions
@@ -295,7 +298,11 @@ def test_too_few_measured_rooms(tmp_path):
 def test_rooms_are_divided_in_proportion():
     none, silence = np.zeros(0, np.float32), np.zeros((0, 2, 1), np.float32)
     size_m = (0.0, 0.0, 0.0)
-    rooms = [RirRoom(f"r{n:02d}", size_m, 0.3, silence, none, none, none, 8000) for n in range(18)]
+    bands = np.zeros((0, 0), np.float32)
+    rooms = [
+        RirRoom(f"r{n:02d}", size_m, 0.3, silence, none, none, none, 8000, none, bands, bands)
+        for n in range(18)
+    ]
     splits = ["train", "validation", "test"]
     divided = material.divide_rooms(rooms, RoomCounts(300, 20, 40), splits, seed=0)
     assert {split: len(part) for split, part in divided.items()} == {
@@ -380,3 +387,103 @@ def test_manifest_is_plain_json(rendered):
     text = (rendered / records.MANIFEST).read_text(encoding="utf-8")
     assert str(rendered.parent) not in text
     assert json.loads(text)["format"] == builders.FORMAT
+
+
+FOA_RECIPE = dataclasses.replace(
+    RECIPE,
+    name="foa",
+    rooms=FloorRanges(t30_s=(0.15, 0.3)),
+    receiver=Foa(),
+    distance_range_m=(0.5, 4.0),
+    elevation_range_deg=(-45.0, 45.0),
+    response_s=0.4,
+    group_counts=GroupCounts(3, 2, 0, 0, 0, 0, 2, 0, 0, 2, 0, 2),
+)
+
+
+@pytest.fixture(scope="module")
+def foa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("foa") / "foa"
+    render_scenes(FOA_RECIPE, "synthetic", out, workers=1, progress=False)
+    return out
+
+
+def test_ambisonic_groups_come_back_whole(foa):
+    data = open_scenes(foa)
+    assert data.manifest["groups"] == {
+        **{"train_k1": 3, "train_k2": 2, "test_k1": 2, "train_k0": 2, "test_k0": 2}
+    }
+    for split in data.splits:
+        name, k = builders.split_and_k(split)
+        for group in data.source(split):
+            assert group.audio.shape == ((2 if k == 2 else 1), 4, 2000)
+            assert group.words == "elsa"
+            assert group.drr_bands_db.shape == group.t30_bands_s.shape == (k, 20)
+            assert len(group.t30_s) == len(group.azimuth_deg) == k
+            assert group.permutations.shape == (len(group.audio), k)
+            assert len(group.clips) == max(k, 1)
+            assert transforms.rephrase(group, group.phrasing).captions == group.captions
+            if k:
+                assert ((group.t30_s > 0.05) & (group.t30_s < 0.6)).all()
+                assert group.room.startswith(name)
+                assert np.isnan(group.t30_bands_s[:, -2:]).all()  # above half of 8 kHz
+
+
+def test_the_corpus_of_ambisonic_scenes_has_their_words(foa):
+    data = open_scenes(foa)
+    known = set(re.sub("[,.;]", " ", " ".join(data.manifest["caption_corpus"])).split())
+    for split in data.splits:
+        for group in data.source(split):
+            for caption in group.captions:
+                assert set(re.sub("[,.;]", " ", caption).split()) - {"and"} <= known
+
+
+def test_rendering_ambisonic_scenes_again_is_no_work_and_another_receiver_is_refused(foa, capfd):
+    before = contents_of(foa)
+    render_scenes(FOA_RECIPE, "synthetic", foa, workers=1)
+    assert "holds these scenes already" in capfd.readouterr().err
+    assert contents_of(foa) == before
+    other = dataclasses.replace(FOA_RECIPE, receiver=Foa(encoding="tetrahedron"))
+    with pytest.raises(InputError, match=r"recipe.receiver.encoding is 'ideal' there and 'tetra"):
+        render_scenes(other, "synthetic", foa, workers=1, progress=False)
+
+
+def test_measured_responses_are_for_stereo_alone(tmp_path):
+    path = write_rirs(tmp_path, 3)
+    with pytest.raises(
+        InputError, match=r"--rirs .*: measured responses are read for a StereoPair"
+    ):
+        render_scenes(FOA_RECIPE, "synthetic", tmp_path / "o", rirs=path, progress=False)
+
+
+def test_scenes_of_the_first_format_still_open(rendered, tmp_path, capfd):
+    """Its records lack what only ambisonics need, its manifest the kind of receiver."""
+    old = tmp_path / "old"
+    shutil.copytree(rendered, old)
+    manifest = json.loads((old / records.MANIFEST).read_text())
+    manifest["format"] = 1
+    for part in ("rooms", "receiver"):
+        del manifest["recipe"][part]["kind"]
+    for field in ("elevation_range_deg", "response_s"):
+        del manifest["recipe"][field]
+    for split in ("train_k0", "validation_k0", "test_k0"):
+        del manifest["recipe"]["group_counts"][split]
+    (old / records.MANIFEST).write_text(json.dumps(manifest))
+    assert open_scenes(old).manifest["recipe"]["receiver"]["kind"] == "StereoPair"
+    render_scenes(RECIPE, "synthetic", old, workers=1)
+    assert "holds these scenes already" in capfd.readouterr().err
+    example = records.encode_group(open_scenes(rendered).source("train_k2")[0])
+    added = ("t30_s", "drr_bands_db", "t30_bands_s", "words", "phrasing")
+    example = {
+        name: [text.encode() for text in value]
+        if isinstance(value, list)
+        else value.encode()
+        if isinstance(value, str)
+        else value
+        for name, value in example.items()
+        if name not in added
+    }
+    group = records.decode_group(example)
+    assert (group.words, group.phrasing) == ("stereo", 0)
+    assert group.t30_s.tolist() == [np.float32(group.t60_s)] * 2
+    assert group.drr_bands_db.shape == (2, 0)

@@ -8,11 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-from fakes import FakeScenes, fake_group
+from fakes import FakeScenes, fake_foa_group, fake_group
 
 from spatial_clap_jax.acoustics.captions import compose_caption
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
+from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.data.pipeline import (
+    LABELS,
     PipelineConfig,
     collate,
     meanings,
@@ -465,3 +467,91 @@ def test_rivals_with_scl_are_refused(tokenizer):
 def test_phrases_that_cannot_be_drawn_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         config(**changes)
+
+
+FOA = FakeScenes(splits=("train_k0", "train_k1", "train_k2"), foa=True)
+STILL = PLAIN | {"rotate": False}
+
+
+def test_plain_clips_come_first_in_their_share(tokenizer):
+    settings = config(20, mixture_share=0.5, plain_share=0.2, **STILL)
+    for scl in (True, False):
+        (batch,) = batches(tokenizer, 1, settings, FOA, scl=scl, labels=("has_place",))
+        assert batch["audio"].shape == (20, 4, 800)
+        same = (batch["audio"] == batch["audio"][:, :1]).all(axis=(1, 2))
+        assert same.tolist() == [True] * 4 + [False] * 16
+        assert batch["has_place"].tolist() == [False] * 4 + [True] * 8 + [False] * 8
+    (none,) = batches(tokenizer, 1, config(20, **STILL), FOA)
+    assert not (none["audio"] == none["audio"][:, :1]).all(axis=(1, 2)).any()
+    (all_plain,) = batches(tokenizer, 1, config(8, plain_share=1.0, **STILL), FOA)
+    assert (all_plain["audio"] == all_plain["audio"][:, :1]).all()
+
+
+def test_processes_share_plain_clips_too(tokenizer):
+    settings = config(16, mixture_share=0.5, plain_share=0.25, swap=False, rotate=True)
+    (whole,) = batches(tokenizer, 1, settings, FOA, labels=tuple(LABELS))
+    for rows in ([0, 1, 8, 15], [3, 4, 5]):
+        (part,) = batches(tokenizer, 1, settings, FOA, rows=rows, labels=tuple(LABELS))
+        for name in whole:
+            np.testing.assert_array_equal(part[name], whole[name][rows], err_msg=name)
+
+
+def test_labels_tell_the_place_of_a_single_source(tokenizer):
+    groups = [fake_foa_group("train", k, 4) for k in (0, 1, 2)]
+    batch = collate(groups, tokenizer, labels=tuple(LABELS))
+    for name, (shape, kind) in LABELS.items():
+        assert batch[name].shape == (4, *shape)
+        assert batch[name].dtype == kind
+    single = groups[1]
+    assert batch["has_place"].tolist() == [False, True, False, False]
+    np.testing.assert_allclose(
+        batch["direction"][1], unit_vectors(single.azimuth_deg, single.elevation_deg)[0], rtol=1e-6
+    )
+    assert batch["distance_m"][1] == single.distance_m[0]
+    assert batch["floor_area_m2"].tolist() == [0, 70, 0, 0]
+    attributes = batch["attributes"]
+    assert attributes[1, :4].tolist() == [
+        *(single.azimuth_deg[0], single.elevation_deg[0], single.distance_m[0], 210)
+    ]
+    np.testing.assert_array_equal(attributes[1, 4:24], single.drr_bands_db[0])
+    np.testing.assert_array_equal(attributes[1, 24:], single.t30_bands_s[0])
+    assert np.isnan(attributes[[0, 2, 3]]).all()
+    assert not batch["direction"][[0, 2, 3]].any()
+    assert not set(LABELS) & set(collate(groups, tokenizer))
+
+
+def test_labels_of_stereo_know_no_bands(tokenizer):
+    batch = collate([fake_group("train", 1, 0)], tokenizer, labels=("attributes", "floor_area_m2"))
+    assert batch["floor_area_m2"].tolist() == [30]
+    assert np.isfinite(batch["attributes"][0, :4]).all()
+    assert np.isnan(batch["attributes"][0, 4:]).all()
+
+
+def test_labels_turn_with_the_field(tokenizer):
+    settings = config(16, mixture_share=0.0, **(PLAIN | {"rotate": True}))
+    (batch,) = batches(tokenizer, 1, settings, FOA, labels=("direction",))
+    (still,) = batches(tokenizer, 1, config(16, mixture_share=0.0, **STILL), FOA)
+    audio = batch["audio"].astype(np.float64)
+    seen = np.mean(audio[:, :1] * audio[:, [3, 1, 2]], axis=-1)
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    np.testing.assert_allclose(seen, batch["direction"], atol=1e-3)
+    np.testing.assert_allclose(audio[:, [0, 2]], still["audio"][:, [0, 2]], rtol=1e-5)
+    assert not np.allclose(audio[:, 1], still["audio"][:, 1], atol=1e-3)
+
+
+def test_scl_keeps_both_members_of_a_field(tokenizer):
+    settings = config(8, mixture_share=1.0, swap=False, rotate=True)
+    (batch,) = batches(tokenizer, 1, settings, FOA)
+    assert (batch["group"][::2] == batch["group"][1::2]).all()
+    assert (batch["meaning"][::2] != batch["meaning"][1::2]).all()
+
+
+def test_what_plain_clips_labels_and_rotations_cannot_be(tokenizer):
+    with pytest.raises(InputError, match=r"plain_share: 0.5 .* no split train_k0"):
+        batches(tokenizer, 0, config(plain_share=0.5))
+    with pytest.raises(InputError, match=r"plain_share: 1.5 is no share"):
+        config(plain_share=1.5)
+    with pytest.raises(InputError, match=r"labels: 'distance' is none of has_place, direction"):
+        batches(tokenizer, 0, config(), labels=("distance",))
+    with pytest.raises(InputError, match=r"rotate: True, but .* `swap` mirrors stereo"):
+        config(rotate=True)

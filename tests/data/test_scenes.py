@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS, direction_index
+from spatial_clap_jax.acoustics.foa import foa_gains, unit_vectors
+from spatial_clap_jax.acoustics.receivers import Foa
 from spatial_clap_jax.acoustics.rirs import RirRoom
-from spatial_clap_jax.data.scenes import (
-    GroupCounts,
-    RoomCounts,
-    SceneRecipe,
-    by_content,
-    draw_group,
-    draw_permutations,
-)
+from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
+from spatial_clap_jax.acoustics.spatial_words import direction_word
+from spatial_clap_jax.configs_io import from_plain, to_plain
+from spatial_clap_jax.data.drawing import by_content, draw_group, draw_permutations
+from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import Clip
+from spatial_clap_jax.data.wording import member_words
 from spatial_clap_jax.errors import InputError
 
 RATE = 8000
@@ -54,6 +54,9 @@ def gain_room(name: str, azimuths: list[float]) -> RirRoom:
         elevation_deg=np.zeros(count, np.float32),
         distance_m=np.arange(1, count + 1, dtype=np.float32),
         sample_rate_hz=RATE,
+        t30_s=np.full(count, 0.3, np.float32),
+        drr_bands_db=np.zeros((count, 0), np.float32),
+        t30_bands_s=np.zeros((count, 0), np.float32),
     )
 
 
@@ -240,3 +243,122 @@ def test_rooms_without_enough_directions():
 def test_recipes_that_cannot_be_rendered(change, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(RECIPE, **change)
+
+
+FOA_RECIPE = dataclasses.replace(
+    RECIPE,
+    rooms=FloorRanges(),
+    receiver=Foa(),
+    distance_range_m=(0.5, 4.0),
+    elevation_range_deg=(-47.5, 48.7),
+    response_s=2.5,
+    group_counts=GroupCounts(train_k0=3),
+)
+
+
+class FoaTones(Tones):
+    """Tones in rooms whose responses are plane waves."""
+
+    def __init__(self, azimuths: list[float] | None = None):
+        super().__init__()
+        azimuths = [0.0, 45.0, 90.0, 135.0, 180.0, -90.0] if azimuths is None else azimuths
+        azimuth_deg = np.array(azimuths, np.float32)
+        count = len(azimuths)
+        elevation_deg = np.linspace(-45, 45, count, dtype=np.float32)
+        gains = foa_gains(unit_vectors(azimuth_deg, elevation_deg))
+        self.rooms = {
+            split: [
+                dataclasses.replace(
+                    gain_room(f"{split}{n}", azimuths),
+                    rirs=gains[..., None].astype(np.float32),
+                    elevation_deg=elevation_deg,
+                    drr_bands_db=np.full((count, 20), n, np.float32),
+                    t30_bands_s=np.full((count, 20), 0.3, np.float32),
+                )
+                for n in range(3)
+            ]
+            for split in ("train", "test")
+        }
+
+
+def test_foa_sources_are_encoded_where_the_permutations_say():
+    for index in range(10):
+        group = draw_group(FOA_RECIPE, FoaTones(), "test", 2, index)
+        assert (group.words, group.audio.shape) == ("elsa", (2, 4, 4000))
+        gains = foa_gains(unit_vectors(group.azimuth_deg, group.elevation_deg))
+        for j, clip in enumerate(group.clips):
+            levels = amplitude(group.waveforms(), tone_of(clip))
+            expected = np.abs(gains[group.permutations[:, j]])
+            np.testing.assert_allclose(levels / levels[:, :1], expected, atol=3e-3)
+        words = [direction_word(float(azimuth)) for azimuth in group.azimuth_deg]
+        assert None not in words
+        assert len(set(words)) == 2
+        assert group.drr_bands_db.shape == (2, 20)
+        assert group.captions[0] != group.captions[1]
+
+
+def test_a_single_source_may_stand_between_the_words():
+    groups = [draw_group(FOA_RECIPE, FoaTones(), "test", 1, index) for index in range(60)]
+    words = {member_words(group)[0][0].direction for group in groups}
+    assert words == {"front", "left", "back", "right", None}
+    assert len({group.phrasing for group in groups}) > 50
+    for group in groups:
+        assert any(content in group.captions[0] for content in group.contents[0])
+
+
+def test_a_plain_clip_is_the_mono_signal_in_all_channels_and_its_content():
+    for index in range(5):
+        group = draw_group(FOA_RECIPE, FoaTones(), "test", 0, index)
+        assert group.audio.shape == (1, 4, 4000)
+        assert (group.audio == group.audio[:, :1]).all()
+        assert amplitude(group.waveforms(), tone_of(group.clips[0]))[0, 0] > 0
+        assert group.captions[0].removesuffix(".") in group.contents[0]
+        assert group.scene_id == f"test_k0/{index:07d}"
+        assert group.permutations.shape == (1, 0)
+        assert len(group.azimuth_deg) == len(group.distance_m) == len(group.t30_s) == 0
+        assert group.drr_bands_db.shape == (0, 20)
+
+
+def test_two_sources_need_words_to_tell_them_apart():
+    with pytest.raises(InputError, match=r"no room of split 'test' has places in 2 direction cla"):
+        draw_group(FOA_RECIPE, FoaTones([0.0, 45.0, 135.0]), "test", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rooms": RoomRanges()}, "rooms .* must be FloorRanges for Foa"),
+        ({"receiver": Foa(height_m=2.4)}, "receiver.height_m 2.4 must leave 0.3 m to the ceiling"),
+        ({"elevation_range_deg": (-89.0, 89.0), "distance_range_m": (1.2, 4.0)}, "lowest room of"),
+        ({"elevation_range_deg": (10.0, -10.0)}, "elevation_range_deg .* hold -90 <= low <= high"),
+        ({"distance_range_m": (0.0, 4.0)}, "distance_range_m .* must hold 0 < low"),
+        (
+            {"distance_range_m": (2.0, 4.0), "elevation_range_deg": (0.0, 0.0)},
+            "start low enough for the narrowest room, 2.72 m",
+        ),
+        ({"response_s": 1.0}, "response_s 1.0 must be at least 2.00"),
+    ],
+)
+def test_ambisonic_recipes_that_cannot_be_rendered(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(FOA_RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rooms": FloorRanges()}, "rooms .* must be RoomRanges for a StereoPair"),
+        ({"elevation_range_deg": (-10.0, 10.0)}, r"elevation_range_deg .* must be \(0.0, 0.0\)"),
+        ({"response_s": 1.0}, "response_s 1.0 must be 0.5 for a StereoPair"),
+        ({"group_counts": GroupCounts(test_k0=1)}, "group_counts.test_k0 1 must be 0"),
+    ],
+)
+def test_stereo_recipes_with_what_is_for_ambisonics(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(RECIPE, **change)
+
+
+def test_recipes_name_their_receiver_in_json():
+    assert to_plain(FOA_RECIPE)["receiver"]["kind"] == "Foa"
+    for recipe in (RECIPE, FOA_RECIPE):
+        assert from_plain(SceneRecipe, to_plain(recipe)) == recipe

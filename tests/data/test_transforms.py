@@ -3,11 +3,14 @@ import itertools
 
 import numpy as np
 import pytest
-from fakes import fake_group
+from fakes import fake_foa_group, fake_group
 
 from spatial_clap_jax.acoustics.captions import compose_caption
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
+from spatial_clap_jax.acoustics.foa import unit_vectors
+from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
 from spatial_clap_jax.data import transforms
+from spatial_clap_jax.data.wording import compose, meanings, member_places, member_words
 from spatial_clap_jax.errors import InputError
 
 GROUPS = [fake_group("train", k, 3) for k in (1, 2, 3)]
@@ -208,7 +211,7 @@ def test_rephrase_by_hand():
         "a bell rings from the front, and a dog barks from the left.",
         "a barking dog from the front, and a bell rings from the left.",
     )
-    assert_same(dataclasses.replace(said, captions=group.captions), group)
+    assert_same(dataclasses.replace(said, captions=group.captions, phrasing=0), group)
 
 
 @EACH_GROUP
@@ -284,3 +287,95 @@ def test_a_member_among_rivals_is_the_one_that_is_drawn_without():
             for draw in (transforms.draw_member, transforms.draw_member_among_rivals)
         )
         assert_same(dataclasses.replace(other, rivals=()), one)
+
+
+FOA_GROUPS = [fake_foa_group("train", k, 3) for k in (1, 2, 3)]
+EACH_FOA_GROUP = pytest.mark.parametrize("group", FOA_GROUPS, ids=["k1", "k2", "k3"])
+
+
+def mirrored_words(text):
+    return text.replace("left", "*").replace("right", "left").replace("*", "right")
+
+
+def intensity(group):
+    """Time-averaged active intensity of each member (x, y, z)."""
+    audio = group.audio.astype(np.float64)
+    return np.mean(audio[:, :1] * audio[:, [3, 1, 2]], axis=-1)
+
+
+@pytest.mark.parametrize("yaw_deg", [-150.0, 20.0, 90.0])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_rotation_turns_audio_labels_and_words_together(yaw_deg, mirror):
+    for index in range(6):
+        group = fake_foa_group("train", 1, index)
+        turned = transforms.rotate(group, yaw_deg, mirror)
+        aim = unit_vectors(turned.azimuth_deg, turned.elevation_deg)[0]
+        (seen,) = intensity(turned)
+        assert seen @ aim > 0.9999 * np.linalg.norm(seen)
+        side = -1 if mirror else 1
+        expected = (side * group.azimuth_deg[0] + yaw_deg + 180) % 360 - 180
+        assert turned.azimuth_deg[0] == pytest.approx(expected, abs=1e-4)
+        assert turned.captions[0] == compose(
+            turned, [group.contents[0][0]], member_places(turned)[0], [0], group.phrasing
+        )
+        ((before,),), ((after,),) = member_words(group), member_words(turned)
+        assert dataclasses.replace(before, direction=after.direction) == after
+
+
+@EACH_FOA_GROUP
+@pytest.mark.parametrize("mirror", [False, True])
+def test_turned_there_and_back_is_the_identity(group, mirror):
+    for yaw_deg in (37.0, 135.0):
+        there = transforms.rotate(group, yaw_deg, mirror)
+        # A mirrored turn is its own inverse.
+        back = transforms.rotate(there, yaw_deg if mirror else -yaw_deg, mirror)
+        np.testing.assert_allclose(back.audio, group.audio, atol=0.02)
+        np.testing.assert_allclose(back.azimuth_deg, group.azimuth_deg, atol=1e-4)
+        untouched = dataclasses.replace(back, audio=group.audio, azimuth_deg=group.azimuth_deg)
+        assert_same(untouched, group)
+        assert there.captions != group.captions or member_words(there) == member_words(group)
+
+
+@EACH_FOA_GROUP
+def test_a_mirror_exchanges_left_and_right_in_captions_alone(group):
+    mirrored = transforms.rotate(group, 0.0, mirror=True)
+    assert mirrored.captions == tuple(mirrored_words(caption) for caption in group.captions)
+    np.testing.assert_array_equal(mirrored.audio[:, 1], -group.audio[:, 1])
+    np.testing.assert_array_equal(mirrored.audio[:, [0, 2, 3]], group.audio[:, [0, 2, 3]])
+
+
+def test_a_drawn_rotation_reaches_all_round_and_mirrors_half(rng):
+    group = FOA_GROUPS[1]
+    turned = [transforms.random_rotation(group, rng) for _ in range(200)]
+    azimuths = np.array([one.azimuth_deg for one in turned])
+    assert (np.histogram(azimuths[:, 0], 8, (-180, 180))[0] > 8).all()
+    between = (azimuths[:, 1] - azimuths[:, 0]) % 360
+    kept = np.isclose(between, (group.azimuth_deg[1] - group.azimuth_deg[0]) % 360, atol=1e-3)
+    assert 70 < kept.sum() < 130
+
+
+def test_a_clip_without_a_place_is_not_turned(rng):
+    group = fake_foa_group("train", 0, 1)
+    assert transforms.random_rotation(group, rng) is group
+
+
+def test_a_rotation_refuses_stereo_and_a_swap_refuses_ambisonics():
+    with pytest.raises(InputError, match=r"train_k2/3: 2 channels; a rotation turns .* `rotate`"):
+        transforms.rotate(pair(), 10.0)
+    with pytest.raises(InputError, match=r"train_k2/3: 4 channels; a channel swap"):
+        transforms.swap_channels(FOA_GROUPS[1])
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_redrawn_elsa_captions_are_true_and_of_many_templates(k, rng):
+    group = fake_foa_group("train", k, 7)
+    seen = set()
+    for _ in range(40):
+        drawn = transforms.redraw_captions(group, rng)
+        assert meanings(drawn) == meanings(group)
+        assert transforms.rephrase(drawn, drawn.phrasing).captions == drawn.captions
+        seen.add(drawn.phrasing)
+        assert 0 <= drawn.phrasing < PHRASINGS
+    assert len(seen) > 30
+    with pytest.raises(InputError, match=r"phrases: 'from' is no template of train_k\d/7"):
+        transforms.rephrase(group, "from")

@@ -3,7 +3,7 @@ import inspect
 import numpy as np
 import pytest
 
-from spatial_clap_jax.metrics.resampling import bootstrap, share_by_run
+from spatial_clap_jax.metrics.resampling import bootstrap, bootstrap_interval, share_by_run
 
 
 def drawn_hits(seed, runs=1, queries=20, share=0.7):
@@ -141,3 +141,21 @@ def test_what_cannot_be_resampled_is_refused():
 def test_share_by_run():
     hits = np.array([[True, False, True, True], [False] * 4])
     np.testing.assert_array_equal(share_by_run(hits), [0.75, 0.0])
+
+
+def test_the_interval_of_a_mean_is_that_of_its_normal_law():
+    values = np.random.default_rng(0).normal(5.0, 2.0, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.03)
+    assert high == pytest.approx(values.mean() + half, abs=0.03)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_the_interval_of_a_median_holds_it_and_equal_values_have_none():
+    values = np.random.default_rng(1).exponential(1.0, 101)
+    low, high = bootstrap_interval(values, np.median)
+    assert low < np.median(values) < high
+    assert bootstrap_interval(np.full(5, 3.0)) == (3.0, 3.0)
+    with pytest.raises(ValueError, match="no value"):
+        bootstrap_interval(np.zeros(0))

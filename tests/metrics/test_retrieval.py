@@ -2,8 +2,15 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
-from spatial_clap_jax.metrics.retrieval import chance_recall, relevant_ranks, similarity
+from spatial_clap_jax.metrics.retrieval import (
+    average_precision,
+    chance_average_precision,
+    chance_recall,
+    relevant_ranks,
+    similarity,
+)
 
 
 def test_ranks_by_hand():
@@ -77,3 +84,39 @@ def test_unusable_scores_are_refused():
         relevant_ranks(np.array([[0.1, np.nan], [0, 0]]), relevant)
     with pytest.raises(ValueError, match="a query has no relevant item"):
         relevant_ranks(np.zeros((2, 2)), np.array([[1, 0], [0, 0]], bool))
+
+
+def test_average_precision_by_hand():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]] * 3)
+    relevant = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]], bool)
+    np.testing.assert_allclose(average_precision(scores, relevant, 10), [(1 + 2 / 3) / 2, 1 / 4, 1])
+    # Cut at two: what comes later counts for nothing, and at most two could have been found.
+    np.testing.assert_allclose(average_precision(scores, relevant, 2), [1 / 2, 0, 1])
+
+
+def test_average_precision_where_nothing_is_cut_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    scores, relevant = rng.random((20, 12)), rng.random((20, 12)) < 0.3
+    relevant[:, 0] = True
+    expected = [average_precision_score(r, s) for r, s in zip(relevant, scores, strict=True)]
+    np.testing.assert_allclose(average_precision(scores, relevant, 12), expected)
+
+
+def test_ties_cost_average_precision():
+    relevant = np.array([[1, 0, 1]], bool)
+    equal = average_precision(np.full((1, 3), 0.5), relevant, 10)
+    np.testing.assert_allclose(equal, [(1 / 2 + 2 / 3) / 2])
+    rounded = average_precision(np.array([[0.5 + 1e-9, 0.5, 0.4]]), relevant, 10)
+    np.testing.assert_allclose(rounded, equal)
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        average_precision(np.array([[np.nan, 0.1, 0]]), relevant, 10)
+    with pytest.raises(ValueError, match="a query has no relevant item"):
+        average_precision(np.zeros((1, 3)), np.zeros((1, 3), bool), 10)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 9])
+def test_chance_of_average_precision_against_every_order(k):
+    relevant = np.array([[1, 0, 0, 1], [0, 1, 0, 0]], bool)
+    ranks = [list(order) for order in itertools.permutations([0.1, 0.2, 0.3, 0.4])]
+    seen = [average_precision(np.array([order, order]), relevant, k) for order in ranks]
+    assert chance_average_precision(relevant, k) == pytest.approx(np.mean(seen))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.metrics.scores import score_of, write_results
+from spatial_clap_jax.metrics.scores import measure_of, score_of, write_results
 
 RESULTS = {"direction/1": score_of(np.array([True, False, True]), np.arange(3), 0.2)}
 
@@ -58,3 +58,15 @@ def test_a_failed_write_leaves_the_old_results(tmp_path, monkeypatch):
         write_results({"content/1": RESULTS["direction/1"]}, path)
     assert json.loads(path.read_text()) == RESULTS
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_measure_is_a_score_of_the_same_fields(tmp_path):
+    values = np.array([1.0, 2.0, 3.0, 10.0])
+    mean, median = measure_of(values, 90.0), measure_of(values, 80.0, np.median)
+    assert (mean["value"], mean["chance"], mean["n"]) == (4.0, 90.0, 4)
+    assert (median["value"], median["chance"]) == (2.5, 80.0)
+    assert 1.0 <= mean["low"] < 4.0 < mean["high"] <= 10.0
+    path = tmp_path / "results.json"
+    write_results({"angular_error_deg/1": mean}, path)
+    write_results({**RESULTS, "angular_error_deg/1": mean}, path)
+    assert json.loads(path.read_text())["angular_error_deg/1"] == mean

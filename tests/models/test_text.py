@@ -12,6 +12,7 @@ from spatial_clap_jax.models.text import (
     alibi_bias,
     bert_base,
     roberta_base,
+    sided_bias,
 )
 
 SMALL = TextConfig(vocabulary=30, width=16, layers=2, heads=2, mlp_width=32, max_tokens=12)
@@ -68,6 +69,31 @@ def test_alibi_bias_by_hand():
     distance = np.array([[0, 1, 2], [1, 0, 1], [2, 1, 0]])
     expected = [-distance / 16, -distance / 256]
     np.testing.assert_array_equal(alibi_bias(heads=2, tokens=3), expected)
+
+
+def test_sided_bias_by_hand():
+    ahead, back = sided_bias(heads=4, tokens=3)[:2], sided_bias(heads=4, tokens=3)[2:]
+    distance = np.array([[0, 1, 2], [1, 0, 1], [2, 1, 0]])
+    for head, slope in enumerate((1.0, 0.25)):
+        seen = np.triu(np.ones((3, 3), bool))
+        np.testing.assert_array_equal(ahead[head][seen], (-slope * distance)[seen])
+        assert (ahead[head][~seen] < -1e30).all()
+        np.testing.assert_array_equal(back[head], ahead[head].T)
+
+
+@pytest.mark.parametrize("positions", ["alibi", "sided"])
+def test_only_sided_positions_know_what_comes_first(positions):
+    """Under a bias that is the same both ways, a text read backwards is the same text."""
+    config = dataclasses.replace(SMALL, positions=positions)
+    ids = jnp.array([[4, 5, 6, 7], [7, 6, 5, 4]])
+    out = encode(TextEncoder(config), parameters(config), ids, ids > 0)
+    difference = float(jnp.max(jnp.abs(out.pooled[0] - out.pooled[1])))
+    assert difference < 1e-5 if positions == "alibi" else difference > 1e-2
+
+
+def test_sided_positions_need_an_even_number_of_heads():
+    with pytest.raises(InputError, match="heads: 3 is odd, but with 'sided' positions"):
+        dataclasses.replace(SMALL, width=24, heads=3)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "pooler"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,9 @@ from tiny import RATE_HZ, WINDOW, random_variables, tiny_experiment
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.parted import PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatialConfig
-from spatial_clap_jax.systems.spatial_clap import (
-    ProjectionMlp,
-    SpatialClapConfig,
-    below_peak,
-    random_equaliser,
-    unit,
-)
+from spatial_clap_jax.systems.spatial_clap import ProjectionMlp, SpatialClapConfig, unit
 from spatial_clap_jax.train.experiment import SIZES, Experiment, load_config
 from spatial_clap_jax.train.optim import make_optimizer
 from spatial_clap_jax.train.step import TrainStep, init_state
@@ -46,15 +42,17 @@ def shrunk(size: str) -> Experiment:
     text = dataclasses.replace(
         model.text, vocabulary=300, width=16, heads=2, layers=1, mlp_width=16, max_tokens=12
     )
+    narrow: dict[str, Any] = {"gru_width": 8, "gru_layers": 1}
+    if isinstance(model.spatial, PartedCnnConfig):
+        narrow = {"parts": 2}
     spatial = dataclasses.replace(
         model.spatial,
         channels=(8,),
         pools=model.spatial.pools[:1],
         frame_width=16,
-        gru_width=8,
-        gru_layers=1,
         heads=2,
         width=16,
+        **narrow,
     )
     model = dataclasses.replace(
         model, content=content, window_s=window_s, text=text, spatial=spatial, joint_width=16
@@ -128,19 +126,6 @@ def test_projection_mlp_by_hand():
 
 def test_unit_rows():
     np.testing.assert_allclose(unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
-
-
-def test_below_peak_by_hand_and_blind_to_gain():
-    level = jnp.array([[[-10.0, -50.0], [-200.0, -90.0]]])
-    np.testing.assert_allclose(below_peak(level), [[[2.0, 0.0], [-2.0, -2.0]]])
-    np.testing.assert_allclose(below_peak(level + 13.0), below_peak(level), atol=1e-6)
-
-
-def test_equaliser_has_the_spread_that_was_asked_for():
-    curves = random_equaliser(jax.random.key(0), 2000, 64, spread=0.3)
-    assert float(jnp.sqrt((curves**2).mean())) == pytest.approx(0.3, rel=0.05)
-    # Smooth: neighbours differ by little.
-    assert float(jnp.abs(jnp.diff(curves, axis=1)).max()) < 0.2
 
 
 @pytest.fixture(scope="module")

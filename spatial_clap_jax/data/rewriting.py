@@ -1,0 +1,368 @@
+"""Captions rewritten by a language model; where a rewrite is not true, the template stays.
+
+A data set's folder may hold `rewritten.jsonl` beside its records: a header, then a row a member
+with the captions that passed. Scenes of one source and plain clips are rewritten. Of several
+sources, word lists cannot tell whether each is still where it was, so their templates stay.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+
+from spatial_clap_jax.acoustics.spatial_words import SpatialWords
+from spatial_clap_jax.data.language_model import LanguageModel
+from spatial_clap_jax.data.pipeline import Scenes
+from spatial_clap_jax.data.records import MANIFEST
+from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.wording import member_words
+from spatial_clap_jax.errors import InputError
+
+REWRITTEN = "rewritten.jsonl"
+FORMAT = "rewritten captions 1"
+MOST_WORDS = 40
+
+# What each word may be said as; case makes no difference, and a match is of whole words.
+ACCEPTED: dict[str, dict[str, tuple[str, ...]]] = {
+    "direction": {
+        "front": ("front", "ahead", "forwards?"),
+        "left": ("left", "left-hand", "leftwards?"),
+        "back": ("back", "behind", "rear", "backwards?"),
+        # 'right behind' says nothing of the right.
+        "right": (
+            "right(?! (?:behind|ahead|in front|next|now|at|there|here|above|below|beside|by))",
+            "right-hand",
+            "rightwards?",
+        ),
+    },
+    "elevation": {
+        "up": ("up", "above", "overhead", "upper", "upwards?", "elevated", "high(?!-)"),
+        "down": ("down", "below", "beneath", "underneath", "lower", "downwards?", "low(?!-)"),
+    },
+    "distance": {
+        "near": ("near", "nearby", "close", "close-by", "short distance"),
+        "far": ("far", "far-off", "faraway", "afar", "distant", "(?<!short )distance", "remote"),
+    },
+    "room_size": {
+        "small": ("small", "small-sized", "tiny", "little", "compact", "cramped"),
+        "mid-sized": ("mid-sized?", "midsized?", "medium", "medium-sized?", "moderately sized"),
+        "large": ("large", "large-sized", "big", "spacious", "huge", "vast"),
+    },
+    "reverberation": {
+        "acoustically dampened": ("dampened", "damped", "deadened", "acoustically (?:dead|dry)"),
+        "highly reverberant": ("reverberant", "reverberating", "reverberates", "echo(?:ey|ing)"),
+    },
+}
+_PATTERNS = {
+    (field, word): re.compile(rf"(?<![\w-])(?:{'|'.join(said)})(?![\w-])", re.IGNORECASE)
+    for field, words in ACCEPTED.items()
+    for word, said in words.items()
+}
+# 'Not far' is neither far nor near.
+_NEGATION = re.compile(r"\b(?:not|no|never|without|nor|neither)\b|n't\b|\bnon-", re.IGNORECASE)
+# Fields of `SpatialWords` whose names are not what a person would say.
+_FIELDS = {"room_size": "size of the room"}
+# What is asked of the first, second, ... rewrite of a caption.
+_MANNERS = (
+    "Choose the most natural wording.",
+    "Begin with where the sound comes from.",
+    "Begin with the room, if it is told, else with the sound.",
+    "Use as few words as you can.",
+    "Use a full sentence with a verb.",
+)
+# Words of contents that every answer may hold by chance.
+_EMPTY_WORDS = frozenset({"sound", "someone", "something", "with", "from", "that", "this", "the"})
+
+
+class Rewritten(NamedTuple):
+    """The rewrites of one member.
+
+    Attributes:
+      words: that the captions say, no more and no fewer; where an augmentation has changed the
+        scene's words, these captions are no longer true.
+      captions: at least one.
+    """
+
+    words: SpatialWords
+    captions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One rewrite that is wanted."""
+
+    scene_id: str
+    words: SpatialWords
+    content: str
+    prompt: str
+
+
+def rewrite_scenes(
+    scenes: Scenes,
+    fingerprint: str,
+    model: LanguageModel,
+    out: str | Path,
+    splits: Collection[str] = (),
+    variants: int = 1,
+    workers: int = 8,
+    progress: bool = True,
+) -> dict[str, int]:
+    """Rewrites the captions of scenes of one source and of plain clips.
+
+    Args:
+      scenes: the data, in ELSA's words.
+      fingerprint: of the data, which the file names.
+      model: what rewrites; a `Cached` one asks nothing twice, so that a start after a failure goes
+        on where it stopped.
+      out: the file to write, whole or not at all; never over another.
+      splits: whose captions; default: the training splits of one source and of plain clips.
+      variants: rewrites asked of each caption, 1 to 5.
+      workers: prompts that are under way at once.
+      progress: whether to show a progress bar (on standard error).
+
+    Returns:
+      How many rewrites passed ('rewritten') and how many were refused, by reason; the template
+      stands where all of a member were.
+
+    Raises:
+      InputError: the file exists, a split is absent or of several sources, scenes are in other
+        words, or the model cannot be reached.
+    """
+    out = Path(out)
+    check_rewrites_path(out)
+    if not 1 <= variants <= len(_MANNERS):
+        raise InputError(f"variants {variants}: must be 1 to {len(_MANNERS)}.")
+    if workers < 1:
+        raise InputError(f"workers {workers}: must be at least 1.")
+    names = _chosen(scenes, splits)
+    tasks = [task for name in names for task in _tasks(scenes.source(name), variants)]
+    answers = _answers(model, sorted({task.prompt for task in tasks}), workers, progress)
+    counts: collections.Counter[str] = collections.Counter(rewritten=0)
+    kept: dict[str, list[str]] = {}
+    words = {task.scene_id: task.words for task in tasks}
+    for task in tasks:
+        caption = clean(answers[task.prompt])
+        fault = fault_of(caption, task.words, task.content)
+        counts[fault or "rewritten"] += 1
+        if fault is None and caption not in kept.setdefault(task.scene_id, []):
+            kept[task.scene_id].append(caption)
+    header = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "model": model.name,
+        "splits": list(names),
+        "counts": dict(counts),
+    }
+    rows = [
+        {"scene_id": name, "member": 0, "words": dataclasses.asdict(words[name]), "captions": said}
+        for name, said in kept.items()
+        if said
+    ]
+    _write(out, [header, *rows])
+    return dict(counts)
+
+
+def read_rewrites(folder: str | Path) -> dict[tuple[str, int], Rewritten]:
+    """The rewrites that lie in a data set's folder, by scene and member.
+
+    Args:
+      folder: that `spatial-clap render` wrote.
+
+    Returns:
+      Captions and the words that they say; nothing where there is no such file. Members that are
+      not in it keep their templates.
+
+    Raises:
+      InputError: the file is damaged, or is of other scenes.
+    """
+    path = Path(folder) / REWRITTEN
+    if not path.exists():
+        return {}
+    found: dict[tuple[str, int], Rewritten] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header = json.loads(lines[0])
+        known = header["format"] == FORMAT
+        for line in lines[1:]:
+            row = json.loads(line)
+            said = Rewritten(SpatialWords(**row["words"]), tuple(map(str, row["captions"])))
+            found[str(row["scene_id"]), int(row["member"])] = said
+        fingerprint = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))[
+            "fingerprint"
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"{path}: is not readable as rewrites of these scenes ({error}); remove it."
+        ) from error
+    if not known or header["fingerprint"] != fingerprint:
+        raise InputError(f"{path}: tells of other scenes; remove it, or rewrite these.")
+    return found
+
+
+def check_rewrites_path(path: str | Path) -> None:
+    """Refuses a place that holds something, before any model is asked.
+
+    Raises:
+      InputError: the path exists.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists; nothing is overwritten: move it away.")
+
+
+def prompt_for(caption: str, words: SpatialWords, variant: int = 0) -> str:
+    """What the model is asked.
+
+    Args:
+      caption: the template.
+      words: what it says of place and room.
+      variant: which of several wordings is asked for.
+    """
+    said = [
+        f"{_FIELDS.get(field, field)}: {word}"
+        for field, word in dataclasses.asdict(words).items()
+        if word is not None
+    ]
+    keep = f"Keep all of this ({', '.join(said)}), and" if said else "Add nothing:"
+    return (
+        "Rewrite the caption of a sound as one short English sentence that a person would write.\n"
+        f"Caption: {caption}\n"
+        f"{keep} say nothing else about direction, height, distance, size of a room or "
+        f"reverberation. Keep what sounds. {_MANNERS[variant]}\n"
+        "Answer with the sentence alone."
+    )
+
+
+def clean(answer: str) -> str:
+    """An answer as a caption: without quotes around it, with a final period.
+
+    Example:
+      >>> clean(' "A dog barks on the left"\\n')
+      'A dog barks on the left.'
+    """
+    text = answer.strip().strip("\"'`\u201c\u201d").strip()
+    return text if not text or text[-1] in ".!?" else f"{text}."
+
+
+def fault_of(rewrite: str, words: SpatialWords, content: str) -> str | None:
+    """Why a rewrite is not taken.
+
+    A word stands where the rewrite says it, by a word of `ACCEPTED`, more often than the content
+    does ('a car backs up' says nothing of where the car is).
+
+    Args:
+      rewrite: of a caption of one source.
+      words: that are true.
+      content: what sounds.
+
+    Returns:
+      None for a rewrite that says what sounds, each of the words and no other; else the reason.
+
+    Reference: our choice.
+
+    Example:
+      >>> left = SpatialWords(direction="left")
+      >>> fault_of("A dog barks from the left.", left, "a dog barks")
+      >>> fault_of("A dog barks far to the left.", left, "a dog barks")
+      'distance far invented'
+    """
+    if "\n" in rewrite or re.search(r"[.!?]\s", rewrite):
+        return "more than a sentence"
+    if not 2 <= len(rewrite.split()) <= MOST_WORDS:
+        return "too short or too long"
+    if len(_NEGATION.findall(rewrite)) > len(_NEGATION.findall(content)):
+        return "negation"
+    if not _mentions(rewrite, content):
+        return "content lost"
+    for (field, word), pattern in _PATTERNS.items():
+        stands = len(pattern.findall(rewrite)) > len(pattern.findall(content))
+        if stands != (getattr(words, field) == word):
+            return f"{field} {word} {'invented' if stands else 'lost'}"
+    return None
+
+
+def _mentions(rewrite: str, content: str) -> bool:
+    """Whether a word of the content is there, by its first four letters."""
+    words = [w for w in re.findall(r"\w+", content.lower()) if w not in _EMPTY_WORDS]
+    longest = max(map(len, words), default=0)
+    stems = tuple(w[:4] for w in words if len(w) >= min(4, longest))
+    return not stems or any(w.startswith(stems) for w in re.findall(r"\w+", rewrite.lower()))
+
+
+def _chosen(scenes: Scenes, splits: Collection[str]) -> tuple[str, ...]:
+    wanted = tuple(splits) or tuple(
+        name for name in ("train_k0", "train_k1") if name in scenes.splits
+    )
+    for name in wanted:
+        if name not in scenes.splits or not name.endswith(("_k0", "_k1")):
+            raise InputError(
+                f"split {name!r}: captions of one source or of plain clips are rewritten; give "
+                f"such splits among {', '.join(sorted(scenes.splits))}."
+            )
+    if not wanted:
+        raise InputError("scenes: hold neither train_k0 nor train_k1; render some.")
+    return wanted
+
+
+def _tasks(source: Sequence[SceneGroup], variants: int) -> Iterator[_Task]:
+    for index in range(len(source)):
+        group = source[index]
+        if group.words != "elsa":
+            raise InputError(
+                f"{group.scene_id}: its captions are in the words of stereo scenes; give scenes of "
+                "first-order ambisonics, whose words a rewrite can be checked by."
+            )
+        # A plain clip has no place, and nothing is said of one.
+        (words, *_), caption = member_words(group)[0] or [SpatialWords()], group.captions[0]
+        content = _content(group.contents[0], caption)
+        for variant in range(variants):
+            yield _Task(group.scene_id, words, content, prompt_for(caption, words, variant))
+
+
+def _content(contents: Sequence[str], caption: str) -> str:
+    """The content that a caption was made with."""
+    known = [c.strip().rstrip(".") for c in contents]
+    said = [content for content in known if content.lower() in caption.lower()]
+    return max(said or known, key=len)
+
+
+def _answers(
+    model: LanguageModel, prompts: Sequence[str], workers: int, progress: bool
+) -> Mapping[str, str]:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting = pool.map(model.complete, prompts)
+        shown = track(
+            zip(prompts, waiting, strict=True),
+            "captions",
+            total=len(prompts),
+            console=Console(stderr=True),
+            disable=not progress,
+        )
+        return dict(shown)
+    finally:
+        # After a failure nothing more is asked.
+        pool.shutdown(cancel_futures=True)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        # Looked at again: it may have appeared while the model was asked.
+        check_rewrites_path(path)
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
+    finally:
+        draft.unlink(missing_ok=True)

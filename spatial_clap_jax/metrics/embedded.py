@@ -1,0 +1,167 @@
+"""Scene groups of one split, embedded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from rich.progress import Progress
+
+from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.wording import meanings, member_directions
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.metrics.embed import Embedder, embed_in_batches, embed_texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the one source of each scene is, and in what room.
+
+    Attributes:
+      azimuth_deg, elevation_deg: counter-clockwise, 0 ahead, +90 left; up positive.
+      distance_m: from the receiver.
+      floor_area_m2: of the room; 0 where it is unknown.
+      t30_s: reverberation time, measured from the response; NaN where it is unknown.
+    """
+
+    azimuth_deg: Float[np.ndarray, "s"]
+    elevation_deg: Float[np.ndarray, "s"]
+    distance_m: Float[np.ndarray, "s"]
+    floor_area_m2: Float[np.ndarray, "s"]
+    t30_s: Float[np.ndarray, "s"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedSplit:
+    """The scene groups of one split: every member embedded, its audio forgotten.
+
+    Attributes:
+      audio, text: embeddings of all members and their captions, groups one after another.
+      starts: the row of each group's first member, the identity; then the number of rows.
+      meaning, directions, categories: of the identity members; equal numbers mean the same.
+        Directions are indices into `STEREO_DIRECTIONS`, or, of scenes in ELSA's words, into
+        `DIRECTIONS_8`.
+      contents: what the first clip of each scene may be described with.
+      words: the style of the captions, 'stereo' or 'elsa'.
+      places: of scenes of one source in ELSA's words; None of others.
+    """
+
+    audio: Float[np.ndarray, "n d"]
+    text: Float[np.ndarray, "n d"]
+    starts: Int[np.ndarray, "s_and_1"]
+    meaning: Int[np.ndarray, "s"]
+    directions: Int[np.ndarray, "s k"]
+    categories: list[tuple[str, ...]]
+    contents: list[tuple[str, ...]]
+    words: str
+    places: Places | None = None
+
+    @property
+    def identities(self) -> Float[np.ndarray, "s d"]:
+        """Audio embeddings of the identity members, one a scene."""
+        return self.audio[self.starts[:-1]]
+
+
+def embed_split(
+    embedder: Embedder, name: str, groups: Sequence[SceneGroup], batch_size: int, bar: Progress
+) -> EmbeddedSplit:
+    """Embeds every member and caption of the groups, reading each group twice, one at a time.
+
+    A model of one channel hears W, the omnidirectional channel, of first-order ambisonics.
+
+    Args:
+      embedder: the model.
+      name: of the split, for the bar and for messages.
+      groups: at least one, all of one sample rate.
+      batch_size: rows embedded at once.
+      bar: where the progress is shown.
+
+    Returns:
+      The embedded groups, in order.
+
+    Raises:
+      InputError: rates differ, the model takes other channels, or an embedding is not finite.
+    """
+    captions: list[str] = []
+    starts = [0]
+    meaning, directions, categories, contents, places = [], [], [], [], []
+    sample_rate_hz, held, words = _kind(groups[0])
+    heard = _heard(embedder, name, held, words)
+    for index in range(len(groups)):
+        group = groups[index]
+        if group.sample_rate_hz != sample_rate_hz:
+            raise InputError(
+                f"{group.scene_id}: sample_rate_hz {group.sample_rate_hz}; all scenes of a "
+                f"split must have the rate of the first, {sample_rate_hz}: render them again."
+            )
+        captions.extend(group.captions)
+        starts.append(len(captions))
+        meaning.append(meanings(group)[0])
+        directions.append(member_directions(group)[0])
+        categories.append(group.categories)
+        contents.append(group.contents[0])
+        if words == "elsa" and len(group.azimuth_deg) == 1:
+            places.append(_place(group))
+    # Texts first: a caption that is too long for the model is found before the long part.
+    try:
+        text = embed_texts(embedder, captions, batch_size, bar, f"{name} captions")
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    task = bar.add_task(name, total=len(groups))
+
+    def members() -> Iterator[Float32[np.ndarray, "c t"]]:
+        # Read again: the audio of a split need not fit into memory.
+        for index in range(len(groups)):
+            yield from heard(groups[index].waveforms())
+            bar.advance(task)
+
+    def embed(batch: list[Float32[np.ndarray, "c t"]]) -> Float32[np.ndarray, "b d"]:
+        return embedder.embed_audio(np.stack(batch), sample_rate_hz)
+
+    audio = embed_in_batches(members(), embed, batch_size, f"audio of {name}")
+    return EmbeddedSplit(
+        audio=audio,
+        text=text,
+        starts=np.array(starts),
+        meaning=np.array(meaning),
+        directions=np.array(directions, dtype=int).reshape(len(groups), -1),
+        categories=categories,
+        contents=contents,
+        words=words,
+        places=Places(*np.array(places, np.float64).T) if places else None,
+    )
+
+
+def _kind(group: SceneGroup) -> tuple[int, int, str]:
+    """Sample rate, channels, words."""
+    return int(group.sample_rate_hz), group.audio.shape[1], group.words
+
+
+def _heard(
+    embedder: Embedder, name: str, held: int, words: str
+) -> Callable[[Float32[np.ndarray, "p c t"]], Float32[np.ndarray, "p h t"]]:
+    """What of the channels the model is given."""
+    # A model that does not say what it takes is given all there is.
+    takes = getattr(embedder, "channels", held)
+    if takes == held:
+        return lambda audio: audio
+    if takes == 1 and words == "elsa":
+        return lambda audio: audio[:, :1]
+    what = "first-order ambisonics (W, Y, Z, X)" if words == "elsa" else "stereo (left, right)"
+    raise InputError(
+        f"{name}: the scenes are {what}, {held} channels, and this model takes {takes}; give "
+        f"scenes that fit it, or a model of {held} channels."
+    )
+
+
+def _place(group: SceneGroup) -> tuple[float, ...]:
+    length_m, width_m, _ = group.room_size_m.tolist()
+    return (
+        float(group.azimuth_deg[0]),
+        float(group.elevation_deg[0]),
+        float(group.distance_m[0]),
+        length_m * width_m,
+        float(group.t30_s[0]),
+    )
