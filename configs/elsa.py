@@ -82,15 +82,12 @@ def small() -> Experiment:
             captions_per_batch=64, mixture_share=0.125, plain_share=0.125, swap=False, rotate=True
         ),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             warmup_steps=100,
             weight_decay=0.01,
             final_share=0.02,
-            # The audio side learns faster from nothing; the temperature must find its place early.
-            rate_rules=(
-                (r"^(content|branch|spatial_projection|fusion)/", 2.0),
-                (r"^logit_scale$", 5.0),
-            ),
+            # The temperature must find its place early.
+            rate_rules=((r"^logit_scale$", 2.5),),
         ),
         steps=1500,
         ema_decay=0.998,

@@ -176,7 +176,8 @@ def rewrite_command(arguments: list[str]) -> None:
         """
         from spatial_clap_jax.data.builders import open_scenes
         from spatial_clap_jax.data.language_model import Cached, Endpoint
-        from spatial_clap_jax.data.rewriting import REWRITTEN, rewrite_scenes
+        from spatial_clap_jax.data.rewriting import rewrite_scenes
+        from spatial_clap_jax.data.rewritten import REWRITTEN
 
         scenes = open_scenes(data)
         counts = rewrite_scenes(

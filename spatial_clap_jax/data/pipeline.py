@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import grain
@@ -22,6 +22,7 @@ from spatial_clap_jax.acoustics.bands import BANDS_HZ
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.data import transforms
+from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.data.wording import meanings, number_of
@@ -80,6 +81,8 @@ class PipelineConfig:
       phrases: sets of direction phrases that `redraw` draws from (`PHRASE_SETS`).
       rivals: without SCL, bring with each mixture of two sources the caption of the permutation
         that is not in the batch.
+      rewritten_share: share of the captions of one source or none that are told as a language
+        model rewrote them (`spatial-clap rewrite`), where it did; these scenes are not rotated.
     """
 
     captions_per_batch: int = 64
@@ -95,6 +98,7 @@ class PipelineConfig:
     rivals: bool = False
     plain_share: float = 0.0
     rotate: bool = False
+    rewritten_share: float = 0.0
 
     def __post_init__(self):
         for name, smallest in (
@@ -106,7 +110,7 @@ class PipelineConfig:
             value = getattr(self, name)
             if value < smallest:
                 raise InputError(f"{name}: {value} is too small; give at least {smallest}.")
-        for name in ("mixture_share", "plain_share"):
+        for name in ("mixture_share", "plain_share", "rewritten_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name}: {getattr(self, name)} is no share; give 0 to 1.")
         if self.swap and self.rotate:
@@ -199,6 +203,7 @@ def train_batches(
     seed: int,
     rows: Sequence[int] | None = None,
     labels: Collection[str] = (),
+    rewrites: Mapping[tuple[str, int], Rewritten] | None = None,
 ) -> TrainBatches:
     """Endless, reshuffled, augmented training batches of this process.
 
@@ -213,6 +218,7 @@ def train_batches(
       seed: order and augmentation follow from it.
       rows: which rows of each global batch are built here, ascending; None for all.
       labels: which of `LABELS` the batches hold.
+      rewrites: captions for `config.rewritten_share`, see `read_rewrites`.
 
     Returns:
       Iterator over `audio` float32 [b, c, t], `tokens` int32 [b, n], `token_mask` bool [b, n],
@@ -223,12 +229,17 @@ def train_batches(
 
     Raises:
       InputError: no training split, no plain clips where some are wanted, rows that are not in the
-        batch, rivals with SCL, or an unknown label.
+        batch, rivals with SCL, no rewrites where some are wanted, or an unknown label.
     """
     if scl and config.rivals:
         raise InputError(
             "data.rivals: True, but with SCL the rivals are in the batch; set loss.scl to False, "
             "or leave rivals out."
+        )
+    if config.rewritten_share and not rewrites:
+        raise InputError(
+            f"data.rewritten_share: {config.rewritten_share}, but the scenes have no rewritten "
+            "captions; run `spatial-clap rewrite` on their folder, or set 0."
         )
     total = config.captions_per_batch
     unknown = sorted(set(labels) - set(LABELS))
@@ -250,7 +261,7 @@ def train_batches(
         ("train_k2", total - plain - singles, members),
     ):
         if captions:
-            groups = _augmented(scenes, split, config, members, seed)
+            groups = _augmented(scenes, split, config, members, seed, rewrites or {})
             here = [row - start for row in wanted if start <= row < start + captions]
             parts.append(_Part(groups, captions // of_group, _by_group(here, of_group)))
             start += captions
@@ -403,7 +414,12 @@ def _single_captions(scenes: Scenes, config: PipelineConfig, members: int, total
 
 
 def _augmented(
-    scenes: Scenes, split: str, config: PipelineConfig, members: int, seed: int
+    scenes: Scenes,
+    split: str,
+    config: PipelineConfig,
+    members: int,
+    seed: int,
+    rewrites: Mapping[tuple[str, int], Rewritten],
 ) -> grain.MapDataset[SceneGroup]:
     """The groups of a split without end, reshuffled and drawn anew in each epoch."""
     # Not seed + k: the order of one seed's mixtures must not be that of the next seed's singles.
@@ -414,7 +430,11 @@ def _augmented(
     if members == 1 and not config.rivals:
         groups = groups.random_map(transforms.draw_member)
     groups = groups.random_map(functools.partial(transforms.joint_gain, range_db=config.gain_db))
+    tell = functools.partial(
+        transforms.tell_rewritten, rewrites=rewrites, share=config.rewritten_share
+    )
     for wanted, transform in (
+        (config.rewritten_share > 0, tell),
         (config.swap, transforms.random_swap),
         (config.rotate, transforms.random_rotation),
         (config.shift, transforms.time_shift),

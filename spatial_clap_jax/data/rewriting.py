@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -23,13 +23,11 @@ from rich.progress import track
 from spatial_clap_jax.acoustics.spatial_words import SpatialWords
 from spatial_clap_jax.data.language_model import LanguageModel
 from spatial_clap_jax.data.pipeline import Scenes
-from spatial_clap_jax.data.records import MANIFEST
+from spatial_clap_jax.data.rewritten import FORMAT
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.wording import member_words
 from spatial_clap_jax.errors import InputError
 
-REWRITTEN = "rewritten.jsonl"
-FORMAT = "rewritten captions 1"
 MOST_WORDS = 40
 
 # What each word may be said as; case makes no difference, and a match is of whole words.
@@ -82,19 +80,6 @@ _MANNERS = (
 )
 # Words of contents that every answer may hold by chance.
 _EMPTY_WORDS = frozenset({"sound", "someone", "something", "with", "from", "that", "this", "the"})
-
-
-class Rewritten(NamedTuple):
-    """The rewrites of one member.
-
-    Attributes:
-      words: that the captions say, no more and no fewer; where an augmentation has changed the
-        scene's words, these captions are no longer true.
-      captions: at least one.
-    """
-
-    words: SpatialWords
-    captions: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,43 +155,6 @@ def rewrite_scenes(
     ]
     _write(out, [header, *rows])
     return dict(counts)
-
-
-def read_rewrites(folder: str | Path) -> dict[tuple[str, int], Rewritten]:
-    """The rewrites that lie in a data set's folder, by scene and member.
-
-    Args:
-      folder: that `spatial-clap render` wrote.
-
-    Returns:
-      Captions and the words that they say; nothing where there is no such file. Members that are
-      not in it keep their templates.
-
-    Raises:
-      InputError: the file is damaged, or is of other scenes.
-    """
-    path = Path(folder) / REWRITTEN
-    if not path.exists():
-        return {}
-    found: dict[tuple[str, int], Rewritten] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header = json.loads(lines[0])
-        known = header["format"] == FORMAT
-        for line in lines[1:]:
-            row = json.loads(line)
-            said = Rewritten(SpatialWords(**row["words"]), tuple(map(str, row["captions"])))
-            found[str(row["scene_id"]), int(row["member"])] = said
-        fingerprint = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))[
-            "fingerprint"
-        ]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(
-            f"{path}: is not readable as rewrites of these scenes ({error}); remove it."
-        ) from error
-    if not known or header["fingerprint"] != fingerprint:
-        raise InputError(f"{path}: tells of other scenes; remove it, or rewrite these.")
-    return found
 
 
 def check_rewrites_path(path: str | Path) -> None:

@@ -229,6 +229,10 @@ class SceneRecipe:
         return {name: count for name, count in counts.items() if count > 0}
 
 
+# `SceneGroup.phrasing` of captions that are composed of no template.
+OWN_WORDING = -1
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneGroup:
     """The same k clips and the same k places, in p permutations of clips over places.
@@ -257,7 +261,8 @@ class SceneGroup:
         where it cannot be measured; no bands for stereo.
       t30_bands_s: reverberation time of each place in these bands, NaN likewise.
       words: the style of the captions.
-      phrasing: which set of stereo phrases or which template the captions are composed with.
+      phrasing: which set of stereo phrases or which template the captions are composed with;
+        `OWN_WORDING` where a language model has written them.
       seed: the number that the whole draw of this group started from.
       rivals: captions of permutations whose mixtures are not in `audio`; never stored.
     """

@@ -8,7 +8,7 @@ between the channels, and they change the azimuths and the captions with it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.acoustics.foa import rotate_foa
 from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
 from spatial_clap_jax.acoustics.spatial_words import wrap_deg
-from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.rewritten import Rewritten
+from spatial_clap_jax.data.scenes import OWN_WORDING, SceneGroup
 from spatial_clap_jax.data.wording import compose, member_places, recomposed
 from spatial_clap_jax.data.wording import member_directions as member_directions
 from spatial_clap_jax.errors import InputError
@@ -121,8 +122,36 @@ def rotate(group: SceneGroup, yaw_deg: float, mirror: bool = False) -> SceneGrou
     return recomposed(group, turned)
 
 
+def tell_rewritten(
+    group: SceneGroup,
+    rng: np.random.Generator,
+    rewrites: Mapping[tuple[str, int], Rewritten],
+    share: float,
+) -> SceneGroup:
+    """With a probability, the caption of a language model in place of the template.
+
+    Such a group is neither rotated nor reworded after that: its wording is its own.
+
+    Args:
+      group: a group of one source or none, as it was rendered; others stay as they are.
+      rng: source of the draws.
+      rewrites: see `read_rewrites`.
+      share: the probability, where there is a rewrite.
+    """
+    found = rewrites.get((group.scene_id, 0))
+    if found is None or len(group.captions) != 1 or rng.random() >= share:
+        return group
+    caption = found.captions[int(rng.integers(len(found.captions)))]
+    return dataclasses.replace(group, captions=(caption,), phrasing=OWN_WORDING)
+
+
 def random_rotation(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:
-    """`rotate` by a drawn angle, every second time mirrored; all members of the group alike."""
+    """`rotate` by a drawn angle, every second time mirrored; all members of the group alike.
+
+    A group of a wording of its own stays: it cannot be told anew.
+    """
+    if group.phrasing == OWN_WORDING:
+        return group
     return rotate(group, float(rng.uniform(-180.0, 180.0)), bool(rng.random() < 0.5))
 
 
@@ -154,6 +183,8 @@ def redraw_captions(
     Reference:
       Our choice.
     """
+    if group.phrasing == OWN_WORDING:
+        return group
     contents = [options[rng.integers(len(options))] for options in group.contents]
     if group.words == "elsa":
         phrasing = int(rng.integers(PHRASINGS))

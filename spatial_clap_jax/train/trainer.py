@@ -18,6 +18,7 @@ from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import LABELS, TrainBatches, train_batches
+from spatial_clap_jax.data.rewritten import read_rewrites
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import processes, sharding, warm_start
@@ -98,6 +99,7 @@ def train(
             seed=experiment.seed,
             rows=rows.tolist(),
             labels=experiment.build_system().labels,
+            rewrites=read_rewrites(data) if experiment.data.rewritten_share else None,
         )
         stack.callback(batches.close)
         state, done = restore_or_init(start, towers.arrays, checkpoints, batches)

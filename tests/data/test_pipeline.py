@@ -13,6 +13,7 @@ from fakes import FakeScenes, fake_foa_group, fake_group
 from spatial_clap_jax.acoustics.captions import compose_caption
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.acoustics.foa import unit_vectors
+from spatial_clap_jax.acoustics.spatial_words import SpatialWords
 from spatial_clap_jax.data.pipeline import (
     LABELS,
     PipelineConfig,
@@ -20,6 +21,7 @@ from spatial_clap_jax.data.pipeline import (
     meanings,
     train_batches,
 )
+from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.data.transforms import draw_member_among_rivals, member_directions
 from spatial_clap_jax.errors import InputError
@@ -249,6 +251,7 @@ _CONTINUE = """
 import hashlib, json, multiprocessing, sys
 from fakes import FakeScenes
 from spatial_clap_jax.data.pipeline import PipelineConfig, train_batches
+from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.tokens import Tokenizer
 
 if __name__ == "__main__":
@@ -555,3 +558,20 @@ def test_what_plain_clips_labels_and_rotations_cannot_be(tokenizer):
         batches(tokenizer, 0, config(), labels=("distance",))
     with pytest.raises(InputError, match=r"rotate: True, but .* `swap` mirrors stereo"):
         config(rotate=True)
+
+
+def test_captions_of_a_language_model_are_told_in_their_share(tokenizer):
+    scenes = FakeScenes(splits=("train_k1",), foa=True)
+    source = scenes.source("train_k1")
+    rewrites = {
+        (source[i].scene_id, 0): Rewritten(SpatialWords(), ("zebra",)) for i in range(len(source))
+    }
+    zebra, _ = tokenizer.encode(["zebra"])
+    settings = {"mixture_share": 0.0, "swap": False, "rotate": True}
+    for share in (0.0, 0.5, 1.0):
+        config_of_share = config(64, rewritten_share=share, **settings)
+        (batch,) = batches(tokenizer, 1, config_of_share, scenes, rewrites=rewrites)
+        told = (batch["tokens"] == zebra).all(axis=1).mean()
+        assert abs(told - share) <= (0.25 if share == 0.5 else 0.0)
+    with pytest.raises(InputError, match=r"rewritten_share: 0.5, but .* `spatial-clap rewrite`"):
+        batches(tokenizer, 0, config(8, rewritten_share=0.5), scenes)

@@ -17,14 +17,12 @@ from spatial_clap_jax.acoustics.spatial_words import (
 )
 from spatial_clap_jax.data.rewriting import (
     ACCEPTED,
-    REWRITTEN,
-    Rewritten,
     clean,
     fault_of,
     prompt_for,
-    read_rewrites,
     rewrite_scenes,
 )
+from spatial_clap_jax.data.rewritten import REWRITTEN, Rewritten, read_rewrites
 from spatial_clap_jax.data.wording import member_words
 from spatial_clap_jax.errors import InputError
 

@@ -9,7 +9,9 @@ from spatial_clap_jax.acoustics.captions import compose_caption
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
+from spatial_clap_jax.acoustics.spatial_words import SpatialWords
 from spatial_clap_jax.data import transforms
+from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.wording import compose, meanings, member_places, member_words
 from spatial_clap_jax.errors import InputError
 
@@ -379,3 +381,18 @@ def test_redrawn_elsa_captions_are_true_and_of_many_templates(k, rng):
     assert len(seen) > 30
     with pytest.raises(InputError, match=r"phrases: 'from' is no template of train_k\d/7"):
         transforms.rephrase(group, "from")
+
+
+def test_a_rewritten_caption_stays_with_its_field(rng):
+    group, others = fake_foa_group("train", 1, 0), [fake_foa_group("train", 2, 0), *GROUPS]
+    rewrites = {(group.scene_id, 0): Rewritten(SpatialWords(), ("hark, a dog", "a dog, there"))}
+    told = [transforms.tell_rewritten(group, rng, rewrites, 0.5) for _ in range(400)]
+    rewritten = [one for one in told if one is not group]
+    assert {one.captions for one in rewritten} == {("hark, a dog",), ("a dog, there",)}
+    assert 150 < len(rewritten) < 250
+    for change in (transforms.random_rotation, transforms.redraw_captions):
+        assert change(rewritten[0], rng) is rewritten[0]
+        assert change(group, rng) is not group
+    for other in others:
+        assert transforms.tell_rewritten(other, rng, rewrites, 1.0) is other
+    assert transforms.tell_rewritten(group, rng, {}, 1.0) is group

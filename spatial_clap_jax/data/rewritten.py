@@ -1,0 +1,64 @@
+"""Captions that a language model has rewritten, as a data set's folder may hold them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from spatial_clap_jax.acoustics.spatial_words import SpatialWords
+from spatial_clap_jax.data.records import MANIFEST
+from spatial_clap_jax.errors import InputError
+
+REWRITTEN = "rewritten.jsonl"
+FORMAT = "rewritten captions 1"
+
+
+class Rewritten(NamedTuple):
+    """The rewrites of one member.
+
+    Attributes:
+      words: that the captions say, no more and no fewer; where an augmentation has changed the
+        scene's words, these captions are no longer true.
+      captions: at least one.
+    """
+
+    words: SpatialWords
+    captions: tuple[str, ...]
+
+
+def read_rewrites(folder: str | Path) -> dict[tuple[str, int], Rewritten]:
+    """The rewrites that lie in a data set's folder, by scene and member.
+
+    Args:
+      folder: that `spatial-clap render` wrote.
+
+    Returns:
+      Captions and the words that they say; nothing where there is no such file. Members that are
+      not in it keep their templates.
+
+    Raises:
+      InputError: the file is damaged, or is of other scenes.
+    """
+    path = Path(folder) / REWRITTEN
+    if not path.exists():
+        return {}
+    found: dict[tuple[str, int], Rewritten] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header = json.loads(lines[0])
+        known = header["format"] == FORMAT
+        for line in lines[1:]:
+            row = json.loads(line)
+            said = Rewritten(SpatialWords(**row["words"]), tuple(map(str, row["captions"])))
+            found[str(row["scene_id"]), int(row["member"])] = said
+        fingerprint = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))[
+            "fingerprint"
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"{path}: is not readable as rewrites of these scenes ({error}); remove it."
+        ) from error
+    if not known or header["fingerprint"] != fingerprint:
+        raise InputError(f"{path}: tells of other scenes; remove it, or rewrite these.")
+    return found
