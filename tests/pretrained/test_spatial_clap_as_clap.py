@@ -80,7 +80,7 @@ def test_both_encoders_answer_in_transformers(run, tmp_path):
     system, variables = trained.system, trained.variables
     bound = system.module.bind(variables)
     log_mel = features.log_mel(jnp.asarray(stereo.mean(axis=1)), system.config.content_mel)
-    content = np.asarray(bound._content(log_mel, False))
+    content = np.asarray(bound.content(log_mel, False).pooled)
     silence = np.zeros((1, system.config.spatial.width), np.float32)
     expected = np.asarray(bound.fusion(np.concatenate([content, silence], axis=-1)))
     expected = expected / np.linalg.norm(expected)

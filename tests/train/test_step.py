@@ -121,6 +121,7 @@ class Mini(TwoTowers):
 
     channels = 1
     padding = "zeros"
+    labels = ()
     window_samples = 5
     max_tokens = 6
     text_dropout: float = 0.0
