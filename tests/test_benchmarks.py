@@ -91,10 +91,15 @@ def test_a_table_and_a_line_of_json_tell_the_same(side_by_side, capsys):
 
 
 def run(script, *options):
-    """The lines that a benchmark prints as JSON."""
+    """The lines that a benchmark prints as JSON, of one timed call of each side."""
+    return told(script, *options, "--repeats", "1")
+
+
+def told(script, *options):
+    """The lines that a script prints as JSON."""
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
-        [sys.executable, str(FOLDER / script), *options, "--repeats", "1", "--json"],
+        [sys.executable, str(FOLDER / script), *options, "--json"],
         env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -131,3 +136,12 @@ def test_render_runs():
     (line,) = run("render.py", *options)
     assert_compared(line, "scenes/s")
     assert line["scenes_of_ours"] == 3
+
+
+def test_text_positions_runs():
+    (line,) = told("text_positions.py", "--positions", "sided", "--steps", "2")
+    assert line["positions"] == "sided"
+    assert list(line["two"]) == ["2"]
+    # Nobody learns to read in two steps.
+    assert 0.4 < line["two"]["2"] < 0.6
+    assert 0.05 < line["three"] < 0.35

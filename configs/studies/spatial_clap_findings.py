@@ -145,7 +145,7 @@ def _model(experiment: Experiment) -> SpatialClapConfig:
 
 
 def small() -> tuple[Experiment, SceneRecipe]:
-    """`small` of configs/spatial_clap.py for 600 steps, so that thirty trainings fit on two cores."""
+    """`small` of configs/spatial_clap.py for 600 steps: thirty trainings shall fit on two cores."""
     experiment = load_config("spatial_clap", "small")
     # A longer average would remember the beginning of so short a run.
     return replace(experiment, steps=600, ema_decay=0.99, checkpoint_every=100), load_config(
