@@ -16,7 +16,11 @@ from jaxtyping import Bool, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from spatial_clap_jax.acoustics.captions import category_phrasings, compose_caption
+from spatial_clap_jax.acoustics.captions import (
+    bare_content,
+    category_phrasings,
+    compose_caption,
+)
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data.audio import read_audio
 from spatial_clap_jax.data.pipeline import Scenes
@@ -393,7 +397,7 @@ class _Prompts:
 
     def of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Of each text, itself, as a plain caption."""
-        captions = [f"{text.strip().rstrip('.')}." for text in texts]
+        captions = [f"{bare_content(text)}." for text in texts]
         return embed_texts(self.embedder, captions, self.batch_size, self.bar, "contents")
 
     def of_categories(self) -> Float[np.ndarray, "c d"]:

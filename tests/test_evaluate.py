@@ -15,9 +15,8 @@ from spatial_clap_jax.acoustics.directions import (
     direction_index,
     phrase_set,
 )
-from spatial_clap_jax.data.pipeline import meanings
 from spatial_clap_jax.data.scenes import SceneGroup
-from spatial_clap_jax.data.transforms import member_directions
+from spatial_clap_jax.data.wording import meanings, member_directions
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import evaluate, evaluate_in_detail, evaluate_recordings
 from spatial_clap_jax.metrics.scores import score_of

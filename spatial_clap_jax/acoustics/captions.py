@@ -172,6 +172,27 @@ def compose_caption(
             f"{len(contents)} contents and {len(directions)} directions; give one direction "
             "for each of at least one content."
         )
+    return join_clauses(contents, [phrases[direction] for direction in directions], order) + "."
+
+
+def join_clauses(
+    contents: Sequence[str], places: Sequence[str], order: Sequence[int] | None = None
+) -> str:
+    """Each content with what is said of its place, in the order of mention, without a period.
+
+    Args:
+      contents: k contents such as 'a dog barks'; a final period is dropped.
+      places: what is said of each place; '' where nothing is.
+      order: the sources in the order of mention, a permutation of 0..k-1; None keeps
+        the order of `contents`.
+
+    Raises:
+      InputError: a content is empty.
+
+    Example:
+      >>> join_clauses(["a dog barks.", "rain falls"], ["in front", ""])
+      'a dog barks in front, and rain falls'
+    """
     mentioned = range(len(contents)) if order is None else order
     if sorted(mentioned) != list(range(len(contents))):
         raise ValueError(
@@ -179,10 +200,15 @@ def compose_caption(
         )
     clauses = []
     for source in mentioned:
-        content = contents[source].strip().rstrip(".").rstrip()
+        content = bare_content(contents[source])
         if not content:
             raise InputError(
                 f"content {contents[source]!r} is an empty caption; give every clip words."
             )
-        clauses.append(f"{content} {phrases[directions[source]]}")
-    return ", and ".join(clauses) + "."
+        clauses.append(f"{content} {places[source]}" if places[source] else content)
+    return ", and ".join(clauses)
+
+
+def bare_content(content: str) -> str:
+    """A content as captions hold it: without blanks around it and without a final period."""
+    return content.strip().rstrip(".").rstrip()

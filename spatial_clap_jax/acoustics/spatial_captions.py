@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spatial_clap_jax.acoustics.captions import join_clauses
 from spatial_clap_jax.acoustics.spatial_words import (
     DIRECTIONS,
     REVERBERATIONS,
     ROOM_SIZES,
     SpatialWords,
 )
-from spatial_clap_jax.errors import InputError
 
 _DIRECTIONS = (
     "from the {}",
@@ -96,22 +96,9 @@ def compose_spatial_caption(
         raise ValueError(f"words {words} speak of several rooms; a scene has one.")
     if not 0 <= phrasing < PHRASINGS:
         raise ValueError(f"phrasing {phrasing} must lie in 0..{PHRASINGS - 1}.")
-    mentioned = range(len(contents)) if order is None else order
-    if sorted(mentioned) != list(range(len(contents))):
-        raise ValueError(
-            f"order {list(mentioned)} is no permutation of the {len(contents)} sources."
-        )
     *of_place, of_room = _choices(phrasing)
-    clauses = []
-    for source in mentioned:
-        content = contents[source].strip().rstrip(".").rstrip()
-        if not content:
-            raise InputError(
-                f"content {contents[source]!r} is an empty caption; give every clip words."
-            )
-        place = _place(words[source], *of_place)
-        clauses.append(f"{content} {place}" if place else content)
-    return _in_room(", and ".join(clauses), words[0], _ROOMS[of_room]) + "."
+    clauses = join_clauses(contents, [_place(one, *of_place) for one in words], order)
+    return _in_room(clauses, words[0], _ROOMS[of_room]) + "."
 
 
 def spatial_phrases() -> tuple[str, ...]:

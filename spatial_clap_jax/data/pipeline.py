@@ -314,10 +314,12 @@ def collate(
         has_rival = [bool(group.rivals) for group in groups for _ in group.captions]
         batch["rival_tokens"], batch["rival_token_mask"] = tokenizer.encode(texts, truncate=True)
         batch["has_rival"] = np.array(has_rival)
-    places = [_place_labels(group) for group in groups for _ in group.captions]
-    for name in labels:
-        shape, kind = LABELS[name]
-        batch[name] = np.array([place[name] for place in places], kind).reshape(rows, *shape)
+    if labels:
+        known = [(_place_labels(group), len(group.captions)) for group in groups]
+        places = [place for place, members in known for _ in range(members)]
+        for name in labels:
+            shape, kind = LABELS[name]
+            batch[name] = np.array([place[name] for place in places], kind).reshape(rows, *shape)
     return batch
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from spatial_clap_jax.acoustics.captions import bare_content
 from spatial_clap_jax.acoustics.spatial_words import SpatialWords
 from spatial_clap_jax.data.language_model import LanguageModel
 from spatial_clap_jax.data.pipeline import Scenes
@@ -278,7 +279,7 @@ def _tasks(source: Sequence[SceneGroup], variants: int) -> Iterator[_Task]:
 
 def _content(contents: Sequence[str], caption: str) -> str:
     """The content that a caption was made with."""
-    known = [c.strip().rstrip(".") for c in contents]
+    known = [bare_content(content) for content in contents]
     said = [content for content in known if content.lower() in caption.lower()]
     return max(said or known, key=len)
 

@@ -19,7 +19,6 @@ from spatial_clap_jax.acoustics.spatial_words import wrap_deg
 from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.scenes import OWN_WORDING, SceneGroup
 from spatial_clap_jax.data.wording import compose, member_places, recomposed
-from spatial_clap_jax.data.wording import member_directions as member_directions
 from spatial_clap_jax.errors import InputError
 
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 
-from spatial_clap_jax.acoustics.captions import compose_caption
+from spatial_clap_jax.acoustics.captions import bare_content, compose_caption
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, direction_index
 from spatial_clap_jax.acoustics.spatial_captions import compose_spatial_caption
 from spatial_clap_jax.acoustics.spatial_words import (
@@ -104,7 +104,9 @@ def contents_and_order(
     Raises:
       InputError: there are none.
     """
-    options = [[one for one in of_clip if _bare(one) in caption] for of_clip in group.contents]
+    options = [
+        [one for one in of_clip if bare_content(one) in caption] for of_clip in group.contents
+    ]
     orders = list(itertools.permutations(range(len(options))))
     for contents in itertools.product(*options):
         for order in orders:
@@ -168,7 +170,3 @@ def _told(places: Sequence[Said]) -> list[str]:
         str(place) if isinstance(place, int) else " ".join(filter(None, dataclasses.astuple(place)))
         for place in places
     ]
-
-
-def _bare(content: str) -> str:
-    return content.strip().rstrip(".").rstrip()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.acoustics.spatial_words import DIRECTIONS, DIRECTIONS_8, DISTANCES
 from spatial_clap_jax.metrics.arithmetic import remove, swap
 from spatial_clap_jax.metrics.attributes import answers
@@ -23,7 +24,6 @@ from spatial_clap_jax.metrics.localisation import (
     angular_error_deg,
     best_constant,
     fit_localiser,
-    unit_vectors,
 )
 from spatial_clap_jax.metrics.resampling import bootstrap
 from spatial_clap_jax.metrics.retrieval import chance_recall, relevant_ranks, similarity

@@ -88,7 +88,7 @@ def embed_split(
     starts = [0]
     meaning, directions, categories, contents, places = [], [], [], [], []
     sample_rate_hz, held, words = _kind(groups[0])
-    heard = _heard(embedder, name, held, words)
+    heard = _whole_or_w_alone(embedder, name, held, words)
     for index in range(len(groups)):
         group = groups[index]
         if group.sample_rate_hz != sample_rate_hz:
@@ -139,7 +139,7 @@ def _kind(group: SceneGroup) -> tuple[int, int, str]:
     return int(group.sample_rate_hz), group.audio.shape[1], group.words
 
 
-def _heard(
+def _whole_or_w_alone(
     embedder: Embedder, name: str, held: int, words: str
 ) -> Callable[[Float32[np.ndarray, "p c t"]], Float32[np.ndarray, "p h t"]]:
     """What of the channels the model is given."""

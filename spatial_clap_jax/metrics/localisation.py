@@ -18,20 +18,6 @@ _ENOUGH_TO_STOP_EARLY = 50
 _MOST_CONSTANTS = 500
 
 
-def unit_vectors(
-    azimuth_deg: Float[np.ndarray, "n"], elevation_deg: Float[np.ndarray, "n"]
-) -> Float[np.ndarray, "n 3"]:
-    """Directions as unit vectors: x ahead, y left, z up.
-
-    Example:
-      >>> unit_vectors(np.array([90.0]), np.array([0.0])).round(6)
-      array([[0., 1., 0.]])
-    """
-    azimuth, elevation = np.radians(azimuth_deg), np.radians(elevation_deg)
-    flat = np.cos(elevation)
-    return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], axis=1)
-
-
 def angular_error_deg(
     predicted: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"]
 ) -> Float[np.ndarray, "n"]:

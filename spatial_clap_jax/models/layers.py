@@ -226,21 +226,23 @@ class StochasticDepth(nn.Module):
 
 
 class ProjectionMlp(nn.Module):
-    """Linear, ReLU, linear: into the joint space.
+    """Linear, ReLU or another activation, linear: into the joint space.
 
     Attributes:
       hidden: width between the two.
       width: of the result.
       dtype: of the computation.
+      activation: between the two.
     """
 
     hidden: int
     width: int
     dtype: DTypeLike = jnp.float32
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
-        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        x = self.activation(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
         return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
 
 

@@ -144,25 +144,6 @@ def hear_intensity(
     return features.intensity_vectors(heard, intensity, scale)
 
 
-class FusionMlp(nn.Module):
-    """Linear, ELU, linear: content and place into the joint space.
-
-    Attributes:
-      hidden: width between the two.
-      width: of the result.
-      dtype: of the computation.
-    """
-
-    hidden: int
-    width: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
-        x = nn.elu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
-        return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
-
-
 class ElsaModule(nn.Module):
     """Encoders, branch, projections and heads under one tree of parameters.
 
@@ -183,7 +164,7 @@ class ElsaModule(nn.Module):
             self.branch = SpatialAttributes(config.attributes, self.dtype)
         if config.branch != "none":
             self.spatial_projection = nn.Dense(config.spatial_width, dtype=self.dtype)
-        self.fusion = FusionMlp(config.fusion_width, config.joint_width, self.dtype)
+        self.fusion = ProjectionMlp(config.fusion_width, config.joint_width, self.dtype, nn.elu)
         self.text = TextEncoder(config.text, self.dtype)
         self.text_projection = ProjectionMlp(config.fusion_width, config.joint_width, self.dtype)
         widths = dict(zip(REGRESSIONS, (3, 1, 1), strict=True))

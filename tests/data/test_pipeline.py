@@ -18,12 +18,12 @@ from spatial_clap_jax.data.pipeline import (
     LABELS,
     PipelineConfig,
     collate,
-    meanings,
     train_batches,
 )
 from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.tokens import Tokenizer
-from spatial_clap_jax.data.transforms import draw_member_among_rivals, member_directions
+from spatial_clap_jax.data.transforms import draw_member_among_rivals
+from spatial_clap_jax.data.wording import meanings, member_directions
 from spatial_clap_jax.errors import InputError
 
 SCENES = FakeScenes()

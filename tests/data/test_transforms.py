@@ -12,7 +12,13 @@ from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
 from spatial_clap_jax.acoustics.spatial_words import SpatialWords
 from spatial_clap_jax.data import transforms
 from spatial_clap_jax.data.rewritten import Rewritten
-from spatial_clap_jax.data.wording import compose, meanings, member_places, member_words
+from spatial_clap_jax.data.wording import (
+    compose,
+    meanings,
+    member_directions,
+    member_places,
+    member_words,
+)
 from spatial_clap_jax.errors import InputError
 
 GROUPS = [fake_group("train", k, 3) for k in (1, 2, 3)]
@@ -81,7 +87,7 @@ def test_no_transform_but_the_swap_touches_what_lies_between_the_channels(group,
 
 
 def test_member_directions():
-    assert transforms.member_directions(pair()) == [[0, 2], [2, 0]]
+    assert member_directions(pair()) == [[0, 2], [2, 0]]
 
 
 def test_draw_member_keeps_sound_words_and_places_together(rng):
@@ -118,7 +124,7 @@ def test_swap_by_hand():
         "a bell rings in front, and a dog barks on the right side.",
         "a barking dog in front, and a bell rings on the right side.",
     )
-    assert transforms.member_directions(swapped) == [[4, 2], [2, 4]]
+    assert member_directions(swapped) == [[4, 2], [2, 4]]
 
 
 @EACH_GROUP
@@ -127,9 +133,7 @@ def test_swap_inverts_what_lies_between_the_channels(group):
     left, right = group.audio[:, 0], group.audio[:, 1]
     np.testing.assert_array_equal(swapped.audio[:, 0], right)
     np.testing.assert_array_equal(swapped.audio[:, 1], left)
-    assert transforms.member_directions(swapped) == [
-        [4 - d for d in row] for row in transforms.member_directions(group)
-    ]
+    assert member_directions(swapped) == [[4 - d for d in row] for row in member_directions(group)]
     assert swapped.scale == group.scale
 
 
@@ -186,7 +190,7 @@ def test_time_shift_rolls_each_member_by_one_number(group, rng):
 
 @EACH_GROUP
 def test_redrawn_captions_are_true_and_reach_every_wording(group, rng):
-    directions = transforms.member_directions(group)
+    directions = member_directions(group)
     orders = list(itertools.permutations(range(len(group.clips))))
     true = [
         {
@@ -220,7 +224,7 @@ def test_rephrase_by_hand():
 @pytest.mark.parametrize("name", PHRASE_SETS)
 def test_rephrase_keeps_contents_and_order(group, name):
     captions = transforms.rephrase(group, name).captions
-    directions = transforms.member_directions(group)
+    directions = member_directions(group)
     for before, after, row in zip(group.captions, captions, directions, strict=True):
         # Clause by clause: what is not the phrase stays, and stays where it is.
         for old, new in zip(before[:-1].split(", and "), after[:-1].split(", and "), strict=True):
@@ -248,7 +252,7 @@ def test_members_share_a_drawn_phrase_set_and_every_one_occurs(group, rng):
             for contents in itertools.product(*group.contents)
             for order in orders
         }
-        for row in transforms.member_directions(group)
+        for row in member_directions(group)
     ]
     seen = set()
     for _ in range(150):

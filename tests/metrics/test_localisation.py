@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.metrics.localisation import (
     angular_error_deg,
     best_constant,
     fit_localiser,
-    unit_vectors,
 )
 
 

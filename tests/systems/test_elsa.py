@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +17,9 @@ from spatial_clap_jax.features import StftConfig
 from spatial_clap_jax.losses.contrastive import ring_info_nce
 from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.layers import ProjectionMlp
 from spatial_clap_jax.systems.base import System
-from spatial_clap_jax.systems.elsa import ElsaConfig, FusionMlp, regressions
+from spatial_clap_jax.systems.elsa import ElsaConfig, regressions
 from spatial_clap_jax.train.experiment import SIZES, Experiment, load_config
 from spatial_clap_jax.train.optim import make_optimizer
 from spatial_clap_jax.train.step import TrainStep, init_state
@@ -127,7 +129,7 @@ def test_fusion_by_hand():
         "hidden": {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(2)},
         "out": {"kernel": jnp.array([[2.0], [5.0]]), "bias": jnp.array([1.0])},
     }
-    out = FusionMlp(2, 1).apply({"params": params}, jnp.array([[3.0]]))
+    out = ProjectionMlp(2, 1, activation=nn.elu).apply({"params": params}, jnp.array([[3.0]]))
     np.testing.assert_allclose(out, [[6 + 5 * (np.exp(-3) - 1) + 1]], rtol=1e-6)
 
 
