@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.cnn import AttentionPool, ConvBlock, fold_patches
 from spatial_clap_jax.models.layers import block_class, conv_same
 
@@ -37,6 +38,20 @@ class PartedCnnConfig:
     context: int = 5
     heads: int = 4
     width: int = 96
+
+    def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise InputError(f"PartedCnnConfig.parts: {self.parts}; give at least 1.")
+        if self.context < 1 or not self.context % 2:
+            raise InputError(
+                f"PartedCnnConfig.context: {self.context} must be odd, as many frames before as "
+                "after; give 1, 3, 5, ..."
+            )
+        if self.width % self.heads:
+            raise InputError(
+                f"PartedCnnConfig.heads: {self.heads} does not divide the width {self.width}; "
+                "choose a divisor."
+            )
 
 
 def in_context(

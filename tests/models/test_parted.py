@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.parted import PartedCnn, PartedCnnConfig, in_context
 
 CONFIG = PartedCnnConfig(
@@ -39,6 +40,19 @@ def variables():
 def with_share(variables, kernel, bias):
     params = {**variables["params"], "share": {"kernel": kernel, "bias": bias}}
     return {**variables, "params": params}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts": 0}, "parts: 0; give at least 1"),
+        ({"context": 4}, "context: 4 must be odd"),
+        ({"heads": 5}, "heads: 5 does not divide the width 4"),
+    ],
+)
+def test_shapes_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, **changes)
 
 
 def test_one_vector_a_part_side_by_side(variables):
