@@ -89,7 +89,7 @@ def small() -> Experiment:
             # The temperature must find its place early.
             rate_rules=((r"^logit_scale$", 2.5),),
         ),
-        steps=1500,
+        steps=1000,
         ema_decay=0.998,
         log_every=20,
         checkpoint_every=250,

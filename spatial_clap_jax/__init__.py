@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spatial_clap_jax.inference import load, load_text
+    from spatial_clap_jax.metrics.zero_shot import zero_shot
 
-__all__ = ["__version__", "load", "load_text"]
+__all__ = ["__version__", "load", "load_text", "zero_shot"]
 __version__ = "0.1.0"
 
 
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from spatial_clap_jax import inference
 
         return getattr(inference, name)
+    if name == "zero_shot":
+        from spatial_clap_jax.metrics.zero_shot import zero_shot
+
+        return zero_shot
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -210,6 +210,7 @@ def train_command(arguments: list[str]) -> None:
     experiment_default = load_config(config, size)
     if not isinstance(experiment_default, Experiment):
         raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
+    arguments, experiment_default = _with_content(arguments, experiment_default, size)
 
     def run(
         config: tyro.conf.Positional[Path],
@@ -219,6 +220,9 @@ def train_command(arguments: list[str]) -> None:
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = experiment_default,
     ) -> None:
         """Trains a config's experiment; goes on from the newest checkpoint in --workdir.
+
+        Of a system with a choice of content encoders, --model.content htsat, cnn or m2d takes
+        another one, untrained, with its front end; --init.audio a trained one.
 
         Args:
           config: a Python file with get_config(size), for example configs/spatial_clap.py.
@@ -287,6 +291,7 @@ def plan_command(arguments: list[str]) -> None:
     experiment_default = load_config(config, size)
     if not isinstance(experiment_default, Experiment):
         raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
+    arguments, experiment_default = _with_content(arguments, experiment_default, size)
 
     def run(
         config: tyro.conf.Positional[Path],
@@ -336,9 +341,12 @@ def evaluate_command(arguments: list[str]) -> None:
         localise: int = 2000,
         umap: Path | None = None,
         step: int | None = None,
+        probe: bool = False,
+        text_encoder: Path | None = None,
     ) -> None:
         """Retrieval, direction, content and content-space assignment, each beside chance; of
-        ambisonic scenes also elevation, distance, room, 3-D localisation and moved directions.
+        ambisonic scenes also elevation, distance, room, 3-D localisation and moved directions; of
+        mono clips their labels by prompt, by a trained head and by a linear probe.
 
         Args:
           run: folder of a run or of an export.
@@ -353,7 +361,10 @@ def evaluate_command(arguments: list[str]) -> None:
             leaves it out.
           umap: a map of embeddings of ambisonic scenes to write (png, svg or pdf; extra `umap`),
             fitted on those training scenes.
-          step: checkpoint to take; default: the newest.
+          step: checkpoint to take; default: the newest; 0: what the run drew before its first step.
+          probe: train a linear probe on features of the plain clips of train, choose its
+            regularisation on those of validation, and test it on those of --split.
+          text_encoder: for an M2D-CLAP of sentence embeddings, what made these.
         """
         from spatial_clap_jax import report
         from spatial_clap_jax.data.builders import open_scenes
@@ -376,13 +387,22 @@ def evaluate_command(arguments: list[str]) -> None:
             report.check_map_extra()
             if data is None or not localise:
                 raise InputError(f"--umap {umap}: needs --data, and --localise above 0.")
-        model = load(run, step=step)
+        if probe and data is None:
+            raise InputError("--probe True: needs --data with plain clips; leave it out.")
+        model = load(run, step=step, text_encoder=text_encoder)
         confusion = None
         if data is not None:
             found = evaluate_in_detail(
-                model, open_scenes(data), split=split, gallery=gallery, localise=localise
+                model,
+                open_scenes(data),
+                split=split,
+                gallery=gallery,
+                localise=localise,
+                probe=probe,
             )
             results, confusion = found.results, found.direction_confusion
+            if found.probe_strength is not None:
+                print(f"linear probe: C = {found.probe_strength:g}, chosen on validation clips")
         else:
             assert scenes is not None
             found, results = None, evaluate_recordings(model, scenes)
@@ -408,16 +428,17 @@ def export_command(arguments: list[str]) -> None:
     def run(
         run: tyro.conf.Positional[Path],
         out: Path,
-        format: Literal["stablehlo", "safetensors", "hf-clap"] = "stablehlo",
+        format: Literal["stablehlo", "safetensors", "hf-clap", "m2d-clap"] = "stablehlo",
         step: int | None = None,
     ) -> None:
-        """Writes the model as compiled programs, as plain tensors, or for transformers.
+        """Writes the model as compiled programs, as plain tensors, or for other programs.
 
         Args:
           run: folder of a run or of a safetensors export.
           out: folder to write in.
-          format: stablehlo (runs without this library, on cpu, cuda and tpu), safetensors, or
-            hf-clap (content and text encoder as a ClapModel).
+          format: stablehlo (runs without this library, on cpu, cuda and tpu), safetensors,
+            hf-clap (content and text encoder as a ClapModel), or m2d-clap (an M2D-CLAP's tensors
+            as its public code names them).
           step: checkpoint to take; default: the newest.
         """
         from spatial_clap_jax.export import export
@@ -429,7 +450,7 @@ def export_command(arguments: list[str]) -> None:
 
 
 def convert_command(arguments: list[str]) -> None:
-    """Convert published weights (CLAP, RoBERTa, BERT, Spatial-CLAP) into a folder of ours."""
+    """Convert published weights (CLAP, M2D-CLAP, RoBERTa, Spatial-CLAP) into a folder of ours."""
 
     def run(
         source: tyro.conf.Positional[str],
@@ -441,7 +462,8 @@ def convert_command(arguments: list[str]) -> None:
 
         Args:
           source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers) or
-            its name on the hub; a .pt or .safetensors of LAION-CLAP or Spatial-CLAP.
+            its name on the hub; a .pt, .pth or .safetensors of LAION-CLAP, Spatial-CLAP or
+            M2D-CLAP.
           out: folder to write in.
           tokenizer: a tokenizer.json, or a folder with one, where the source brings none.
           verbose: say of every tensor what became of it.
@@ -457,6 +479,27 @@ def convert_command(arguments: list[str]) -> None:
     _call(run, arguments, "convert")
 
 
+def embed_text_command(arguments: list[str]) -> None:
+    """Embed captions once, for trainings that learn from sentence embeddings."""
+
+    def run(captions: tyro.conf.Positional[Path], text_encoder: str, out: Path) -> None:
+        """Writes a vector for each distinct caption; a start after a failure goes on where it
+        stopped, and what is finished or of other captions is never overwritten.
+
+        Args:
+          captions: a csv with captions (caption, caption_1, ...; where it has none, category), or
+            a folder of mono clips that `render` wrote.
+          text_encoder: a text encoder as `convert` takes or writes them, or the folder of a run.
+          out: folder to write, for train --data.sentences.
+        """
+        from spatial_clap_jax.embed_sentences import embed_sentences
+
+        found = embed_sentences(captions, text_encoder, out)
+        print(f"{out}: {len(found)} sentence embeddings of width {found.width}")
+
+    _call(run, arguments, "embed-text")
+
+
 def embed_command(arguments: list[str]) -> None:
     """Cosines between a recording and texts."""
 
@@ -465,6 +508,8 @@ def embed_command(arguments: list[str]) -> None:
         audio: tyro.conf.Positional[Path],
         text: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         out: Path | None = None,
+        kind: Literal["joint", "scene", "frames"] = "joint",
+        text_encoder: str | None = None,
         plain: bool = False,
         foa_format: Literal["acn-sn3d", "acn-n3d", "fuma"] = "acn-sn3d",
         step: int | None = None,
@@ -475,24 +520,39 @@ def embed_command(arguments: list[str]) -> None:
           run: folder of a run or of an export.
           audio: a recording with the channels that the model takes.
           text: a text; may be given several times.
-          out: write the embedding of the recording to this .npy file.
+          out: write the embedding of the recording to this .npy file, features to this .npz file.
+          kind: what --out holds: joint, the embedding that texts are compared with; or what the
+            encoder of an M2D-CLAP hears, of the whole by scene (features), of every moment by
+            frames (features, times_ms).
+          text_encoder: of an M2D-CLAP of sentence embeddings, the encoder that made these.
           plain: the recording is mono and has no place; for a model of ambisonics.
           foa_format: order and gains of an ambisonic recording's channels.
           step: checkpoint of a run to take; default: the newest.
         """
         from spatial_clap_jax.data.audio import read_audio
-        from spatial_clap_jax.inference import load, save_embedding
+        from spatial_clap_jax.embedding_files import save_embedding, save_features
+        from spatial_clap_jax.inference import load
 
+        if kind != "joint" and (text or out is None):
+            raise InputError(f"embed: --kind {kind} goes to a file; give --out alone")
         if not text and out is None:
             raise InputError('embed: give --text "..." (any number of times), or --out FILE.npy')
         recording = read_audio(audio)
-        model = load(run, step=step)
+        model = load(run, step=step, text_encoder=text_encoder)
         try:
-            embedding = model.embed_audio(*recording, plain=plain, foa_format=foa_format)
+            if kind == "joint":
+                embedding = model.embed_audio(*recording, plain=plain, foa_format=foa_format)
+            elif kind == "scene":
+                features = {"features": model.embed_scene(*recording)}
+            else:
+                frames, times_ms = model.embed_frames(*recording)
+                features = {"features": frames, "times_ms": times_ms}
         except InputError as error:
             raise InputError(f"{audio}: {error}") from error
-        if out is not None:
+        if out is not None and kind == "joint":
             save_embedding(embedding, out)
+        elif out is not None:
+            save_features(out, **features)
         if text:
             cosines = model.embed_text(list(text)) @ embedding
             for cosine, line in sorted(zip(cosines.tolist(), text, strict=True), reverse=True):
@@ -512,6 +572,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": export_command,
     "convert": convert_command,
     "embed": embed_command,
+    "embed-text": embed_text_command,
 }
 
 
@@ -532,6 +593,32 @@ def _peek(arguments: list[str], default: str) -> tuple[str, str]:
             "the options"
         )
     return arguments[0], size
+
+
+def _with_content(arguments: list[str], experiment: Any, size: str) -> tuple[list[str], Any]:
+    """The arguments without `--model.content NAME`, and the experiment with that encoder.
+
+    It decides several fields and the options of one, so that the parser cannot be asked.
+    """
+    flag, names, rest = "--model.content", [], list(arguments)
+    while flag in rest[:-1]:
+        place = rest.index(flag)
+        names.append(rest[place + 1])
+        del rest[place : place + 2]
+    names += [word.removeprefix(f"{flag}=") for word in rest if word.startswith(f"{flag}=")]
+    rest = [word for word in rest if not word.startswith(f"{flag}=")]
+    if not names:
+        return arguments, experiment
+    from spatial_clap_jax.systems.content import named_content
+
+    model = experiment.model
+    if not hasattr(model, "content_normalisation"):
+        raise InputError(
+            f"{flag} {names[-1]}: {type(model).__name__} has no choice of content encoders; leave "
+            "it out."
+        )
+    fields = named_content(names[-1], size)
+    return rest, replace(experiment, model=replace(model, **fields))
 
 
 def _call(function: Callable[..., T], arguments: list[str], name: str, style: _Style = _STYLE) -> T:

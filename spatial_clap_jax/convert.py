@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from spatial_clap_jax import __version__
@@ -18,6 +19,9 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.export import write_model
 from spatial_clap_jax.folders import check_place, write_folder
 from spatial_clap_jax.model_card import text_card
+from spatial_clap_jax.models.m2d import PredictorConfig
+from spatial_clap_jax.models.vit import VitConfig
+from spatial_clap_jax.pretrained.m2d_clap import M2dClapWeights
 from spatial_clap_jax.pretrained.mapping import Report, nested
 from spatial_clap_jax.pretrained.read import read_weights
 from spatial_clap_jax.pretrained.spatial_clap import SpatialClapWeights
@@ -31,6 +35,7 @@ from spatial_clap_jax.stored import (
     TrainedModel,
 )
 from spatial_clap_jax.systems.clap import ClapConfig
+from spatial_clap_jax.systems.m2d_clap import CachedSentences, M2dClapConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.experiment import Experiment
 
@@ -42,10 +47,12 @@ def convert(
 
     Args:
       source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers), or its
-        name on the hub; a `.pt` or `.safetensors` of LAION-CLAP or Spatial-CLAP.
+        name on the hub; a `.pt`, `.pth` or `.safetensors` of LAION-CLAP, Spatial-CLAP or
+        M2D-CLAP.
       out: folder to write in; made when missing.
       tokenizer: a tokenizer.json, or a folder with the files of one, for sources that bring none
-        (a `.pt` wants that of roberta-base).
+        (LAION-CLAP and Spatial-CLAP want that of roberta-base, M2D-CLAP of 2025 that of
+        bert-base-uncased).
 
     Returns:
       The files written, and what became of every tensor.
@@ -54,45 +61,58 @@ def convert(
       InputError: the source cannot be read, brings no tokenizer, or `out` holds something else.
     """
     weights = read_weights(source)
-    held = weights.tokenizer if isinstance(weights, TextTower) else weights.text.tokenizer
     text = weights if isinstance(weights, TextTower) else weights.text
-    if tokenizer is not None:
-        held = _read_tokenizer(Path(tokenizer), text.config.max_tokens)
-    if held is None:
-        raise InputError(
-            f"{source}: brings no tokenizer; give that of its text encoder by --tokenizer "
-            "(roberta-base's for LAION-CLAP and Spatial-CLAP)."
-        )
-    text = dataclasses.replace(text, tokenizer=held)
+    held = None
+    if text is not None:
+        held = _read_tokenizer(tokenizer, text.config.max_tokens) if tokenizer else text.tokenizer
+        if held is None:
+            raise InputError(
+                f"{source}: brings no tokenizer; give that of its text encoder by --tokenizer "
+                "(roberta-base's for LAION-CLAP and Spatial-CLAP, bert-base-uncased's for "
+                "M2D-CLAP)."
+            )
+        text = dataclasses.replace(text, tokenizer=held)
+    elif tokenizer is not None:
+        raise InputError(f"--tokenizer {tokenizer}: {source} has no text encoder; leave it out.")
     if isinstance(weights, TextTower):
+        assert text is not None
         return _write_text(text, out), weights.report
     check_place(out, "safetensors")
     return write_model(_model(weights, held), out, "safetensors"), weights.report
 
 
-def _model(weights: ClapWeights | SpatialClapWeights, tokenizer: Tokenizer) -> TrainedModel:
-    audio, text = weights.audio, weights.text
-    if isinstance(weights, ClapWeights):
+def _model(
+    weights: ClapWeights | SpatialClapWeights | M2dClapWeights, tokenizer: Tokenizer | None
+) -> TrainedModel:
+    audio = weights.audio
+    arrays = {**below(audio.arrays, "content"), **weights.arrays}
+    if isinstance(weights, M2dClapWeights):
+        shape = _m2d_clap(weights)
+        if weights.projector is not None:
+            # Stage 2, of which the files of 2025 are, begins with it; cosines do without.
+            arrays.setdefault("params/logit_scale", np.log(np.float32(100)))
+    elif isinstance(weights, ClapWeights):
         shape = ClapConfig(
             sample_rate_hz=audio.mel.sample_rate_hz,
             window_s=weights.window_s,
             padding=weights.padding,
-            content=audio.config,
+            content=weights.htsat,
             content_mel=audio.mel,
-            text=text.config,
+            text=weights.text.config,
             joint_width=weights.joint_width,
         )
     else:
         shape = SpatialClapConfig(
             content=audio.config,
             content_mel=audio.mel,
-            text=text.config,
+            text=weights.text.config,
             fusion_width=weights.joint_width,
             joint_width=weights.joint_width,
         )
+    if weights.text is not None:
+        arrays |= below(weights.text.arrays, "text")
     name = Path(weights.report.source).name
     experiment = Experiment(name=name, model=shape)
-    arrays = {**below(audio.arrays, "content"), **below(text.arrays, "text"), **weights.arrays}
     return TrainedModel(
         experiment=to_plain(experiment),
         system=dataclasses.replace(experiment, precision="float32").build_system(),
@@ -100,6 +120,35 @@ def _model(weights: ClapWeights | SpatialClapWeights, tokenizer: Tokenizer) -> T
         tokenizer=tokenizer,
         step=0,
         provenance={"converted_from": weights.report.source},
+    )
+
+
+def _m2d_clap(weights: M2dClapWeights) -> M2dClapConfig:
+    """The system of an M2D-CLAP, set to go on as it was trained."""
+    audio, mel = weights.audio, weights.audio.mel
+    content = audio.config
+    assert isinstance(content, VitConfig)
+    if weights.projector is None and weights.predictor is None:
+        raise InputError(
+            f"{weights.report.source}: holds an encoder alone, which makes no model; a training "
+            "takes it as --init.audio."
+        )
+    joins = weights.projector is not None
+    return M2dClapConfig(
+        sample_rate_hz=mel.sample_rate_hz,
+        window_s=(content.frames - 1) * mel.hop / mel.sample_rate_hz,
+        crop_frames=None,
+        content=content,
+        mel=mel,
+        normalisation=audio.normalisation,
+        mask_ratio=0.0 if weights.predictor is None else 0.7,
+        predictor=weights.predictor or PredictorConfig(),
+        contrast_weight=0.0 if not joins else 1.0 if weights.predictor is None else 0.01,
+        projector=weights.projector or "mlp",
+        joint_width=content.width,
+        text=weights.text.config
+        if weights.text is not None
+        else CachedSentences(weights.sentence_width or content.width),
     )
 
 
@@ -127,7 +176,8 @@ def _write_text(tower: TextTower, out: str | Path) -> list[Path]:
     return write_folder(out, TEXT_ENCODER, fill, manifest)
 
 
-def _read_tokenizer(path: Path, max_tokens: int) -> Tokenizer:
+def _read_tokenizer(given: str | Path, max_tokens: int) -> Tokenizer:
+    path = Path(given)
     found = (
         Tokenizer.from_folder(path, max_tokens)
         if path.is_dir()

@@ -16,18 +16,13 @@ from jaxtyping import Bool, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from spatial_clap_jax.acoustics.captions import (
-    bare_content,
-    category_phrasings,
-    compose_caption,
-)
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data.audio import read_audio
 from spatial_clap_jax.data.pipeline import Scenes
 from spatial_clap_jax.data.recordings import read_recordings
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.metrics.attributes import ATTRIBUTES
+from spatial_clap_jax.metrics.clips import probe_clips, trained_labels, zero_shot_labels
 from spatial_clap_jax.metrics.elsa import (
     cluster_distances,
     direction_swap,
@@ -37,6 +32,7 @@ from spatial_clap_jax.metrics.elsa import (
 )
 from spatial_clap_jax.metrics.embed import Embedder, check_finite, embed_texts
 from spatial_clap_jax.metrics.embedded import EmbeddedSplit, embed_split
+from spatial_clap_jax.metrics.prompts import Prompts
 from spatial_clap_jax.metrics.retrieval import (
     average_precision,
     chance_average_precision,
@@ -56,7 +52,6 @@ from spatial_clap_jax.metrics.zero_shot import (
     assignment_hits,
     choose,
     confusion_matrix,
-    prototype,
 )
 
 __all__ = [
@@ -83,8 +78,6 @@ _LAYOUTS = {
     2: "stereo (left, right)",
     4: "first-order ambisonics (W, Y, Z, X in ACN order, SN3D)",
 }
-# What a clip of no known category is called in the prompts of the direction classes.
-ANY_SOUND = "a sound"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +92,8 @@ class Evaluation:
       outcomes: what each share of `results` was counted from, query by query.
       embedded: the scenes by number of sources.
       learnt: the training scenes that localisation learnt from; None without it.
+      probe_strength: inverse strength of regularisation that the linear probe chose; None
+        without one.
     """
 
     results: Results
@@ -107,6 +102,7 @@ class Evaluation:
     outcomes: dict[str, Outcome]
     embedded: dict[int, EmbeddedSplit]
     learnt: EmbeddedSplit | None = None
+    probe_strength: float | None = None
 
 
 def evaluate(
@@ -132,6 +128,7 @@ def evaluate_in_detail(
     batch_size: int = 32,
     phrases: str = "side",
     localise: int = 2000,
+    probe: bool = False,
 ) -> Evaluation:
     """Scores a model on the scene groups of one split, and says where it errs.
 
@@ -142,7 +139,9 @@ def evaluate_in_detail(
     Zero-shot scores are of 1-source scenes, against prototypes made of prompts. Of scenes in
     ELSA's words, retrieval has mAP@10 too, plain clips have galleries of their own, and 1-source
     scenes are asked about direction, elevation, distance and room, localised in 3-D, and moved to
-    other directions by arithmetic.
+    other directions by arithmetic. Mono clips are asked for their labels, by prompt and, of a model
+    that has a trained head for classes, by its logits; a linear probe learns them from features.
+    Of a model that reads no texts these two are all that is asked.
 
     Args:
       embedder: the model.
@@ -155,17 +154,21 @@ def evaluate_in_detail(
       phrases: set of direction phrases (`PHRASE_SETS`) of the zero-shot prompts of stereo scenes.
       localise: of scenes in ELSA's words, how many training scenes are embedded to learn
         localisation from; 0 leaves it out, as do data without `train_k1`, or that split itself.
+      probe: whether to train and test a linear probe on plain clips; it learns from all of
+        `train_k0` and chooses by `validation_k0`.
 
     Returns:
       Scores `t2a_r1/K`, `t2a_r5/K`, `t2a_r10/K`, `a2t_r1/K`, ... for K sources, `direction/1`,
       `content/1` (where at least two categories are known) and `assignment/2`, `assignment/3`
       (where groups have several members); the confusion of directions; the score by category.
       Of scenes in ELSA's words `t2a_map10/K`, `a2t_map10/K`, the attributes in place of
-      `direction/1`, and what `metrics/elsa.py` tells.
+      `direction/1`, and what `metrics/elsa.py` tells. Of mono clips `content/plain` (where each
+      has one label) and `content_map/plain`, and likewise `labels` and `probe`.
 
     Raises:
       InputError: a gallery or batch below 1, a split that is absent or empty, a model of other
-        channels, or embeddings that are not finite.
+        channels or one that reads no texts, embeddings that are not finite, or a probe of data
+        without plain clips of all three splits or without categories.
     """
     for name, value, least in (
         ("gallery", gallery, 1),
@@ -184,10 +187,18 @@ def evaluate_in_detail(
             f"split '{split}': the data hold no scene of {', '.join(names.values())}; "
             f"give one of their splits ({', '.join(held) or 'they have none'})."
         )
+    plain = sources.get(0)
+    if not getattr(embedder, "max_tokens", 1):
+        if plain is None or not (probe or getattr(embedder, "classes", ())):
+            raise InputError(
+                "this model reads no texts, so that nothing can be told of the scenes; give the "
+                "text encoder that it learnt from, or clips and a probe."
+            )
+        sources = {}
     outcomes: dict[str, Outcome] = {}
     measures: Results = {}
     embedded: dict[int, EmbeddedSplit] = {}
-    confusion, by_category, learnt = None, {}, None
+    confusion, by_category, learnt, probed = None, {}, None, None
     with _progress(progress) as bar:
         for k, source in sources.items():
             part = embedded[k] = embed_split(embedder, names[k], source, batch_size, bar)
@@ -196,9 +207,21 @@ def evaluate_in_detail(
                 measures |= _mean_precision(part, gallery, seed, SOURCES[k])
             if k > 1:
                 outcomes |= _assignment(part, SOURCES[k])
+            if k == 0 and part.words == "stereo":
+                found, measured = zero_shot_labels(embedder, part, batch_size, bar)
+                outcomes |= found
+                measures |= measured
+        if plain is not None:
+            found, measured = trained_labels(embedder, plain, names[0], batch_size, bar)
+            outcomes |= found
+            measures |= measured
+        if probe:
+            probed = probe_clips(embedder, scenes, split, batch_size, bar)
+            outcomes |= probed.outcomes
+            measures |= probed.measures
         if 1 in embedded:
             known = {c for part in embedded.values() for scene in part.categories for c in scene}
-            prompts = _Prompts(embedder, sorted(known - {""}), said, batch_size, bar)
+            prompts = Prompts(embedder, sorted(known - {""}), said, batch_size, bar)
             part = embedded[1]
             if part.words == "stereo":
                 found, confusion = _zero_shot_direction(prompts, part)
@@ -213,7 +236,15 @@ def evaluate_in_detail(
                 found, by_category = _zero_shot_content(prompts, part)
                 outcomes |= found
     results = {name: score_of(*outcome) for name, outcome in outcomes.items()} | measures
-    return Evaluation(results, confusion, by_category, outcomes, embedded, learnt)
+    return Evaluation(
+        results,
+        confusion,
+        by_category,
+        outcomes,
+        embedded,
+        learnt,
+        probed.strength if probed else None,
+    )
 
 
 def evaluate_recordings(
@@ -359,71 +390,8 @@ def _assignment(part: EmbeddedSplit, suffix: str) -> dict[str, Outcome]:
     return {f"assignment/{suffix}": outcome}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prompts:
-    """Prompts of classes become vectors of classes.
-
-    Attributes:
-      categories: all that are known.
-      phrases: what is said of each direction class.
-    """
-
-    embedder: Embedder
-    categories: list[str]
-    phrases: Sequence[str]
-    batch_size: int
-    bar: Progress
-
-    def of_directions(self) -> Float[np.ndarray, "5 d"]:
-        contents = self._phrasings() or [ANY_SOUND]
-        classes = range(len(self.phrases))
-        return self._prototypes([self._said(contents, [d]) for d in classes], "direction prompts")
-
-    def of_attributes(self) -> dict[str, Float[np.ndarray, "c d"]]:
-        """Of each answer to each of the `ATTRIBUTES`, said of any sound and of every category."""
-        contents = (ANY_SOUND, *self._phrasings())
-        return {
-            name: self._prototypes(attribute.prompts(contents), f"{name} prompts")
-            for name, attribute in ATTRIBUTES.items()
-        }
-
-    def of_contents_anywhere(self) -> Float[np.ndarray, "c d"]:
-        """Of the categories, said from each of the four directions."""
-        texts = [
-            [p for said in ATTRIBUTES["direction_4"].prompts(category_phrasings(c)) for p in said]
-            for c in self.categories
-        ]
-        return self._prototypes(texts, "content prompts")
-
-    def of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        """Of each text, itself, as a plain caption."""
-        captions = [f"{bare_content(text)}." for text in texts]
-        return embed_texts(self.embedder, captions, self.batch_size, self.bar, "contents")
-
-    def of_categories(self) -> Float[np.ndarray, "c d"]:
-        classes = range(len(self.phrases))
-        texts = [self._said(category_phrasings(c), classes) for c in self.categories]
-        return self._prototypes(texts, "content prompts")
-
-    def _phrasings(self) -> list[str]:
-        return [phrasing for c in self.categories for phrasing in category_phrasings(c)]
-
-    def _said(self, contents: Sequence[str], directions: Sequence[int]) -> list[str]:
-        return [
-            compose_caption([content], [d], phrases=self.phrases)
-            for content in contents
-            for d in directions
-        ]
-
-    def _prototypes(self, texts: list[list[str]], name: str) -> Float[np.ndarray, "classes d"]:
-        flat = [text for of_class in texts for text in of_class]
-        vectors = embed_texts(self.embedder, flat, self.batch_size, self.bar, name)
-        ends = np.cumsum([len(of_class) for of_class in texts])[:-1]
-        return np.stack([prototype(of_class) for of_class in np.split(vectors, ends)])
-
-
 def _zero_shot_direction(
-    prompts: _Prompts, part: EmbeddedSplit
+    prompts: Prompts, part: EmbeddedSplit
 ) -> tuple[dict[str, Outcome], Int[np.ndarray, "5 5"]]:
     prototypes, true = prompts.of_directions(), part.directions[:, 0]
     chosen = choose(similarity(part.audio[part.starts[:-1]], prototypes), true)
@@ -432,7 +400,7 @@ def _zero_shot_direction(
 
 
 def _elsa(
-    prompts: _Prompts, part: EmbeddedSplit, learnt: EmbeddedSplit | None, seed: int
+    prompts: Prompts, part: EmbeddedSplit, learnt: EmbeddedSplit | None, seed: int
 ) -> tuple[dict[str, Outcome], Int[np.ndarray, "4 4"] | None, Results]:
     """Attributes, their confusion; localisation, swaps of directions, distances of clusters."""
     prototypes = prompts.of_attributes()
@@ -466,9 +434,7 @@ class _Chosen(Sequence[SceneGroup]):
         return self.source[self.rows[index]]
 
 
-def _zero_shot_content(
-    prompts: _Prompts, part: EmbeddedSplit
-) -> tuple[dict[str, Outcome], Results]:
+def _zero_shot_content(prompts: Prompts, part: EmbeddedSplit) -> tuple[dict[str, Outcome], Results]:
     labelled = np.array([i for i, scene in enumerate(part.categories) if scene[0]], dtype=int)
     if not len(labelled):
         return {}, {}

@@ -3,10 +3,12 @@
     OUT/stablehlo/     audio.stablehlo text.stablehlo  model.json tokenizer.json README.md
     OUT/safetensors/   model.safetensors               model.json tokenizer.json README.md
     OUT/hf-clap/       model.safetensors config.json preprocessor_config.json tokenizer.json ...
+    OUT/m2d-clap/      m2d_clap_vit_base-80x1001p16x16p16k....safetensors            ...
 
 The programs hold weights and front end, take any batch size, and run wherever JAX does, without
 this library. The tensors are for those who build on the model: `spatial_clap_jax.load` rebuilds it
-from the experiment in model.json. The last is a `ClapModel` folder for transformers.
+from the experiment in model.json. The last two are for other programs: a `ClapModel` folder for
+transformers, and the state dict of the public M2D-CLAP.
 """
 
 import hashlib
@@ -26,11 +28,17 @@ from safetensors.numpy import save_file
 
 from spatial_clap_jax import __version__
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.folders import HF_CLAP, check_place, write_folder
+from spatial_clap_jax.folders import HF_CLAP, M2D_CLAP, check_place, write_folder
 from spatial_clap_jax.inference import embedding_functions
 from spatial_clap_jax.model_card import CHANNEL_NAMES, model_card
 from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.pretrained.hf_clap import hf_clap_configs, hf_clap_tensors
+from spatial_clap_jax.pretrained.m2d_clap import (
+    M2dClapWeights,
+    m2d_clap_tensors,
+    published_name,
+)
 from spatial_clap_jax.pretrained.mapping import Report
 from spatial_clap_jax.pretrained.towers import AudioTower, ClapWeights, TextTower, inside
 from spatial_clap_jax.stored import (
@@ -47,10 +55,11 @@ from spatial_clap_jax.stored import (
 from spatial_clap_jax.systems.attributes import AttributeRegression
 from spatial_clap_jax.systems.base import System
 from spatial_clap_jax.systems.clap import Clap
+from spatial_clap_jax.systems.m2d_clap import M2dClap
 from spatial_clap_jax.systems.spatial_clap import SpatialClap
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-Format = Literal["stablehlo", "safetensors", "hf-clap"]
+Format = Literal["stablehlo", "safetensors", "hf-clap", "m2d-clap"]
 
 
 def export(run: str | Path, out: str | Path, format: Format, step: int | None = None) -> list[Path]:
@@ -63,7 +72,8 @@ def export(run: str | Path, out: str | Path, format: Format, step: int | None = 
         safetensors export.
       out: folder to write in; made when missing.
       format: 'stablehlo' (programs of raw waveforms and of token ids, for cpu, cuda and tpu),
-        'safetensors' (weights), or 'hf-clap' (content and text encoder as a `ClapModel`).
+        'safetensors' (weights), 'hf-clap' (content and text encoder as a `ClapModel`), or
+        'm2d-clap' (an M2D-CLAP's tensors as its public code names them).
       step: checkpoint of a run; the newest when None.
 
     Returns:
@@ -73,8 +83,8 @@ def export(run: str | Path, out: str | Path, format: Format, step: int | None = 
       InputError: no such format, no model in `run`, a model that the format cannot hold, or
         `out/{format}` holds what is not an earlier export.
     """
-    if format not in (*FORMATS, HF_CLAP):
-        known = ", ".join((*FORMATS, HF_CLAP))
+    if format not in (*FORMATS, HF_CLAP, M2D_CLAP):
+        known = ", ".join((*FORMATS, HF_CLAP, M2D_CLAP))
         raise InputError(f"--format {format}: unknown; choose one of {known}.")
     check_place(out, format)
     return write_model(read_trained(run, step), out, format)
@@ -86,21 +96,27 @@ def write_model(model: TrainedModel, out: str | Path, format: Format) -> list[Pa
     if format == HF_CLAP:
         weights = clap_weights(model)
         configs, tensors = hf_clap_configs(weights), hf_clap_tensors(weights)
+        name = TENSORS
+    elif format == M2D_CLAP:
+        weights = m2d_clap_weights(model)
+        configs, tensors = {}, m2d_clap_tensors(weights)
+        name = f"{published_name(weights)}.safetensors"
     elif format == "stablehlo":
         _refuse_partial(model.system)
 
     def fill(folder: Path) -> None:
-        if format == HF_CLAP:
+        if format in (HF_CLAP, M2D_CLAP):
             # transformers wants to know whose layout the tensors have.
-            save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-            for name, content in configs.items():
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+            for config, content in configs.items():
                 text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-                (folder / name).write_text(text + "\n", encoding="utf-8")
+                (folder / config).write_text(text + "\n", encoding="utf-8")
         elif format == "stablehlo":
             _write_programs(model, folder)
         else:
             save_file(flatten(model.variables), folder / TENSORS)
-        (folder / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
+        if model.tokenizer is not None:
+            (folder / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
         (folder / CARD).write_text(model_card(model, format, width), encoding="utf-8")
 
     return write_folder(out, format, fill, _manifest(model, format, width))
@@ -156,6 +172,56 @@ def clap_weights(model: TrainedModel) -> ClapWeights:
     )
 
 
+def m2d_clap_weights(model: TrainedModel) -> M2dClapWeights:
+    """The model as the public M2D-CLAP; a head of categories has no place in it and is left out.
+
+    Raises:
+      InputError: another system, or a joint space of another width than the encoder's.
+    """
+    system, arrays = model.system, flatten(model.variables)
+    if not isinstance(system, M2dClap):
+        raise InputError(
+            f"m2d-clap: the model is {type(system).__name__}, no M2D-CLAP; take another --format."
+        )
+    config = system.config
+    if config.contrast_weight and config.joint_width != config.content.width:
+        raise InputError(
+            f"m2d-clap: the joint space is {config.joint_width} wide and the encoder "
+            f"{config.content.width}, the public model's have one width; train with "
+            "--model.joint-width of that."
+        )
+    # Where the target was left in its run, the predictor is of no use.
+    predictor = config.predictor if any(path.startswith("target/") for path in arrays) else None
+    parts = ["audio_projection/", "text_projection/", "logit_scale"]
+    parts += ["predictor/"] if predictor else []
+    heads = {
+        path: array
+        for path, array in arrays.items()
+        if path.startswith("target/") or path.removeprefix("params/").startswith(tuple(parts))
+    }
+    report = Report(model.experiment["name"])
+    params = {path: array for path, array in arrays.items() if path.startswith("params/")}
+    text, has_clap = config.text, bool(config.contrast_weight)
+    tower = None
+    if has_clap and isinstance(text, TextConfig):
+        tower = TextTower(text, inside(params, "text"), None, report)
+    return M2dClapWeights(
+        audio=AudioTower(
+            config.content,
+            config.mel,
+            inside(params, "content"),
+            report,
+            config.normalisation or (0.0, 1.0),
+        ),
+        text=tower,
+        projector=config.projector if has_clap else None,
+        sentence_width=text.width if has_clap and text.width != config.joint_width else None,
+        predictor=predictor,
+        arrays=heads,
+        report=report,
+    )
+
+
 def _fusion_without_place(arrays: dict[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
     heads = {
         path.replace("fusion", "audio_projection"): array
@@ -178,6 +244,11 @@ def _refuse_partial(system: System) -> None:
         raise InputError(
             "--format stablehlo: a fused CLAP embeds a long recording as a whole, which a program "
             "of one length cannot; take --format safetensors."
+        )
+    if isinstance(system, M2dClap):
+        raise InputError(
+            "--format stablehlo: an M2D-CLAP embeds a recording of any length as a whole, which a "
+            "program of one length cannot; take --format safetensors."
         )
 
 
@@ -218,10 +289,10 @@ def _manifest(model: TrainedModel, format: str, width: int) -> dict[str, Any]:
             "window_samples": system.window_samples,
             "full_scale": 1.0,
             "padding": system.padding,
-            "max_tokens": system.max_tokens,
-            "begin_id": tokenizer.begin_id,
-            "end_id": tokenizer.end_id,
-            "pad_id": tokenizer.pad_id,
+            "max_tokens": system.max_tokens if tokenizer else 0,
+            "begin_id": tokenizer and tokenizer.begin_id,
+            "end_id": tokenizer and tokenizer.end_id,
+            "pad_id": tokenizer and tokenizer.pad_id,
         },
         "calling_convention": _calling_convention(model, width) if format == "stablehlo" else None,
         "weights_sha256": _weights_sha256(flatten(model.variables)),

@@ -51,8 +51,11 @@ def _check_stft(n_fft: int, hop: int) -> None:
 class LogMelConfig:
     """Log-mel front end; the defaults are LAION-CLAP's.
 
+    `level` is of the power in a band: 'decibels', 10 log10(max(power, amin)), or 'natural',
+    log(power + amin).
+
     Reference: LAION-CLAP (arXiv 2211.06687) with its torchlibrosa front end: Slaney
-      scale and norm, 10 log10(max(power, amin)), no top_db.
+      scale and norm, no top_db.
     """
 
     sample_rate_hz: int = 48_000
@@ -64,6 +67,7 @@ class LogMelConfig:
     norm: Literal["slaney"] | None = "slaney"
     scale: Literal["slaney", "htk"] = "slaney"
     amin: float = 1e-10
+    level: Literal["decibels", "natural"] = "decibels"
 
     def __post_init__(self):
         """Refuses what would only fail, or mislead, deep inside a trace."""
@@ -117,6 +121,17 @@ class Intensity(NamedTuple):
 LAION_CLAP_LOG_MEL = LogMelConfig()
 # Of the models that fuse views of long audio: other bands.
 CLAP_FUSION_LOG_MEL = LogMelConfig(norm=None, scale="htk")
+# M2D's (Niizumi et al., arXiv 2503.22104).
+M2D_LOG_MEL = LogMelConfig(
+    sample_rate_hz=16_000,
+    n_fft=400,
+    hop=160,
+    mels=80,
+    low_hz=50.0,
+    high_hz=8000.0,
+    amin=1.1920929e-07,
+    level="natural",
+)
 
 
 def stft(
@@ -204,16 +219,16 @@ def mel_filterbank(
 
 
 def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFrames:
-    """Mel-band power in decibels, every channel by itself.
+    """Mel-band power on a logarithmic scale, every channel by itself.
 
     Args:
       audio: samples at `config.sample_rate_hz`.
       config: the front end.
 
     Returns:
-      [*b, t // hop + 1, mels] in dB; silence is 10 log10(amin).
+      [*b, t // hop + 1, mels], in dB or as natural logarithms; silence is the level of amin.
 
-    Reference: LAION-CLAP's front end, by its defaults.
+    Reference: LAION-CLAP's front end, by its defaults; M2D's by `M2D_LOG_MEL`.
 
     Example:
       >>> log_mel(jnp.zeros((2, 48_000))).shape      # 1 s of digital silence, all -100 dB
@@ -222,7 +237,10 @@ def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFram
 
     def levels(audio: Signal, count: int) -> MelFrames:
         powers = [_power(*parts) for parts in _mel_spectra(audio, count, config)]
-        return _decibels(_mel(powers, config), config.amin)
+        mel = _mel(powers, config)
+        if config.level == "natural":
+            return jnp.log(mel + config.amin)
+        return _decibels(mel, config.amin)
 
     return _by_blocks(levels, _centred(audio, config.n_fft), config)
 
@@ -299,6 +317,8 @@ def mel_cross_and_mono(
     Reference: our choice.
     """
 
+    _check_decibels(config)
+
     def sums(audio: Stereo, count: int) -> Float32[Array, "*b 4 l m"]:
         powers, cosines, sines = [], [], []
         for real, imaginary in _mel_spectra(audio, count, config):
@@ -364,6 +384,7 @@ def intensity_vectors(
     """
     audio = jnp.asarray(foa, jnp.float32)
     if isinstance(config, LogMelConfig):
+        _check_decibels(config)
         sums, amin = _mel_flows(audio, config), config.amin
     else:
         sums, amin = _bin_flows(audio, config), LAION_CLAP_LOG_MEL.amin
@@ -489,6 +510,14 @@ def _centred(audio: Signal, n_fft: int, pad_mode: str = "reflect") -> Float32[Ar
         raise InputError("stft: audio has 0 samples; give at least one.")
     ends = [(0, 0)] * (audio.ndim - 1) + [(n_fft // 2, n_fft // 2)]
     return jnp.pad(jnp.asarray(audio, jnp.float32), ends, mode=pad_mode)
+
+
+def _check_decibels(config: LogMelConfig) -> None:
+    if config.level != "decibels":
+        raise InputError(
+            f"log-mel: level {config.level!r}, but levels beside directions are in decibels; set "
+            "level 'decibels'."
+        )
 
 
 def _flows(parts: Sequence[_Parts]) -> list[Float32[Array, "*flows l _"]]:

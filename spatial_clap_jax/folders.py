@@ -14,9 +14,9 @@ from typing import Any
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.stored import CARD, MANIFEST, one_line, sha256
 
-HF_CLAP = "hf-clap"
-# A folder for transformers holds weights by other names, and must not look like one of ours.
-_MANIFESTS = {HF_CLAP: "spatial_clap_jax.json"}
+HF_CLAP, M2D_CLAP = "hf-clap", "m2d-clap"
+# A folder for other programs holds weights by other names, and must not look like one of ours.
+_MANIFESTS: dict[str, str] = dict.fromkeys((HF_CLAP, M2D_CLAP), "spatial_clap_jax.json")
 
 
 def write_folder(

@@ -6,25 +6,22 @@ is embedded at the same time nor on the machine.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax import export as jax_export
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 
 from spatial_clap_jax.acoustics.foa import FoaFormat, as_acn_sn3d, mono_as_foa
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import check_finite, embed_in_batches
-from spatial_clap_jax.models.layers import unit
-from spatial_clap_jax.models.text import TextEncoder, TextOutput
-from spatial_clap_jax.pretrained.mapping import nested
-from spatial_clap_jax.pretrained.read import read_text_tower
+from spatial_clap_jax.scene_embeddings import PatchTokens, patch_tokens
 from spatial_clap_jax.stored import (
     MANIFEST,
     PROGRAMS,
@@ -34,9 +31,20 @@ from spatial_clap_jax.stored import (
     one_line,
     read_trained,
 )
-from spatial_clap_jax.systems.base import System, Variables
+from spatial_clap_jax.systems.base import System, Variables, in_use
 from spatial_clap_jax.systems.clap import Clap
+from spatial_clap_jax.systems.m2d_clap import M2dClap
+from spatial_clap_jax.text_embeddings import embed_texts, load_text, text_lengths, text_model
 from spatial_clap_jax.windows import fusion_views, log_mel_on_host, window_of, window_starts
+
+__all__ = [
+    "AudioTextModel",
+    "embedding_functions",
+    "load",
+    "load_text",
+    "text_lengths",
+    "text_model",
+]
 
 # Rows of every batch: small, because a single recording costs as much as a full batch.
 _BATCH = 8
@@ -52,7 +60,7 @@ class AudioTextModel:
       sample_rate_hz: rate that the model computes at.
       channels: channels that it takes.
       window_samples: length that it takes at once.
-      tokenizer: of its texts.
+      tokenizer: of its texts; None where it has no text encoder.
       step: training steps behind it.
       audio_program: [b, c, window_samples] float32 -> [b, d] unit embeddings.
       text_program: tokens [b, n] int32, mask [b, n] bool -> [b, d] unit embeddings.
@@ -62,18 +70,26 @@ class AudioTextModel:
         length alone where empty.
       whole_program: embeds one recording [c, t] that is longer than the window as a whole, [d];
         None where it is cut into windows.
+      patches: tokens of an M2D-CLAP, by which it embeds recordings of any length as a whole; None
+        for other models.
+      sentence_program: sentence embeddings [b, e] of another model -> [b, d] unit embeddings; None
+        for models that have a text encoder.
+      classes: what an M2D-CLAP has learnt to tell by `classify`.
     """
 
     sample_rate_hz: int
     channels: int
     window_samples: int
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     step: int
     audio_program: Callable[..., Any]
     text_program: Callable[..., Any]
     padding: Literal["repeat", "zeros"] = "zeros"
     text_lengths: tuple[int, ...] = ()
     whole_program: Callable[..., Any] | None = None
+    patches: PatchTokens | None = None
+    sentence_program: Callable[..., Any] | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def window_s(self) -> float:
@@ -82,8 +98,8 @@ class AudioTextModel:
 
     @property
     def max_tokens(self) -> int:
-        """Length of the longest text, in tokens."""
-        return self.tokenizer.max_tokens
+        """Length of the longest text, in tokens; 0 where it has no text encoder."""
+        return 0 if self.tokenizer is None else self.tokenizer.max_tokens
 
     def embed_audio(
         self,
@@ -100,7 +116,8 @@ class AudioTextModel:
         half a window apart, the last one at the end, and their unit embeddings are averaged and
         scaled to length one. So a longer recording is embedded as the mean of its parts: it does
         not tell when something sounds. A fused CLAP embeds it as a whole, from a shrunk view of
-        all of it and the middles of its thirds.
+        all of it and the middles of its thirds; an M2D-CLAP embeds any length as a whole, from the
+        tokens of all of it, and pads none.
 
         Args:
           audio: one recording [c, t] or several of one length [b, c, t], floats, full scale 1.
@@ -134,7 +151,11 @@ class AudioTextModel:
         clips = _checked_audio(audio, 1 if plain else self.channels)
         if self.channels == _FOA_CHANNELS:
             clips = mono_as_foa(clips[:, 0]) if plain else as_acn_sn3d(clips, foa_format)
-        clips = resample(clips, _checked_rate(sample_rate_hz), self.sample_rate_hz)
+        rate_hz = _checked_rate(sample_rate_hz)
+        if self.patches is not None:
+            rows = self.patches.embed(clips, rate_hz)
+            return rows if np.ndim(audio) == 3 else rows[0]
+        clips = resample(clips, rate_hz, self.sample_rate_hz)
         if self.whole_program is not None and clips.shape[-1] > self.window_samples:
             rows = np.stack([np.asarray(self.whole_program(clip)) for clip in clips])
             rows = check_finite(rows, "audio")
@@ -153,6 +174,65 @@ class AudioTextModel:
         embeddings = mean.astype(np.float32)
         return embeddings if np.ndim(audio) == 3 else embeddings[0]
 
+    def embed_scene(
+        self, audio: Float[np.ndarray, "*b c t"], sample_rate_hz: float
+    ) -> Float32[np.ndarray, "*b d"]:
+        """What an M2D-CLAP's encoder hears in recordings, for tasks of one's own; not unit.
+
+        The mean over time of `embed_frames`.
+
+        Args:
+          audio: see `embed_audio`.
+          sample_rate_hz: its rate.
+
+        Raises:
+          InputError: see `embed_audio`, or a model of another kind.
+        """
+        return self.embed_frames(audio, sample_rate_hz)[0].mean(axis=-2)
+
+    def classify(
+        self, audio: Float[np.ndarray, "*b c t"], sample_rate_hz: float
+    ) -> Float32[np.ndarray, "*b k"]:
+        """Logits of the `classes` that an M2D-CLAP has learnt; the sigmoid makes them shares.
+
+        Args:
+          audio: see `embed_audio`.
+          sample_rate_hz: its rate.
+
+        Raises:
+          InputError: see `embed_audio`, or a model that has learnt no classes.
+        """
+        if self.patches is None or not self.classes:
+            raise InputError("classify: this model has learnt no classes; give one that has.")
+        clips = _checked_audio(audio, self.channels)
+        rows = self.patches.classify(clips, _checked_rate(sample_rate_hz))
+        return rows if np.ndim(audio) == 3 else rows[0]
+
+    def embed_frames(
+        self, audio: Float[np.ndarray, "*b c t"], sample_rate_hz: float
+    ) -> tuple[Float32[np.ndarray, "*b l d"], Float64[np.ndarray, "l"]]:
+        """What an M2D-CLAP's encoder hears at every moment, 160 ms apart; not unit.
+
+        Args:
+          audio: see `embed_audio`.
+          sample_rate_hz: its rate.
+
+        Returns:
+          A feature a moment, the tokens of all frequencies one behind the other; and the middles of
+          the moments in milliseconds.
+
+        Raises:
+          InputError: see `embed_audio`, or a model of another kind.
+        """
+        if self.patches is None:
+            raise InputError(
+                "embed_frames: this model has no tokens of moments; give an M2D-CLAP, or take "
+                "embed_audio."
+            )
+        clips = _checked_audio(audio, self.channels)
+        rows, times_ms = self.patches.frames(clips, _checked_rate(sample_rate_hz))
+        return (rows if np.ndim(audio) == 3 else rows[0]), times_ms
+
     def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "b d"]:
         """Unit embeddings of texts.
 
@@ -160,76 +240,32 @@ class AudioTextModel:
           texts: at least one.
 
         Raises:
-          InputError: no text, a blank one, or one of more tokens than the model reads.
+          InputError: no text, a blank one, or one of more tokens than the model reads; a model
+            without a text encoder.
         """
-        return _embed_texts(self.tokenizer, self.text_program, self.text_lengths, texts)
+        if self.tokenizer is None:
+            raise InputError(
+                "embed_text: this model has no text encoder, its texts are sentence embeddings of "
+                "another model; load it with text_encoder=DIR of that, or give embed_sentences."
+            )
+        return embed_texts(self.tokenizer, self.text_program, self.text_lengths, texts)
 
+    def embed_sentences(self, sentences: Float[np.ndarray, "b e"]) -> Float32[np.ndarray, "b d"]:
+        """Unit embeddings of sentence embeddings that another model made.
 
-@dataclass(frozen=True, eq=False)
-class TextModel:
-    """A text encoder by itself, which embeds texts.
+        Args:
+          sentences: of the model that this one was trained with.
 
-    Attributes:
-      tokenizer: of its texts.
-      text_program: tokens [b, n] int32, mask [b, n] bool -> [b, d] unit embeddings.
-      text_lengths: values of n that the text program is called with, ascending.
-    """
-
-    tokenizer: Tokenizer
-    text_program: Callable[..., Any]
-    text_lengths: tuple[int, ...]
-
-    @property
-    def max_tokens(self) -> int:
-        """Length of the longest text, in tokens."""
-        return self.tokenizer.max_tokens
-
-    def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "b d"]:
-        """Unit embeddings of texts; see `AudioTextModel.embed_text`."""
-        return _embed_texts(self.tokenizer, self.text_program, self.text_lengths, texts)
-
-
-def _embed_texts(
-    tokenizer: Tokenizer,
-    text_program: Callable[..., Any],
-    lengths: tuple[int, ...],
-    texts: Sequence[str],
-) -> Float32[np.ndarray, "b d"]:
-    """Each text at the shortest length that holds it, so that its answer is its own."""
-    if not isinstance(texts, str):
-        texts = list(texts)
-        if not texts:
-            raise InputError("texts: the list is empty; give at least one text.")
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"text {row}: {text!r} is no text; give a list of strings.")
-    ids, mask = tokenizer.encode(texts)
-    lengths = lengths or (tokenizer.max_tokens,)
-    own = np.asarray(lengths)[np.searchsorted(lengths, mask.sum(axis=1))]
-    embeddings: dict[int, Any] = {}
-    for length in sorted(set(own.tolist())):
-        rows = np.flatnonzero(own == length)
-        vectors = embed_in_batches(
-            zip(ids[rows, :length], mask[rows, :length], strict=True),
-            lambda batch: np.asarray(
-                text_program(*(np.stack(part) for part in zip(*batch, strict=True)))
-            ),
-            _BATCH,
-            "texts",
-        )
-        embeddings |= zip(rows.tolist(), vectors, strict=True)
-    return np.stack([embeddings[row] for row in range(len(ids))])
-
-
-def text_lengths(max_tokens: int) -> tuple[int, ...]:
-    """Lengths that texts are padded to: a few, so that a short text does not cost as a long one.
-
-    Example:
-      >>> text_lengths(77)
-      (32, 64, 77)
-    """
-    powers = (2**power for power in range(5, max_tokens.bit_length()))
-    return (*(length for length in powers if length < max_tokens), max_tokens)
+        Raises:
+          InputError: a model that has a text encoder, or sentence embeddings of another width.
+        """
+        if self.sentence_program is None:
+            raise InputError(
+                "embed_sentences: this model takes no sentence embeddings; one with a text encoder "
+                "reads the texts themselves by embed_text."
+            )
+        given = np.asarray(sentences, np.float32)
+        return check_finite(np.asarray(self.sentence_program(given)), "sentences")
 
 
 def _checked_audio(audio: Any, channels: int) -> Float32[np.ndarray, "b c t"]:
@@ -280,50 +316,9 @@ def _checked_rate(rate_hz: Any) -> int:
     return int(value)
 
 
-def save_embedding(embedding: Float32[np.ndarray, "*b d"], path: str | Path) -> None:
-    """Writes embeddings to a .npy file, whole or not at all.
-
-    Args:
-      embedding: what `embed_audio` or `embed_text` gave.
-      path: the file; an embedding that is there already is replaced.
-
-    Raises:
-      InputError: the name does not end in .npy, its folder is missing, or the file is there and
-        is no embedding.
-    """
-    path = Path(path)
-    if path.suffix != ".npy":
-        raise InputError(f"{path}: embeddings are written as .npy; give a name that ends so.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it, or name another.")
-    if path.exists() and not _is_embedding(path):
-        raise InputError(
-            f"{path}: holds something else than an embedding and is not overwritten; "
-            "name another file."
-        )
-    fresh = path.with_name(f".{path.name}.partial")
-    try:
-        with fresh.open("wb") as file:
-            np.save(file, np.asarray(embedding, np.float32))
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); name another file."
-        ) from error
-
-
-def _is_embedding(path: Path) -> bool:
-    try:
-        held = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    if not isinstance(held, np.ndarray) or held.dtype != np.float32 or held.ndim not in (1, 2):
-        return False
-    return bool(np.allclose(np.linalg.norm(held, axis=-1), 1.0, atol=1e-3))
-
-
-def load(path: str | Path, step: int | None = None) -> AudioTextModel:
+def load(
+    path: str | Path, step: int | None = None, text_encoder: str | Path | None = None
+) -> AudioTextModel:
     """Loads a trained model, ready for use.
 
     Args:
@@ -331,9 +326,11 @@ def load(path: str | Path, step: int | None = None) -> AudioTextModel:
         `export` wrote to, the outer one or one of its 'stablehlo' and 'safetensors'. Of two
         exports of the same weights the compiled programs are taken.
       step: checkpoint of a run; the newest when None.
+      text_encoder: for an M2D-CLAP of sentence embeddings, what made these; see `load_text`.
 
     Raises:
-      InputError: there is no model, it cannot be read, or it is damaged.
+      InputError: there is no model, it cannot be read, or it is damaged; a text encoder for a
+        model that takes none.
 
     Example:
       >>> model = load("runs/esc10")
@@ -344,12 +341,13 @@ def load(path: str | Path, step: int | None = None) -> AudioTextModel:
     if (folder / MANIFEST).is_file():
         manifest = checked_manifest(folder, step)
         if manifest["format"] == "stablehlo":
-            return _load_programs(folder, manifest)
+            return _with_text_encoder(_load_programs(folder, manifest), text_encoder)
     model = read_trained(folder, step)
     system = model.system
-    variables = jax.device_put(model.variables)
+    variables = jax.device_put(in_use(model.variables))
     audio, text = (jax.jit(function) for function in embedding_functions(system))
-    return AudioTextModel(
+    is_m2d = isinstance(system, M2dClap)
+    loaded = AudioTextModel(
         sample_rate_hz=system.sample_rate_hz,
         channels=system.channels,
         window_samples=system.window_samples,
@@ -360,39 +358,49 @@ def load(path: str | Path, step: int | None = None) -> AudioTextModel:
         padding=system.padding,
         text_lengths=text_lengths(system.max_tokens),
         whole_program=_whole_program(system, variables),
+        patches=patch_tokens(system, variables) if is_m2d else None,
+        sentence_program=_sentence_program(system, variables) if is_m2d else None,
+        classes=system.classes if is_m2d else (),
     )
+    return _with_text_encoder(loaded, text_encoder)
 
 
-def load_text(source: str | Path) -> TextModel:
-    """Loads a text encoder by itself: published weights, a converted one, or that of an export.
-
-    Args:
-      source: a folder of Hugging Face's (RoBERTa, BERT, sentence-transformers, CLAP) or its name
-        on the hub; a folder that `convert` or `export --format safetensors` wrote.
-
-    Raises:
-      InputError: there is no text encoder, it cannot be read, or it has no tokenizer.
-
-    Example:
-      >>> load_text("sentence-transformers/all-MiniLM-L6-v2").embed_text(["a dog barks"]).shape
-      (1, 384)
-    """
-    tower = read_text_tower(source)
-    if tower.tokenizer is None:
+def _with_text_encoder(model: AudioTextModel, source: str | Path | None) -> AudioTextModel:
+    """The model with the encoder of its sentence embeddings, if one is given."""
+    if source is None:
+        return model
+    sentences = model.sentence_program
+    if sentences is None:
         raise InputError(
-            f"{source}: brings no tokenizer; put the tokenizer.json of its vocabulary beside it."
+            f"text_encoder {source}: this model takes no sentence embeddings; leave it out."
         )
-    encoder = TextEncoder(tower.config)
-    variables = jax.device_put(nested(tower.arrays))
-
-    def embed(variables: Variables, tokens: Any, mask: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            output = cast(TextOutput, encoder.apply(variables, tokens, mask))
-            return unit(output.pooled)
-
-    return TextModel(
-        tower.tokenizer, partial(jax.jit(embed), variables), text_lengths(tower.config.max_tokens)
+    text = load_text(source)
+    return replace(
+        model,
+        tokenizer=text.tokenizer,
+        text_program=lambda tokens, mask: sentences(text.text_program(tokens, mask)),
+        text_lengths=text.text_lengths,
     )
+
+
+def _sentence_program(system: M2dClap, variables: Variables) -> Callable[..., Any] | None:
+    if not system.sentence_width:
+        return None
+
+    @jax.jit
+    def embed(variables: Variables, sentences: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return system.embed_sentences(variables, sentences)
+
+    def checked(sentences: Any) -> Any:
+        if np.ndim(sentences) != 2 or sentences.shape[1] != system.sentence_width:
+            raise InputError(
+                f"sentences: have shape {list(np.shape(sentences))}; this model takes "
+                f"[b, {system.sentence_width}]: give those of the encoder that it was trained with."
+            )
+        return embed(variables, sentences)
+
+    return checked
 
 
 def _whole_program(system: System, variables: Variables) -> Callable[..., Any] | None:

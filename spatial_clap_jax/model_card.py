@@ -3,12 +3,13 @@
 import jax
 
 from spatial_clap_jax import __version__
-from spatial_clap_jax.folders import HF_CLAP
+from spatial_clap_jax.folders import HF_CLAP, M2D_CLAP
 from spatial_clap_jax.pretrained.towers import TextTower
 from spatial_clap_jax.stored import TEXT_ENCODER, TrainedModel
 from spatial_clap_jax.systems.attributes import AttributeRegression
 from spatial_clap_jax.systems.clap import Clap
 from spatial_clap_jax.systems.elsa import Elsa
+from spatial_clap_jax.systems.m2d_clap import M2dClap
 from spatial_clap_jax.systems.spatial_clap import SpatialClap
 
 CHANNEL_NAMES = {1: ("mono",), 2: ("left", "right"), 4: ("W", "Y", "Z", "X")}
@@ -74,6 +75,41 @@ model's fusion makes of it when the spatial encoder gives zeros: place is lost.
 
 """
 
+_PUBLIC_USE = """\
+## Use with the public code of M2D (nttcslab/m2d)
+
+It reads the length of its input from the name of the folder of a pickle:
+
+```python
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+(weights,) = Path("this/folder").glob("*.safetensors")
+folder = Path(weights.stem)
+folder.mkdir()
+torch.save({{"model": load_file(weights)}}, folder / "checkpoint.pth")
+```
+
+"""
+
+_SENTENCES_USE = """\
+## Use with spatial_clap_jax
+
+It has no text encoder of its own: texts are sentence embeddings of the encoder that it was trained
+with (`thenlper/gte-base` for the public weights of 2024).
+
+```python
+import spatial_clap_jax
+
+model = spatial_clap_jax.load("this/folder", text_encoder="thenlper/gte-base")
+audio_embedding = model.embed_audio(audio, sample_rate_hz)  # [1, t] or [b, 1, t], any rate, length
+text_embeddings = model.embed_text(["a dog barks"])
+```
+
+"""
+
 _CARD = """\
 ---
 license: other
@@ -98,8 +134,7 @@ clips and captions whose licenses decide what the weights may be used for.
 
 - {long}
 {limits}- Other kinds of sound and other languages than those of the training are unknown to it.
-- At most {max_tokens} tokens a text.
-- Computes in float32; accelerators agree with a CPU within rounding.
+{tokens}- Computes in float32; accelerators agree with a CPU within rounding.
 """
 
 _PAIR_LIMITS = """\
@@ -130,6 +165,7 @@ _REFERENCES: dict[type, tuple[bool, str]] = {
     Clap: (True, "CLAP (Wu et al., arXiv 2211.06687)"),
     SpatialClap: (False, "Spatial-CLAP (Seki et al., arXiv 2509.14785)"),
     Elsa: (False, "ELSA (Devnani et al., arXiv 2409.11369)"),
+    M2dClap: (True, "M2D-CLAP (Niizumi et al., arXiv 2503.22104)"),
     AttributeRegression: (
         False,
         "Spatial attributes alone, ELSA's branch before it learns (Devnani et al., arXiv "
@@ -171,7 +207,7 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
         else _TRAINED_ON.format(fingerprint=model.provenance.get("data_fingerprint") or "unknown"),
         "long": _told_of_length(system, seconds),
         "limits": "" if monaural else _LIMITS[system.channels] + _SPATIAL_LIMITS,
-        "max_tokens": system.max_tokens,
+        "tokens": f"- At most {system.max_tokens} tokens a text.\n" if model.tokenizer else "",
         "example": "" if monaural else " on the left side",
         "seconds": seconds,
         "rate": system.sample_rate_hz,
@@ -179,6 +215,10 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
     }
     if format == HF_CLAP:
         use = _TRANSFORMERS_USE.format(**facts)
+    elif format == M2D_CLAP:
+        use = _PUBLIC_USE.format(**facts)
+    elif model.tokenizer is None:
+        use = _SENTENCES_USE
     else:
         use = _LIBRARY_USE.format(**facts)
         if format == "stablehlo":
@@ -191,6 +231,11 @@ def _told_of_length(system: object, seconds: float) -> str:
         return (
             f"Audio longer than {seconds:g} s is embedded as a whole, from a shrunk view of it and "
             "three crops; order in time\n  is lost."
+        )
+    if isinstance(system, M2dClap):
+        return (
+            "A recording of any length is embedded as a whole, from the tokens of all of it; where "
+            "order in time matters,\n  take `embed_frames`."
         )
     return (
         f"One embedding tells of {seconds:g} s; the library averages longer audio over windows, "

@@ -7,17 +7,19 @@ from typing import Any
 from rich.console import Console
 
 from spatial_clap_jax import report
+from spatial_clap_jax.acoustics.receivers import Mono
 from spatial_clap_jax.data.builders import open_scenes, render_scenes
 from spatial_clap_jax.evaluate import evaluate_in_detail, write_results
-from spatial_clap_jax.export import export
+from spatial_clap_jax.export import Format, export
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.train.experiment import load_config
 from spatial_clap_jax.train.trainer import train
 
-# The config of scenes and that of the model, for each system.
-SYSTEMS = {
-    "spatial_clap": ("scenes.py", "spatial_clap.py"),
-    "elsa": ("elsa_scenes.py", "elsa.py"),
+# The config of scenes, that of the model, and the format of its export, for each system.
+SYSTEMS: dict[str, tuple[str, str, Format]] = {
+    "spatial_clap": ("scenes.py", "spatial_clap.py", "stablehlo"),
+    "elsa": ("elsa_scenes.py", "elsa.py", "stablehlo"),
+    "m2d_clap": ("clips.py", "m2d_clap.py", "safetensors"),
 }
 
 
@@ -33,15 +35,20 @@ def quickstart(system: str, out: str | Path, seed: int = 0) -> dict[str, Any]:
       The results.
     """
     out = Path(out)
-    scenes_config, model_config = SYSTEMS[system]
+    scenes_config, model_config, export_format = SYSTEMS[system]
     recipe = replace(load_config(scenes_config, "quickstart"), seed=seed)
     experiment = replace(load_config(model_config, "quickstart"), seed=seed)
     render_scenes(recipe, "synthetic", out / "scenes")
     train(experiment, out / "scenes", out / "run")
-    found = evaluate_in_detail(load(out / "run"), open_scenes(out / "scenes"), split="test")
+    found = evaluate_in_detail(
+        load(out / "run"),
+        open_scenes(out / "scenes"),
+        split="test",
+        probe=isinstance(recipe.receiver, Mono),
+    )
     write_results(found.results, out / "results.json")
     report.plot_results(found.results, out / "results.png", found.direction_confusion)
-    exported = export(out / "run", out / "exported", "stablehlo")
+    exported = export(out / "run", out / "exported", export_format)
     report.print_results(found.results)
     console = Console()
     for path in (out / "scenes", out / "run", out / "results.json", out / "results.png", *exported):

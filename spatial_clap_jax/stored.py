@@ -18,7 +18,8 @@ from jaxtyping import Shaped
 
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.systems.base import System, Variables
+from spatial_clap_jax.systems.base import System, Variables, in_use
+from spatial_clap_jax.systems.m2d_clap import M2dClap
 
 # What an exported folder holds; `export` writes it.
 FORMATS = ("stablehlo", "safetensors")
@@ -46,9 +47,9 @@ class TrainedModel:
     Attributes:
       experiment: the experiment as plain JSON, see `configs_io`.
       system: built from it, computing in float32.
-      variables: parameters and running statistics as NumPy arrays; the moving average where
-        the run kept one.
-      tokenizer: of its texts.
+      variables: parameters and running statistics as NumPy arrays, the moving average where
+        the run kept one; and what only a training needs, where it is there.
+      tokenizer: of its texts; None where it has no text encoder.
       step: training steps behind it.
       provenance: the data's fingerprint and the versions of the training, as far as known.
     """
@@ -56,7 +57,7 @@ class TrainedModel:
     experiment: dict[str, Any]
     system: System
     variables: Variables
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     step: int
     provenance: dict[str, Any]
 
@@ -143,7 +144,9 @@ def checked_manifest(folder: Path, step: int | None = None) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if step is not None and step != manifest["step"]:
         raise InputError(f"{folder}: holds step {manifest['step']}, not {step}; leave --step out.")
-    needed = [*(PROGRAMS.values() if manifest["format"] == "stablehlo" else (TENSORS,)), TOKENIZER]
+    needed = [*(PROGRAMS.values() if manifest["format"] == "stablehlo" else (TENSORS,))]
+    if manifest["preprocessing"]["max_tokens"]:
+        needed.append(TOKENIZER)
     for name in needed:
         path = folder / name
         if not path.is_file():
@@ -167,10 +170,11 @@ def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
 
     Args:
       path: see `inference.load`.
-      step: checkpoint of a run; the newest when None.
+      step: checkpoint of a run; the newest when None, what it drew before its first step when 0.
 
     Raises:
-      InputError: there are no weights, they cannot be read, or they do not fit their system.
+      InputError: there are no weights, they cannot be read, or they do not fit their system; step
+        0 of a run that did not draw all of them.
     """
     folder = find_model(path)
     if (folder / MANIFEST).is_file():
@@ -184,7 +188,10 @@ def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
     if lacking:
         raise InputError(f"{source}: lacks {', '.join(lacking)}; restore the file.")
     system = _build_system(source, description["experiment"])
-    trees, step = load_params(folder, step, ("variables", "average"))
+    if step == 0:
+        trees: dict[str, Any] = {"variables": _first_draw(folder, system, description)}
+    else:
+        trees, step = load_params(folder, step, ("variables", "average"))
     averaged = jax.tree.leaves(trees.get("average", {}))
     variables = trees["average" if averaged else "variables"]
     with _naming(source):
@@ -192,14 +199,28 @@ def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
     return TrainedModel(
         experiment=description["experiment"],
         system=system,
-        variables=_fitted(folder, system, flatten(variables)),
-        tokenizer=tokenizer,
+        # What only the training needs is not averaged.
+        variables=_fitted(folder, system, flatten({**trees["variables"], **variables})),
+        tokenizer=tokenizer if reads_texts(system) else None,
         step=step,
         provenance={
             "data_fingerprint": description.get("data_fingerprint"),
             "trained_with": description.get("versions"),
         },
     )
+
+
+def _first_draw(folder: Path, system: System, description: Mapping[str, Any]) -> Variables:
+    """What a run drew before its first step, which is not in its checkpoints."""
+    experiment = description["experiment"]
+    init = experiment.get("init", {})
+    given = [name for name in ("model", "audio", "text", "branch") if init.get(name)]
+    if given:
+        raise InputError(
+            f"{folder}: step 0 is what a run draws, and this one started from --init.{given[0]} "
+            f"{init[given[0]]}; give that."
+        )
+    return system.init(jax.random.key(experiment["seed"]))
 
 
 def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
@@ -223,10 +244,15 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
         experiment=manifest["experiment"],
         system=system,
         variables=_fitted(folder / TENSORS, system, tensors),
-        tokenizer=Tokenizer.from_file(folder / TOKENIZER, max_tokens),
+        tokenizer=Tokenizer.from_file(folder / TOKENIZER, max_tokens) if max_tokens else None,
         step=manifest["step"],
         provenance=manifest.get("provenance", {}),
     )
+
+
+def reads_texts(system: System) -> bool:
+    """Whether a system embeds tokens, or only sentence embeddings of another model."""
+    return system.reads if isinstance(system, M2dClap) else True
 
 
 def _build_system(source: Path, experiment: dict[str, Any]) -> System:
@@ -248,6 +274,9 @@ def _fitted(
 ) -> Variables:
     """The arrays as the tree that the system wants, each of its shape and dtype."""
     shapes = jax.eval_shape(system.init, jax.random.key(0))
+    there = {path.split("/")[0] for path in arrays}
+    # What only a training needs may be left out, but not in part.
+    shapes = in_use(shapes) | {name: tree for name, tree in shapes.items() if name in there}
     wanted = {path: (leaf.shape, leaf.dtype) for path, leaf in _leaves(shapes)}
     held = {path: (array.shape, array.dtype) for path, array in arrays.items()}
     for path in sorted(wanted.keys() | held.keys()):

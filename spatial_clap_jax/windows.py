@@ -91,7 +91,7 @@ def log_mel_on_host(
       config: the front end.
 
     Returns:
-      [t // hop + 1, mels] in dB.
+      [t // hop + 1, mels], in dB or as natural logarithms.
 
     Reference: librosa.feature.melspectrogram.
     """
@@ -109,6 +109,8 @@ def log_mel_on_host(
         htk=config.scale == "htk",
         norm=config.norm,
     )
+    if config.level == "natural":
+        return np.log(power.T + np.float32(config.amin)).astype(np.float32)
     return (10 * np.log10(np.maximum(power.T, config.amin))).astype(np.float32)
 
 

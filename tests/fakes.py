@@ -123,6 +123,29 @@ def fake_foa_group(
     return dataclasses.replace(group, captions=captions)
 
 
+def fake_clip(
+    split: str, index: int, samples: int = 800, sample_rate_hz: int = 16_000
+) -> SceneGroup:
+    """One tone in one channel, without a place: the left channel of a single source."""
+    like = fake_group(split, 1, index, samples, sample_rate_hz)
+    return dataclasses.replace(
+        like,
+        scene_id=f"{split}_k0/{index}",
+        audio=like.audio[:, :1],
+        azimuth_deg=like.azimuth_deg[:0],
+        elevation_deg=like.elevation_deg[:0],
+        distance_m=like.distance_m[:0],
+        permutations=np.zeros((1, 0), np.int32),
+        captions=(f"{like.contents[0][0]}.",),
+        room="",
+        room_size_m=np.zeros(3, np.float32),
+        t60_s=0.0,
+        t30_s=like.t30_s[:0],
+        drr_bands_db=like.drr_bands_db[:0],
+        t30_bands_s=like.t30_bands_s[:0],
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class FakeScenes:
     """What `open_scenes` gives, in memory: `{train,validation,test}_k{1,2,3}`, but no train_k3.
@@ -132,7 +155,7 @@ class FakeScenes:
       samples: length of the audio.
       sample_rate_hz: its rate.
       splits: names of the splits that exist.
-      foa: whether they are in FOA, with the words of ELSA.
+      foa: whether they are in FOA, with the words of ELSA; if not, those of k = 0 are mono.
     """
 
     groups: int = 8
@@ -147,6 +170,10 @@ class FakeScenes:
 
     def source(self, split: str) -> list[SceneGroup]:
         name, k = split.split("_k")
+        if k == "0" and not self.foa:
+            return [
+                fake_clip(name, i, self.samples, self.sample_rate_hz) for i in range(self.groups)
+            ]
         make = fake_foa_group if self.foa else fake_group
         return [
             make(name, int(k), i, self.samples, self.sample_rate_hz) for i in range(self.groups)

@@ -131,6 +131,13 @@ def test_input_runs():
     assert_compared(line, "clips/s")
 
 
+def test_masking_runs():
+    (line,) = run("masking.py", "--size", "quickstart", "--batch", "2")
+    assert_compared(line, "s")
+    # The text encoder, which trains along, is no cheaper.
+    assert 0.3 < line["flops_ratio"] < 0.7
+
+
 def test_render_runs():
     options = ("--singles", "1", "--mixtures", "1", "--peer-scenes", "2", "--duration-s", "0.5")
     (line,) = run("render.py", *options)

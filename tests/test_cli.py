@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import soundfile
 from tiny import RATE_HZ
 
 from spatial_clap_jax.cli import COMMANDS, main
+from spatial_clap_jax.features import M2D_LOG_MEL
+from spatial_clap_jax.models.vit import VitConfig
 
 SCENES = "from tiny import tiny_recipe\n\ndef get_config(size):\n    return tiny_recipe()\n"
 # Captions of three sources need more tokens than those of training.
@@ -258,3 +261,28 @@ def test_what_is_there_is_never_overwritten(place, tmp_path, capsys):
     said = refused(capsys, "evaluate", place / "run", "--data", place / "data", "--out", results)
     assert "notes.json" in said
     assert results.read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("flags", [["--model.content", "m2d"], ["--model.content=m2d"]])
+def test_another_content_encoder_by_name(place, monkeypatch, flags, capsys):
+    trained = []
+
+    def remember(experiment, data, workdir):
+        trained.append(experiment)
+        return SimpleNamespace(workdir=workdir, step=0)
+
+    monkeypatch.setattr("spatial_clap_jax.train.trainer.train", remember)
+    train = ("train", place / "model.py", "--data", place / "data", "--workdir", place / "other")
+    run(*train)
+    run(*train, *flags, "--model.content.layers", 2)
+    plain, exchanged = (experiment.model for experiment in trained)
+    assert isinstance(exchanged.content, VitConfig)
+    assert (exchanged.content.layers, exchanged.content.width) == (2, 192)
+    assert exchanged.content_mel == M2D_LOG_MEL
+    assert exchanged.content_normalisation == (-7.1, 4.2)
+    assert exchanged.text == plain.text
+    said = refused(capsys, *train, "--model.content", "vit")
+    assert "--model.content vit: unknown; choose one of htsat, cnn, m2d" in said
+    attributes = ("train", "elsa_attributes.py", *train[2:], "--model.content", "m2d")
+    assert "AttributesConfig has no choice of content encoders" in refused(capsys, *attributes)
+    assert "--model.content" in refused(capsys, *train, "--model.content")

@@ -24,12 +24,12 @@ from tiny import (
 
 import spatial_clap_jax
 from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.embedding_files import save_embedding
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.inference import (
     AudioTextModel,
     embedding_functions,
     load,
-    save_embedding,
     text_lengths,
 )
 from spatial_clap_jax.metrics.embed import Embedder

@@ -39,7 +39,7 @@ def test_everything_is_made_and_a_second_call_makes_nothing_anew(tmp_path, monke
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_its_configs(system):
-    scenes, model = SYSTEMS[system]
+    scenes, model, _ = SYSTEMS[system]
     recipe, experiment = load_config(scenes, "quickstart"), load_config(model, "quickstart")
     assert isinstance(experiment, Experiment)
     assert recipe.duration_s == experiment.model.window_s

@@ -53,7 +53,9 @@ def test_fusion_views_of_what_fits_are_all_the_same():
 
 @pytest.mark.parametrize("samples", [1025, 9600, 12_345])
 @pytest.mark.parametrize(
-    "config", [features.LAION_CLAP_LOG_MEL, features.CLAP_FUSION_LOG_MEL], ids=["slaney", "htk"]
+    "config",
+    [features.LAION_CLAP_LOG_MEL, features.CLAP_FUSION_LOG_MEL, features.M2D_LOG_MEL],
+    ids=["slaney", "htk", "m2d"],
 )
 def test_the_hosts_log_mel_is_the_jitted_one(samples, config):
     # 9,600 is a whole number of hops.

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,13 +13,16 @@ from spatial_clap_jax.data.pipeline import PipelineConfig
 from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.data.tokens import Tokenizer
-from spatial_clap_jax.features import LogMelConfig
+from spatial_clap_jax.features import M2D_LOG_MEL, LogMelConfig
 from spatial_clap_jax.inference import AudioTextModel, load
 from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.crnn import CrnnConfig
+from spatial_clap_jax.models.m2d import PredictorConfig
 from spatial_clap_jax.models.spatial_attributes import SpatialAttributesConfig
 from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.systems.elsa import ElsaConfig
+from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.checkpoint import RunCheckpoints
 from spatial_clap_jax.train.description import write_description
@@ -194,3 +198,29 @@ def tiny_elsa() -> Experiment:
     )
     data = PipelineConfig(captions_per_batch=8, swap=False, rotate=True)
     return replace(tiny, name="tiny_elsa", model=model, data=data)
+
+
+def tiny_m2d(**changes: Any) -> Experiment:
+    """Stage 1 of M2D-CLAP with a text encoder that trains along, at the widths of the others.
+
+    Args:
+      changes: of its `M2dClapConfig`.
+    """
+    tiny = tiny_experiment()
+    shared = tiny.model
+    assert isinstance(shared, SpatialClapConfig)
+    mel = replace(shared.content_mel, amin=M2D_LOG_MEL.amin, level="natural")
+    model = M2dClapConfig(
+        window_s=WINDOW / RATE_HZ,
+        crop_frames=40,
+        mel=mel,
+        content=VitConfig(mels=16, frames=40, patch=(8, 8), width=16, layers=1, heads=2),
+        mask_ratio=0.6,
+        predictor=PredictorConfig(width=8, layers=1, heads=2),
+        target_decays=(0.9, 0.99),
+        contrast_weight=0.1,
+        joint_width=12,
+        text=shared.text,
+    )
+    data = PipelineConfig(captions_per_batch=8, plain_share=1.0, swap=False)
+    return replace(tiny, name="tiny_m2d", model=replace(model, **changes), data=data)

@@ -1,5 +1,6 @@
 """Captions of scenes: what sounds, and where it sounds."""
 
+import re
 from collections.abc import Sequence
 
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS
@@ -111,33 +112,67 @@ _ESC50_NAMES = {
 }
 
 
+def labels_of(category: str) -> tuple[str, ...]:
+    """The labels that a category holds, separated by ';' or '|'; none where it is empty.
+
+    Example:
+      >>> labels_of("Rain; Dog bark|Rain"), labels_of("rain")
+      (('Rain', 'Dog bark'), ('rain',))
+    """
+    labels = (" ".join(label.split()) for label in re.split("[;|]", category))
+    return tuple(dict.fromkeys(filter(None, labels)))
+
+
 def category_phrasings(category: str) -> tuple[str, ...]:
     """Several ways to say that a category sounds, lower-case, without place or period.
 
     Args:
       category: a name as ESC-10, ESC-50 or the built-in sound bank spell it; upper
-        and lower case, '_' and '-' make no difference.
+        and lower case, '_' and '-' make no difference. Or several labels, see `labels_of`.
 
     Returns:
       About four contents that a direction phrase can follow; for an unknown category
-      phrasings around its name.
+      phrasings around its name; for several labels one, which lists them.
 
     Raises:
       InputError: the name is empty.
 
-    Reference: our choice.
+    Reference: M2D-CLAP, arXiv 2503.22104 (the list of labels); the rest is our choice.
 
     Example:
       >>> category_phrasings("Dog bark")[0], category_phrasings("mouse_click")[0]
       ('a dog barks', 'the sound of mouse click')
+      >>> category_phrasings("Rain;Wind;Dog")
+      ('the sound of rain, wind, and dog',)
     """
-    name = " ".join(category.lower().replace("_", " ").replace("-", " ").split())
+    labels = [_spoken(label) for label in labels_of(category)]
+    if len(labels) > 1:
+        # As M2D-CLAP lists them: 'A, B, and C', but 'A and B'.
+        ending = f"{',' if len(labels) > 2 else ''} and {labels[-1]}"
+        return (f"the sound of {', '.join(labels[:-1])}{ending}",)
+    name = labels[0] if labels else ""
     if not name:
         raise InputError(f"category {category!r} is empty; give each clip a category or a caption.")
     known = _PHRASINGS.get(_ESC50_NAMES.get(name, name))
     if known is not None:
         return known
     return (f"the sound of {name}", f"{name} is heard", f"{name} can be heard", name)
+
+
+def label_prompt(label: str) -> str:
+    """What a clip of a label is asked for.
+
+    Reference: M2D-CLAP, arXiv 2503.22104.
+
+    Example:
+      >>> label_prompt("Dog_bark")
+      'dog bark can be heard.'
+    """
+    return f"{_spoken(label)} can be heard."
+
+
+def _spoken(label: str) -> str:
+    return " ".join(label.lower().replace("_", " ").replace("-", " ").split())
 
 
 def compose_caption(

@@ -77,4 +77,9 @@ class Foa:
                 )
 
 
-Receiver = StereoPair | Foa
+@dataclass(frozen=True)
+class Mono:
+    """No place and no room: one channel that holds the clip itself."""
+
+
+Receiver = StereoPair | Foa | Mono

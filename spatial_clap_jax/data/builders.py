@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import io
 import itertools
 import json
@@ -19,17 +18,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.acoustics.measured_rirs import load_measured_rirs
+from spatial_clap_jax.acoustics.receivers import Mono, StereoPair
 from spatial_clap_jax.acoustics.rirs import RirRoom
-from spatial_clap_jax.acoustics.spatial_captions import spatial_phrases
-from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data import material
 from spatial_clap_jax.data.drawing import draw_group
+from spatial_clap_jax.data.manifests import FORMAT, manifest_of, recipe_as_json
 from spatial_clap_jax.data.records import (
     MANIFEST,
     SceneData,
@@ -44,20 +41,8 @@ from spatial_clap_jax.errors import InputError
 
 __all__ = ["SceneConfig", "SceneGroups", "SceneGroupsBeam", "open_scenes", "render_scenes"]
 
-FORMAT = 2
 # A shard of records is held in memory while it is written.
 SHARD_BYTES = 128 << 20
-# Packages whose version can change a sample or a word.
-VERSIONS = (
-    "spatial-clap-jax",
-    "numpy",
-    "scipy",
-    "soxr",
-    "soundfile",
-    "pyroomacoustics",
-    "tensorflow-datasets",
-)
-
 T = TypeVar("T")
 
 
@@ -231,14 +216,14 @@ def render_scenes(
     if sources != "synthetic":
         sources = os.path.abspath(sources)
     source = open_source(sources, recipe.sources)
-    if rirs is not None and recipe.words != "stereo":
+    if rirs is not None and not isinstance(recipe.receiver, StereoPair):
         raise InputError(
-            f"--rirs {rirs}: measured responses are read for a StereoPair alone; leave --rirs out, "
-            "and rooms are simulated in first-order ambisonics."
+            f"--rirs {rirs}: measured responses are read for a StereoPair alone, and the recipe's "
+            f"receiver is {type(recipe.receiver).__name__}; leave --rirs out."
         )
     measured = load_measured_rirs(rirs, recipe.sample_rate_hz) if rirs is not None else None
     identity = {
-        "recipe": _as_json(recipe),
+        "recipe": recipe_as_json(recipe),
         "source": {"name": source.name, "fingerprint": source.fingerprint()},
         "rirs": None if measured is None else material.rooms_fingerprint(measured),
     }
@@ -249,6 +234,8 @@ def render_scenes(
         return open_scenes(out)
     with _staging(out) as folder, WorkerPool(workers or os.cpu_count() or 1, progress) as pool:
         skipped = _check_clips(pool, recipe, source, sources)
+        usable = collections.Counter(c.split for c in source.clips if c.clip_id not in skipped)
+        recipe = recipe.counted(usable)
         t60_s = _make_rooms(pool, recipe, folder, measured)
         material.store_material(
             folder, skipped, {split: len(times) for split, times in t60_s.items()}
@@ -269,7 +256,7 @@ def render_scenes(
                 )
             )
         whole = Path(builder.data_dir)
-        manifest = _manifest(recipe, source, identity, skipped, t60_s)
+        manifest = manifest_of(recipe, source, identity, skipped, t60_s)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (whole / MANIFEST).write_text(text, encoding="utf-8")
         whole.rename(out)
@@ -298,6 +285,8 @@ def _make_rooms(
 ) -> dict[str, list[float]]:
     """Write the rooms of each split that has groups; returns their reverberation times."""
     splits = list(dict.fromkeys(split_and_k(name)[0] for name in recipe.splits()))
+    if isinstance(recipe.receiver, Mono):
+        return {split: [] for split in splits}
     folders = {split: folder / "rooms" / split for split in splits}
     for path in folders.values():
         path.mkdir(parents=True)
@@ -325,52 +314,6 @@ def _make_rooms(
     return {split: list(itertools.islice(times, counts[split])) for split in splits}
 
 
-def _manifest(
-    recipe: SceneRecipe,
-    source: Source,
-    identity: dict[str, Any],
-    skipped: dict[str, str],
-    t60_s: dict[str, list[float]],
-) -> dict[str, Any]:
-    """What the folder holds; equal for equal scenes, so it tells neither date nor machine."""
-    used = [clip for clip in source.clips if clip.clip_id not in skipped and clip.split in t60_s]
-    contents = [content for clip in used if clip.split == "train" for content in clip.captions]
-    return {
-        "format": FORMAT,
-        **identity,
-        "fingerprint": _digest(identity),
-        "versions": {package: _version(package) for package in VERSIONS},
-        "groups": recipe.splits(),
-        "rooms": {split: len(times) for split, times in t60_s.items()},
-        "t60_s": {
-            split: {
-                "lowest": round(min(times), 4),
-                "median": round(float(np.median(times)), 4),
-                "highest": round(max(times), 4),
-            }
-            for split, times in t60_s.items()
-        },
-        "clips": {split: sum(clip.split == split for clip in used) for split in t60_s},
-        "skipped_clips": skipped,
-        "categories": sorted({clip.category for clip in used if clip.category}),
-        "caption_corpus": [
-            *dict.fromkeys(contents),
-            *(
-                (direction.phrase for direction in STEREO_DIRECTIONS)
-                if recipe.words == "stereo"
-                else spatial_phrases()
-            ),
-        ],
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _holds_the_same(out: Path, identity: dict[str, Any]) -> bool:
     """Whether `out` is these very scenes; False where there is nothing, else an InputError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -382,7 +325,7 @@ def _holds_the_same(out: Path, identity: dict[str, Any]) -> bool:
         )
     held = open_scenes(out).manifest
     # What a recipe of the first format could not say is what it says by default.
-    defaults = _flat({"recipe": _as_json(SceneRecipe())}) if held["format"] < FORMAT else {}
+    defaults = _flat({"recipe": recipe_as_json(SceneRecipe())}) if held["format"] < FORMAT else {}
     there = defaults | _flat({key: held.get(key) for key in identity})
     here = _flat(identity)
     for key in here | there:
@@ -402,17 +345,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
     return flat
-
-
-def _as_json(recipe: SceneRecipe) -> dict[str, Any]:
-    """The recipe as JSON gives it back; a folder's place is not part of what is rendered."""
-    fields = to_plain(recipe)
-    fields["sources"].pop("audio_folder")
-    return json.loads(json.dumps(fields))
-
-
-def _digest(tree: Any) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +11,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import soxr
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
 from spatial_clap_jax.acoustics.bands import BANDS_HZ
 from spatial_clap_jax.acoustics.directions import direction_index
 from spatial_clap_jax.acoustics.foa import mono_as_foa
+from spatial_clap_jax.acoustics.receivers import Mono
 from spatial_clap_jax.acoustics.render import quantise_jointly, render_members
 from spatial_clap_jax.acoustics.rirs import RirRoom
 from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
@@ -36,6 +38,11 @@ class Material(Protocol):
     @property
     def contents(self) -> Mapping[str, Sequence[Sequence[Clip]]]:
         """The usable clips of each split (train, validation, test), as `by_content` sorts them."""
+        ...
+
+    @property
+    def clips(self) -> Mapping[str, Sequence[Clip]]:
+        """The same clips, in the order of their source."""
         ...
 
     @property
@@ -81,23 +88,31 @@ def draw_group(
     Returns:
       The group: k clips of different categories (different recordings where there are no
       categories) at k places of one room. In stereo they are in different direction classes; with
-      the words of ELSA, two or more have different words for their directions.
+      the words of ELSA, two or more have different words for their directions. For a `Mono`
+      receiver a clip by itself, in one channel: each clip of the split before any a second time.
 
     Raises:
-      InputError: the split has too few categories, or no room with k direction classes.
+      InputError: the split has no clips or too few categories, or no room with k direction classes.
 
     Reference: Spatial-CLAP, arXiv 2509.14785 (permuted pairs); the rest is our choice.
     """
     seed = group_seed(recipe.seed, split, k, index)
     rng = np.random.default_rng(seed)
-    clips = _draw_clips(material.contents[split], max(k, 1), rng, split)
+    is_mono = isinstance(recipe.receiver, Mono)
+    if is_mono:
+        clips = [_clip_in_turn(material.clips[split], recipe.seed, split, index)]
+    else:
+        clips = _draw_clips(material.contents[split], max(k, 1), rng, split)
     if k:
         room, places = _draw_places(material.rooms[split], k, recipe.words, rng, split)
     else:
         room, places = NO_ROOM, []
     permutations = draw_permutations(k, recipe.permutations_k3, rng)
     dry = np.stack([_dry(recipe, material, clip, split, rng) for clip in clips])
-    mixtures = render_members(dry, room.rirs[places], permutations) if k else mono_as_foa(dry)
+    if k:
+        mixtures = render_members(dry, room.rirs[places], permutations)
+    else:
+        mixtures = dry[:, None] if is_mono else mono_as_foa(dry)
     audio, scale = quantise_jointly(mixtures)
     contents = tuple(clip.captions for clip in clips)
     wording = [options[rng.integers(len(options))] for options in contents]
@@ -168,6 +183,21 @@ def by_content(clips: Iterable[Clip]) -> tuple[tuple[Clip, ...], ...]:
             clip
         )
     return tuple(tuple(same) for same in contents.values())
+
+
+def _clip_in_turn(clips: Sequence[Clip], seed: int, split: str, index: int) -> Clip:
+    """The clip of a group: all clips in a drawn order, then all in another."""
+    if not clips:
+        raise InputError(
+            f"split {split!r} has no clips; give some, or ask for no such groups (group_counts)."
+        )
+    turn, position = divmod(index, len(clips))
+    return clips[_turn(group_seed(seed, f"turns {split}", 0, turn), len(clips))[position]]
+
+
+@functools.lru_cache(maxsize=4)
+def _turn(seed: int, count: int) -> Int64[np.ndarray, "n"]:
+    return np.random.default_rng(seed).permutation(count)
 
 
 def _draw_clips(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from spatial_clap_jax.acoustics.foa_rirs import simulate_foa_room
-from spatial_clap_jax.acoustics.receivers import Foa
+from spatial_clap_jax.acoustics.receivers import Foa, StereoPair
 from spatial_clap_jax.acoustics.render import high_pass
 from spatial_clap_jax.acoustics.rirs import RirRoom, simulate_room
 from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
@@ -37,9 +37,10 @@ class SceneMaterial:
     ) -> None:
         self.source, self.rooms = source, rooms
         usable = [clip for clip in source.clips if clip.clip_id not in skipped]
-        self.contents = {
-            split: by_content(clip for clip in usable if clip.split == split) for split in SPLITS
+        self.clips = {
+            split: tuple(clip for clip in usable if clip.split == split) for split in SPLITS
         }
+        self.contents = {split: by_content(clips) for split, clips in self.clips.items()}
         self._heard: collections.OrderedDict[tuple[str, int], np.ndarray]
         self._heard, self._bytes = collections.OrderedDict(), 0
 
@@ -181,6 +182,7 @@ def _simulated(recipe: SceneRecipe, split: str, index: int) -> RirRoom:
             recipe.high_pass_hz,
         )
     assert isinstance(recipe.rooms, RoomRanges)
+    assert isinstance(recipe.receiver, StereoPair)
     room = simulate_room(
         seed,
         recipe.rooms,

@@ -11,19 +11,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import grain
 import numpy as np
 from absl import flags
 
-from spatial_clap_jax.acoustics.bands import BANDS_HZ
 from spatial_clap_jax.acoustics.directions import phrase_set
-from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.data import transforms
+from spatial_clap_jax.data.labels import check_labels, label_rows
 from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.sentences import Sentences
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.data.wording import meanings, number_of
 from spatial_clap_jax.errors import InputError
@@ -32,17 +33,6 @@ from spatial_clap_jax.errors import InputError
 _ENDLESS = 2**40
 
 Batch = dict[str, np.ndarray]
-
-_ATTRIBUTES = 4 + 2 * len(BANDS_HZ)
-# What a batch can say of each row's place: shape of a row and type. `attributes` are azimuth,
-# elevation, distance, volume, then DRR in dB and T30 in s in each of `BANDS_HZ`; NaN where unknown.
-LABELS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-    "has_place": ((), np.bool_),
-    "direction": ((3,), np.float32),
-    "distance_m": ((), np.float32),
-    "floor_area_m2": ((), np.float32),
-    "attributes": ((_ATTRIBUTES,), np.float32),
-}
 
 
 @runtime_checkable
@@ -67,7 +57,7 @@ class PipelineConfig:
       mixture_share: share of the captions that tell of two sources; where only one of the splits
         `train_k1` and `train_k2` exists, all captions are of that one.
       plain_share: share of all captions that tell of plain clips (`train_k0`); the rest is shared
-        as `mixture_share` says.
+        as `mixture_share` says. Where the data are plain clips alone, all captions are of them.
       workers: processes that build batches; 0 builds them in threads of this process. Workers pay
         where there are cores beside those that train.
       threads: threads that build batches, in each worker or, without workers, here.
@@ -83,6 +73,8 @@ class PipelineConfig:
         that is not in the batch.
       rewritten_share: share of the captions of one source or none that are told as a language
         model rewrote them (`spatial-clap rewrite`), where it did; these scenes are not rotated.
+      sentences: folder of sentence embeddings of the captions (`spatial-clap embed-text`), for
+        models that learn from them.
     """
 
     captions_per_batch: int = 64
@@ -99,6 +91,7 @@ class PipelineConfig:
     plain_share: float = 0.0
     rotate: bool = False
     rewritten_share: float = 0.0
+    sentences: Path | None = None
 
     def __post_init__(self):
         for name, smallest in (
@@ -204,6 +197,8 @@ def train_batches(
     rows: Sequence[int] | None = None,
     labels: Collection[str] = (),
     rewrites: Mapping[tuple[str, int], Rewritten] | None = None,
+    sentences: Sentences | None = None,
+    classes: Sequence[str] = (),
 ) -> TrainBatches:
     """Endless, reshuffled, augmented training batches of this process.
 
@@ -211,14 +206,17 @@ def train_batches(
     member of each of twice as many groups, so that the number of captions is the same.
 
     Args:
-      scenes: the data; its splits `train_k1` and `train_k2` are read, or the one that exists.
+      scenes: the data; its splits `train_k1` and `train_k2` are read, or the one that exists;
+        where there is neither, `train_k0` alone.
       config: batch size, mix, augmentation, workers.
       tokenizer: for the captions; those that are too long are cut.
       scl: whether the permuted members of a group stay together.
       seed: order and augmentation follow from it.
       rows: which rows of each global batch are built here, ascending; None for all.
-      labels: which of `LABELS` the batches hold.
+      labels: which of `LABELS` and `CONTENT_LABELS` the batches hold.
       rewrites: captions for `config.rewritten_share`, see `read_rewrites`.
+      sentences: vectors of the captions, for the label `sentence`; see `check_clips`.
+      classes: names of the classes, for the label `categories`.
 
     Returns:
       Iterator over `audio` float32 [b, c, t], `tokens` int32 [b, n], `token_mask` bool [b, n],
@@ -229,7 +227,8 @@ def train_batches(
 
     Raises:
       InputError: no training split, no plain clips where some are wanted, rows that are not in the
-        batch, rivals with SCL, no rewrites where some are wanted, or an unknown label.
+        batch, rivals with SCL, no rewrites where some are wanted, or a label that is unknown or
+        lacks its sentences or classes.
     """
     if scl and config.rivals:
         raise InputError(
@@ -242,9 +241,7 @@ def train_batches(
             "captions; run `spatial-clap rewrite` on their folder, or set 0."
         )
     total = config.captions_per_batch
-    unknown = sorted(set(labels) - set(LABELS))
-    if unknown:
-        raise InputError(f"labels: {unknown[0]!r} is none of {', '.join(LABELS)}; give these.")
+    check_labels(labels, sentences, classes)
     members = 2 if scl else 1
     plain = _plain_captions(scenes, config)
     singles = _single_captions(scenes, config, members, total - plain)
@@ -265,9 +262,15 @@ def train_batches(
             here = [row - start for row in wanted if start <= row < start + captions]
             parts.append(_Part(groups, captions // of_group, _by_group(here, of_group)))
             start += captions
-    build = functools.partial(
-        _build_batch, tuple(parts), tokenizer, config.rivals, tuple(sorted(labels))
+    collated = functools.partial(
+        collate,
+        tokenizer=tokenizer,
+        rivals=config.rivals,
+        labels=tuple(sorted(labels)),
+        sentences=sentences,
+        classes=tuple(classes),
     )
+    build = functools.partial(_build_batch, tuple(parts), collated)
     return TrainBatches(grain.MapDataset.range(_ENDLESS).map(build), config)
 
 
@@ -276,6 +279,8 @@ def collate(
     tokenizer: Tokenizer,
     rivals: bool = False,
     labels: Collection[str] = (),
+    sentences: Sentences | None = None,
+    classes: Sequence[str] = (),
 ) -> Batch:
     """One batch of all members of the groups, in their order.
 
@@ -283,10 +288,15 @@ def collate(
       groups: scene groups of one rate and length.
       tokenizer: for the captions; those that are too long are cut.
       rivals: whether rivals are in the batch; a scene without one has its own caption there.
-      labels: which of `LABELS` are in the batch.
+      labels: which of `LABELS` and `CONTENT_LABELS` are in the batch.
+      sentences: vectors of the captions, for the label `sentence`.
+      classes: names of the classes, for the label `categories`.
 
     Returns:
       The batch that `train_batches` describes.
+
+    Raises:
+      InputError: a caption has no vector, or a label of a clip is no class.
     """
     rows = sum(len(group.captions) for group in groups)
     audio = np.empty((rows, *groups[0].audio.shape[1:]), np.float32)
@@ -314,38 +324,7 @@ def collate(
         has_rival = [bool(group.rivals) for group in groups for _ in group.captions]
         batch["rival_tokens"], batch["rival_token_mask"] = tokenizer.encode(texts, truncate=True)
         batch["has_rival"] = np.array(has_rival)
-    if labels:
-        known = [(_place_labels(group), len(group.captions)) for group in groups]
-        places = [place for place, members in known for _ in range(members)]
-        for name in labels:
-            shape, kind = LABELS[name]
-            batch[name] = np.array([place[name] for place in places], kind).reshape(rows, *shape)
-    return batch
-
-
-def _place_labels(group: SceneGroup) -> dict[str, Any]:
-    """`LABELS` of a group's members; zeros and NaN where there is not exactly one place."""
-    attributes = np.full(_ATTRIBUTES, np.nan, np.float32)
-    if len(group.azimuth_deg) != 1:
-        return {
-            "has_place": False,
-            "direction": np.zeros(3, np.float32),
-            "distance_m": 0.0,
-            "floor_area_m2": 0.0,
-            "attributes": attributes,
-        }
-    length_m, width_m, height_m = group.room_size_m.tolist()
-    attributes[:3] = group.azimuth_deg[0], group.elevation_deg[0], group.distance_m[0]
-    attributes[3] = length_m * width_m * height_m or np.nan
-    if group.drr_bands_db.size:
-        attributes[4:] = np.concatenate([group.drr_bands_db[0], group.t30_bands_s[0]])
-    return {
-        "has_place": True,
-        "direction": unit_vectors(group.azimuth_deg, group.elevation_deg)[0],
-        "distance_m": group.distance_m[0],
-        "floor_area_m2": length_m * width_m,
-        "attributes": attributes,
-    }
+    return batch | label_rows(groups, labels, sentences, classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,11 +345,7 @@ def _by_group(rows: Sequence[int], members: int) -> tuple[tuple[int, tuple[int, 
 
 
 def _build_batch(
-    parts: Sequence[_Part],
-    tokenizer: Tokenizer,
-    rivals: bool,
-    labels: Sequence[str],
-    step: int,
+    parts: Sequence[_Part], collated: Callable[[list[SceneGroup]], Batch], step: int
 ) -> Batch:
     groups = []
     for part in parts:
@@ -379,11 +354,13 @@ def _build_batch(
             group = cast(SceneGroup, part.groups[step * part.per_step + index])
             is_whole = len(members) == len(group.captions)
             groups.append(group if is_whole else transforms.take_members(group, members))
-    return collate(groups, tokenizer, rivals, labels)
+    return collated(groups)
 
 
 def _plain_captions(scenes: Scenes, config: PipelineConfig) -> int:
-    """How many captions of a global batch are of plain clips; an even number."""
+    """How many captions of a global batch are of plain clips: an even number, or all."""
+    if "train_k0" in scenes.splits and not {"train_k1", "train_k2"} & set(scenes.splits):
+        return config.captions_per_batch
     wanted = 2 * round(config.captions_per_batch * config.plain_share / 2)
     if wanted and "train_k0" not in scenes.splits:
         raise InputError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int32
 
-from spatial_clap_jax.acoustics.receivers import Foa, StereoPair
+from spatial_clap_jax.acoustics.receivers import Foa, Mono, Receiver, StereoPair
 from spatial_clap_jax.acoustics.rirs import RIR_LENGTH_S, WALL_MARGIN_M
 from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
 from spatial_clap_jax.data.sources import SourceOptions
@@ -22,6 +23,13 @@ _LEAST_RESPONSE = 0.75
 
 
 Words = Literal["stereo", "elsa"]
+
+
+# Fields of a recipe that are about rooms and places.
+_OF_PLACES = (
+    *("rooms", "room_counts", "places_per_room", "distance_range_m", "elevation_range_deg"),
+    *("response_s", "high_pass_hz", "permutations_k3"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,8 @@ class RoomCounts:
 class GroupCounts:
     """How many scene groups of k = 1, 2 and 3 sources each split gets; 0 leaves a split out.
 
-    Of k = 0 sources are plain clips: one mono clip without a place, in all channels of FOA.
+    Of k = 0 sources are plain clips: one mono clip without a place, in all channels of FOA. For a
+    `Mono` receiver a count of -n holds every clip of the split n times.
     """
 
     train_k1: int = 4000
@@ -67,8 +76,9 @@ class SceneRecipe:
       sample_rate_hz: rate of the mixtures.
       duration_s: length of a mixture.
       rooms: ranges that simulated rooms are drawn from; `FloorRanges` for FOA.
-      receiver: the two microphones, or first-order ambisonics. The words of captions follow from
-        it: 'stereo' or 'elsa'.
+      receiver: the two microphones, first-order ambisonics, or `Mono` for clips by themselves, of
+        which no field of rooms and places is read. The words of captions follow from it:
+        'stereo', which of clips says their contents alone, or 'elsa'.
       room_counts: rooms a split.
       places_per_room: source places in a simulated room.
       distance_range_m: distances of places from the receiver.
@@ -89,7 +99,7 @@ class SceneRecipe:
     sample_rate_hz: int = 16000
     duration_s: float = 4.0
     rooms: RoomRanges | FloorRanges = dataclasses.field(default_factory=RoomRanges)
-    receiver: StereoPair | Foa = dataclasses.field(default_factory=StereoPair)
+    receiver: Receiver = dataclasses.field(default_factory=StereoPair)
     room_counts: RoomCounts = dataclasses.field(default_factory=RoomCounts)
     places_per_room: int = 25
     distance_range_m: tuple[float, float] = (1.0, 2.5)
@@ -118,6 +128,8 @@ class SceneRecipe:
         )
         if isinstance(self.receiver, Foa):
             self._check_foa(self.receiver)
+        elif isinstance(self.receiver, Mono):
+            self._check_mono()
         else:
             self._check_stereo(self.receiver)
         _check(self.places_per_room >= 5, "places_per_room", self.places_per_room, "be >= 5")
@@ -137,7 +149,8 @@ class SceneRecipe:
         )
         for counts in ("room_counts", "group_counts"):
             for split, value in dataclasses.asdict(getattr(self, counts)).items():
-                _check(value >= 0, f"{counts}.{split}", value, "be >= 0")
+                turns = isinstance(self.receiver, Mono) and split.endswith("_k0")
+                _check(value >= 0 or turns, f"{counts}.{split}", value, "be >= 0")
         _check(bool(self.splits()), "group_counts", self.group_counts, "ask for some groups")
 
     def _check_stereo(self, receiver: StereoPair) -> None:
@@ -162,6 +175,17 @@ class SceneRecipe:
         for split in ("train_k0", "validation_k0", "test_k0"):
             count = getattr(self.group_counts, split)
             _check(count == 0, f"group_counts.{split}", count, "be 0 for a StereoPair")
+
+    def _check_mono(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name in _OF_PLACES:
+                made = field.default_factory
+                default = field.default if made is dataclasses.MISSING else made()
+                value = getattr(self, field.name)
+                _check(value == default, field.name, value, "be left out for Mono: it has no room")
+        for split, count in dataclasses.asdict(self.group_counts).items():
+            if not split.endswith("_k0"):
+                _check(count == 0, f"group_counts.{split}", count, "be 0 for Mono")
 
     def _check_foa(self, receiver: Foa) -> None:
         if not isinstance(self.rooms, FloorRanges):
@@ -216,7 +240,7 @@ class SceneRecipe:
     @property
     def channels(self) -> int:
         """Channels of a mixture."""
-        return 4 if isinstance(self.receiver, Foa) else 2
+        return {StereoPair: 2, Foa: 4, Mono: 1}[type(self.receiver)]
 
     @property
     def length(self) -> int:
@@ -226,7 +250,22 @@ class SceneRecipe:
     def splits(self) -> dict[str, int]:
         """Groups in each split that has any, by name: `train_k1`, `train_k2`, ... `test_k3`."""
         counts = dataclasses.asdict(self.group_counts)
-        return {name: count for name, count in counts.items() if count > 0}
+        return {name: count for name, count in counts.items() if count}
+
+    def counted(self, clips: Mapping[str, int]) -> SceneRecipe:
+        """The recipe with all counts in groups, none in turns through the clips.
+
+        Args:
+          clips: number of clips in each of train, validation and test.
+
+        Raises:
+          InputError: not one group is left.
+        """
+        counts = {
+            name: count if count >= 0 else -count * clips[name.partition("_k")[0]]
+            for name, count in dataclasses.asdict(self.group_counts).items()
+        }
+        return dataclasses.replace(self, group_counts=GroupCounts(**counts))
 
 
 # `SceneGroup.phrasing` of captions that are composed of no template.
@@ -237,16 +276,16 @@ OWN_WORDING = -1
 class SceneGroup:
     """The same k clips and the same k places, in p permutations of clips over places.
 
-    A plain clip has k = 0 places and one clip: the mono signal in all channels.
+    A plain clip has k = 0 places and one clip: the mono signal, in one channel or in all of FOA.
 
     Attributes:
       scene_id: unique in its dataset: `{split}_k{k}/{index}`.
-      audio: the p mixtures, stereo (L, R) or FOA (W, Y, Z, X; SN3D), in units of `scale`;
+      audio: the p mixtures, mono, stereo (L, R) or FOA (W, Y, Z, X; SN3D), in units of `scale`;
         float32 after a rotation.
       scale: `audio * scale` is the sound pressure; one number for the whole group.
       sample_rate_hz: rate of `audio`.
       clips: ids of the k dry clips.
-      categories: their categories, '' where unknown.
+      categories: their categories, '' where unknown; see `labels_of` for several labels.
       contents: for each clip, the content captions that it may be described with.
       azimuth_deg: azimuths of the k places, counter-clockwise, 0 ahead, +90 left.
       elevation_deg: their elevations, up positive.

@@ -129,9 +129,7 @@ def read_entries(path: Path, table: Table, caption_columns: Sequence[str]) -> li
         that leaves the csv's folder.
     """
     header, word = table.header, split_word(path)[1]
-    captions = caption_columns or tuple(
-        column for column in header if re.fullmatch(r"caption(_\d+)?", column)
-    )
+    captions = caption_columns or caption_columns_of(header)
     file_column = next((name for name in ("filename", "file_name") if name in header), "")
     audiocaps = not file_column and {"youtube_id", "start_time"} <= set(header)
     missing = [column for column in captions if column not in header]
@@ -176,6 +174,11 @@ def read_entries(path: Path, table: Table, caption_columns: Sequence[str]) -> li
             )
         )
     return entries
+
+
+def caption_columns_of(header: Sequence[str]) -> tuple[str, ...]:
+    """The columns `caption`, `caption_1`, `caption_2`, ... of a header."""
+    return tuple(column for column in header if re.fullmatch(r"caption(_\d+)?", column))
 
 
 def merge(rows: Iterable[Entry]) -> list[Entry]:

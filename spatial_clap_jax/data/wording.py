@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 
-from spatial_clap_jax.acoustics.captions import bare_content, compose_caption
+from spatial_clap_jax.acoustics.captions import bare_content, compose_caption, join_clauses
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, direction_index
 from spatial_clap_jax.acoustics.spatial_captions import compose_spatial_caption
 from spatial_clap_jax.acoustics.spatial_words import (
@@ -82,13 +82,28 @@ def compose(
       places: an item of `member_places`.
       order: the clips in the order of mention.
       phrasing: number of a set in `PHRASE_SETS`, or of a template of `compose_spatial_caption`.
+
+    Returns:
+      A sentence; of a clip without a place its content alone, with a period.
     """
+    if not places:
+        return plain_caption(contents[0])
     if group.words == "stereo":
         directions = [place for place in places if isinstance(place, int)]
         phrases = tuple(PHRASE_SETS.values())[phrasing]
         return compose_caption(contents, directions, order, phrases)
     words = [place for place in places if isinstance(place, SpatialWords)]
     return compose_spatial_caption(contents, words, order, phrasing)
+
+
+def plain_caption(content: str) -> str:
+    """The caption of a clip without a place.
+
+    Example:
+      >>> plain_caption("a dog barks")
+      'a dog barks.'
+    """
+    return join_clauses([content], [""]) + "."
 
 
 def contents_and_order(

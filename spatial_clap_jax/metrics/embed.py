@@ -82,7 +82,7 @@ def embed_in_batches(
     return np.concatenate(rows)
 
 
-def check_finite(vectors: Float[np.ndarray, "b d"], name: str) -> Float[np.ndarray, "b d"]:
+def check_finite(vectors: Float[np.ndarray, "*b d"], name: str) -> Float[np.ndarray, "*b d"]:
     """Passes embeddings on, and refuses what a diverged model gives."""
     vectors = np.asarray(vectors)
     if not np.isfinite(vectors).all():

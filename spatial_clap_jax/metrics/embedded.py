@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -13,6 +14,9 @@ from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.wording import meanings, member_directions
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import Embedder, embed_in_batches, embed_texts
+
+# Of recordings [b, c, t] and their rate in Hz.
+EmbedAudio = Callable[[Float32[np.ndarray, "b c t"], int], Float32[np.ndarray, "b d"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,20 @@ class Places:
     t30_s: Float[np.ndarray, "s"]
 
 
+class LabelledClips(NamedTuple):
+    """What was read from each of some clips, and what they are.
+
+    Attributes:
+      features: a row a clip.
+      categories: its category, '' where unknown; of several labels as `labels_of` reads them.
+      clips: its id.
+    """
+
+    features: Float[np.ndarray, "n d"]
+    categories: tuple[str, ...]
+    clips: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class EmbeddedSplit:
     """The scene groups of one split: every member embedded, its audio forgotten.
@@ -46,6 +64,7 @@ class EmbeddedSplit:
       contents: what the first clip of each scene may be described with.
       words: the style of the captions, 'stereo' or 'elsa'.
       places: of scenes of one source in ELSA's words; None of others.
+      clips: id of the first clip of each scene.
     """
 
     audio: Float[np.ndarray, "n d"]
@@ -57,6 +76,7 @@ class EmbeddedSplit:
     contents: list[tuple[str, ...]]
     words: str
     places: Places | None = None
+    clips: tuple[str, ...] = ()
 
     @property
     def identities(self) -> Float[np.ndarray, "s d"]:
@@ -86,16 +106,13 @@ def embed_split(
     """
     captions: list[str] = []
     starts = [0]
-    meaning, directions, categories, contents, places = [], [], [], [], []
+    meaning, directions, categories, contents, places, clips = [], [], [], [], [], []
     sample_rate_hz, held, words = _kind(groups[0])
     heard = _whole_or_w_alone(embedder, name, held, words)
     for index in range(len(groups)):
         group = groups[index]
-        if group.sample_rate_hz != sample_rate_hz:
-            raise InputError(
-                f"{group.scene_id}: sample_rate_hz {group.sample_rate_hz}; all scenes of a "
-                f"split must have the rate of the first, {sample_rate_hz}: render them again."
-            )
+        _check_rate(group, sample_rate_hz)
+        clips.append(group.clips[0])
         captions.extend(group.captions)
         starts.append(len(captions))
         meaning.append(meanings(group)[0])
@@ -109,17 +126,13 @@ def embed_split(
         text = embed_texts(embedder, captions, batch_size, bar, f"{name} captions")
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    task = bar.add_task(name, total=len(groups))
 
     def members() -> Iterator[Float32[np.ndarray, "c t"]]:
         # Read again: the audio of a split need not fit into memory.
-        for index in range(len(groups)):
+        for index in bar.track(range(len(groups)), description=name):
             yield from heard(groups[index].waveforms())
-            bar.advance(task)
 
-    def embed(batch: list[Float32[np.ndarray, "c t"]]) -> Float32[np.ndarray, "b d"]:
-        return embedder.embed_audio(np.stack(batch), sample_rate_hz)
-
+    embed = _of_stacked(embedder.embed_audio, sample_rate_hz)
     audio = embed_in_batches(members(), embed, batch_size, f"audio of {name}")
     return EmbeddedSplit(
         audio=audio,
@@ -131,7 +144,63 @@ def embed_split(
         contents=contents,
         words=words,
         places=Places(*np.array(places, np.float64).T) if places else None,
+        clips=tuple(clips),
     )
+
+
+def embed_clips(
+    embedder: Embedder,
+    read: EmbedAudio,
+    name: str,
+    groups: Sequence[SceneGroup],
+    batch_size: int,
+    bar: Progress,
+) -> LabelledClips:
+    """Reads something from each plain clip, such as the features that a probe is trained on.
+
+    Args:
+      embedder: the model, which says what it hears.
+      read: one of its functions of audio.
+      name: of the split, for the bar and for messages.
+      groups: at least one, all plain clips of one sample rate.
+      batch_size: rows embedded at once.
+      bar: where the progress is shown.
+
+    Returns:
+      A row a clip, in order.
+
+    Raises:
+      InputError: rates differ, the model takes other channels, or a number is not finite.
+    """
+    sample_rate_hz, held, words = _kind(groups[0])
+    heard = _whole_or_w_alone(embedder, name, held, words)
+    categories, clips = [], []
+
+    def members() -> Iterator[Float32[np.ndarray, "c t"]]:
+        for index in bar.track(range(len(groups)), description=name):
+            group = groups[index]
+            _check_rate(group, sample_rate_hz)
+            categories.append(group.categories[0])
+            clips.append(group.clips[0])
+            yield from heard(group.waveforms())
+
+    embed = _of_stacked(read, sample_rate_hz)
+    features = embed_in_batches(members(), embed, batch_size, f"audio of {name}")
+    return LabelledClips(features, tuple(categories), tuple(clips))
+
+
+def _of_stacked(
+    read: EmbedAudio, sample_rate_hz: int
+) -> Callable[[list[Float32[np.ndarray, "c t"]]], Float32[np.ndarray, "b d"]]:
+    return lambda batch: read(np.stack(batch), sample_rate_hz)
+
+
+def _check_rate(group: SceneGroup, sample_rate_hz: int) -> None:
+    if group.sample_rate_hz != sample_rate_hz:
+        raise InputError(
+            f"{group.scene_id}: sample_rate_hz {group.sample_rate_hz}; all scenes of a "
+            f"split must have the rate of the first, {sample_rate_hz}: render them again."
+        )
 
 
 def _kind(group: SceneGroup) -> tuple[int, int, str]:
@@ -149,7 +218,7 @@ def _whole_or_w_alone(
         return lambda audio: audio
     if takes == 1 and words == "elsa":
         return lambda audio: audio[:, :1]
-    what = "first-order ambisonics (W, Y, Z, X)" if words == "elsa" else "stereo (left, right)"
+    what = {4: "first-order ambisonics (W, Y, Z, X)", 2: "stereo (left, right)"}.get(held, "mono")
     raise InputError(
         f"{name}: the scenes are {what}, {held} channels, and this model takes {takes}; give "
         f"scenes that fit it, or a model of {held} channels."

@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Bool, Float, Int
+from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.metrics.embed import Embedder
 from spatial_clap_jax.metrics.retrieval import TIE
+
+_CLASS = "{class}"
+
+
+def zero_shot(
+    model: Embedder,
+    audio: Float[np.ndarray, "*b c t"],
+    sample_rate_hz: int,
+    classes: Sequence[str],
+    prompt: str = "{class} can be heard",
+) -> Float32[np.ndarray, "*b classes"]:
+    """Cosines between recordings and a prompt of each class; the greatest is the answer.
+
+    Args:
+      model: any that reads texts.
+      audio: see `inference.AudioTextModel.embed_audio`.
+      sample_rate_hz: its rate.
+      classes: their names, in words.
+      prompt: what is said of a class, "{class}" standing for its name.
+
+    Raises:
+      InputError: no class, or a prompt without "{class}".
+
+    Reference: the prompt is M2D-CLAP's, arXiv 2503.22104.
+
+    Example:
+      >>> cosines = zero_shot(model, audio, 44_100, ["dog", "rain"])
+      >>> ["dog", "rain"][cosines.argmax()]
+      'rain'
+    """
+    if isinstance(classes, str) or not len(classes):
+        raise InputError(f"classes: {classes!r}; give a list of at least one name.")
+    if _CLASS not in prompt:
+        raise InputError(f"prompt: {prompt!r} has no {_CLASS}; say where the name of a class goes.")
+    texts = model.embed_text([prompt.replace(_CLASS, name) for name in classes])
+    return model.embed_audio(audio, sample_rate_hz) @ texts.T
 
 
 def prototype(embeddings: Float[np.ndarray, "v d"]) -> Float[np.ndarray, "d"]:

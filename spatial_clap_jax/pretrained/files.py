@@ -4,6 +4,7 @@ A pickle is a program. Tensors are read from safetensors where there are any, an
 by `torch.load(weights_only=True)`, which refuses everything else; what it refuses, we refuse.
 """
 
+import argparse
 import contextlib
 import json
 import pickle
@@ -172,10 +173,12 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
 
 
 def _harmless_globals() -> list[Any]:
-    """NumPy's numbers, which training scripts leave beside the weights (a best score)."""
+    """What training scripts leave beside the weights: a best score, their own options."""
     dtypes = [type(np.dtype(name)) for name in ("f8", "f4", "i8", "i4", "b1")]
     scalar = np.float64(0).__reduce__()[0]
-    return [np.dtype, *dtypes, scalar, (scalar, "numpy.core.multiarray.scalar")]
+    numbers = [np.dtype, *dtypes, scalar, (scalar, "numpy.core.multiarray.scalar")]
+    # A bag of attributes, which runs nothing.
+    return [*numbers, argparse.Namespace]
 
 
 def _state_dict(content: Any) -> dict[str, Any]:

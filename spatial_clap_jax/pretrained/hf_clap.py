@@ -140,7 +140,7 @@ def hf_clap_tensors(weights: ClapWeights) -> dict[str, np.ndarray]:
     Raises:
       InputError: `ClapModel` has no such text encoder.
     """
-    audio, text = weights.audio.config, weights.text.config
+    audio, text = weights.htsat, weights.text.config
     _check_text_fits(text)
     tensors = {
         **write_entries(htsat_entries(audio, AUDIO_PREFIX, HUGGING_FACE), weights.audio.arrays),
@@ -167,7 +167,7 @@ def hf_clap_configs(weights: ClapWeights) -> dict[str, dict[str, Any]]:
     Raises:
       InputError: `ClapModel` has no such text encoder.
     """
-    audio, text, mel = weights.audio.config, weights.text.config, weights.audio.mel
+    audio, text, mel = weights.htsat, weights.text.config, weights.audio.mel
     _check_text_fits(text)
     tokenizer = weights.text.tokenizer
     config = {

@@ -17,7 +17,7 @@ from spatial_clap_jax.errors import InputError
 
 # Arrays by name: theirs by the dotted keys of a state dict, ours by '/'-joined paths.
 Tensors = Mapping[str, Shaped[np.ndarray, "..."]]
-Layout = Literal["same", "matrix", "convolution", "patches"]
+Layout = Literal["same", "matrix", "convolution", "patches", "token"]
 
 _LISTED = 40
 
@@ -31,7 +31,8 @@ class Entry:
       theirs: their names; several lie behind each other along our last axis, their first.
       layout: 'same'; 'matrix', [in, out] here and [out, in] there; 'convolution',
         [rows, columns, in, out] here and [out, in, rows, columns] there; 'patches', a convolution
-        whose stride is its kernel, here a matrix [rows * columns, out].
+        whose stride is its kernel, here a matrix [rows * columns, out]; 'token', [width] here
+        and [1, 1, width] there.
       patch: (rows, columns) of 'patches'.
     """
 
@@ -62,6 +63,10 @@ def _turned_here(tensor: np.ndarray, entry: Entry) -> np.ndarray:
             if tensor.shape[2:] != entry.patch:
                 raise ValueError(f"a kernel of {tensor.shape[2:]} is none of {entry.patch}")
             return tensor.reshape(len(tensor), -1).T
+        case "token":
+            if tensor.shape[:-1] != (1, 1):
+                raise ValueError(f"{tensor.shape} is no single token")
+            return tensor[0, 0]
     return tensor
 
 
@@ -73,6 +78,8 @@ def _turned_there(array: np.ndarray, entry: Entry) -> np.ndarray:
             return array.transpose(3, 2, 0, 1)
         case "patches":
             return array.T.reshape(array.shape[-1], -1, *entry.patch)
+        case "token":
+            return array[None, None]
     return array
 
 

@@ -16,12 +16,16 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.pretrained.files import read_json, read_tensors
 from spatial_clap_jax.pretrained.hf_text import text_shapes
 from spatial_clap_jax.pretrained.htsat import htsat_shapes
+from spatial_clap_jax.pretrained.m2d_clap import vit_shapes
 from spatial_clap_jax.pretrained.mapping import Entry, Left, Report, Taking, Tensors
 from spatial_clap_jax.pretrained.towers import AudioTower, TextTower, inside
 
+# What the systems with a choice of content encoders call its front end and normalisation.
+_CONTENT_FIELDS = ("content_mel", "content_normalisation")
 MANIFEST, TENSORS, TOKENIZER = "model.json", "model.safetensors", "tokenizer.json"
 _NESTED = ("safetensors", "text-encoder")
 
@@ -53,24 +57,43 @@ def read_exported_audio(folder: Path) -> AudioTower:
     """The content encoder of an export.
 
     Raises:
-      InputError: it has none, or another than HTSAT.
+      InputError: it has none, or another than HTSAT or ViT.
     """
-    model = _model(folder)
+    return audio_tower_of(str(folder), _model(folder), read_tensors(folder / TENSORS))
+
+
+def audio_tower_of(source: str, model: Mapping[str, Any], arrays: Tensors) -> AudioTower:
+    """The content encoder of a model that this library trained.
+
+    Args:
+      source: where it comes from, for messages and the report.
+      model: what its experiment says of the model, as plain JSON.
+      arrays: all its variables by path.
+
+    Raises:
+      InputError: it has none, or another than HTSAT or ViT.
+    """
     # A field that may hold several kinds says which.
     content = dict(model.get("content") or {})
-    kind = content.pop("kind", "HtsatConfig")
-    if not content or kind != "HtsatConfig":
+    is_m2d = model.get("kind") == "M2dClapConfig"
+    kind = content.pop("kind", "VitConfig" if is_m2d else "HtsatConfig")
+    if not content or kind not in ("HtsatConfig", "VitConfig"):
         raise InputError(
-            f"{folder}: its content encoder is {kind if content else 'absent'}; only an HTSAT can "
-            "be taken: give the export of a model with one."
+            f"{source}: its content encoder is {kind if content else 'absent'}; only an HTSAT or a "
+            "ViT can be taken: give a model with one."
         )
-    if not isinstance(model.get("content_mel"), dict):
-        raise InputError(f"{folder / MANIFEST}: describes no content_mel; copy the export again.")
-    config = from_plain(HtsatConfig, content)
-    tensors = read_tensors(folder / TENSORS)
-    arrays, report = take_part(str(folder), tensors, "content", htsat_shapes(config))
-    mel = from_plain(LogMelConfig, model["content_mel"])
-    return AudioTower(config, mel, arrays, report)
+    front_end, scaling = ("mel", "normalisation") if is_m2d else _CONTENT_FIELDS
+    if not isinstance(model.get(front_end), dict):
+        raise InputError(f"{source}: describes no {front_end}; copy it again.")
+    mel = from_plain(LogMelConfig, model[front_end])
+    if kind == "VitConfig":
+        vit = from_plain(VitConfig, content)
+        taken, report = take_part(source, arrays, "content", vit_shapes(vit))
+        mean, deviation = model.get(scaling) or (0.0, 1.0)
+        return AudioTower(vit, mel, taken, report, (mean, deviation))
+    htsat = from_plain(HtsatConfig, content)
+    taken, report = take_part(source, arrays, "content", htsat_shapes(htsat))
+    return AudioTower(htsat, mel, taken, report)
 
 
 def read_exported_text(folder: Path) -> TextTower:
@@ -116,8 +139,10 @@ def take_part(
     Raises:
       InputError: an array is missing, has another shape or holds NaN or infinity.
     """
-    own = inside(dict(arrays), part)
-    rest = {f"other/{path}": array for path, array in arrays.items() if path.split("/")[1] != part}
+    # What a target network has under the part's name is no part of the model that is used.
+    is_own = lambda path: path.split("/")[1] == part and not path.startswith("target/")  # noqa: E731
+    own = inside({path: array for path, array in arrays.items() if is_own(path)}, part)
+    rest = {f"other/{path}": array for path, array in arrays.items() if not is_own(path)}
     taking = Taking(source, {**own, **rest})
     taken = taking.take([Entry(path, (path,)) for path in shapes], shapes)
     return taken, taking.finish([Left(r"other/.*", "other parts of the model")])

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.pretrained.files import open_source
+from spatial_clap_jax.pretrained.files import Source, open_source
 from spatial_clap_jax.pretrained.hf_clap import read_hf_clap
 from spatial_clap_jax.pretrained.hf_text import read_hf_text
 from spatial_clap_jax.pretrained.laion_clap import laion_clap_of
+from spatial_clap_jax.pretrained.m2d_clap import M2dClapWeights, is_m2d_clap, m2d_clap_of
 from spatial_clap_jax.pretrained.ours import find_export, read_exported_audio, read_exported_text
 from spatial_clap_jax.pretrained.spatial_clap import (
     SpatialClapWeights,
@@ -15,22 +16,27 @@ from spatial_clap_jax.pretrained.spatial_clap import (
 )
 from spatial_clap_jax.pretrained.towers import AudioTower, ClapWeights, TextTower
 
+Weights = ClapWeights | SpatialClapWeights | M2dClapWeights | TextTower
 
-def read_weights(source: str | Path) -> ClapWeights | SpatialClapWeights | TextTower:
+
+def read_weights(source: str | Path) -> Weights:
     """Reads published weights, whichever they are.
 
     Args:
       source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers) or its
-        name on the hub; a `.pt` or `.safetensors` of LAION-CLAP or Spatial-CLAP.
+        name on the hub; a `.pt`, `.pth` or `.safetensors` of LAION-CLAP, Spatial-CLAP, M2D-CLAP or
+        M2D, or a folder with one such file.
 
     Raises:
       InputError: it is none of these, or a tensor is missing, unknown or does not fit.
     """
-    opened = open_source(source)
+    opened = _with_its_file(open_source(source))
     if opened.file is not None:
-        tensors = opened.tensors()
+        tensors, name = opened.tensors(), opened.name
+        if is_m2d_clap(tensors):
+            return m2d_clap_of(tensors, name)
         read = spatial_clap_of if is_spatial_clap(tensors) else laion_clap_of
-        return read(tensors, str(source))
+        return read(tensors, name)
     config = opened.json("config.json")
     if isinstance(config, dict) and config.get("model_type") == "clap":
         return read_hf_clap(source)
@@ -62,4 +68,19 @@ def read_text_tower(source: str | Path) -> TextTower:
     if export is not None:
         return read_exported_text(export)
     weights = read_weights(source)
-    return weights if isinstance(weights, TextTower) else weights.text
+    text = weights if isinstance(weights, TextTower) else weights.text
+    if text is None:
+        raise InputError(
+            f"{source}: has no text encoder, its texts are embedded by another model; give that "
+            "model's folder."
+        )
+    return text
+
+
+def _with_its_file(opened: Source) -> Source:
+    """The one file of weights of a folder that has no config.json, or what was given."""
+    if opened.folder is None or (opened.folder / "config.json").is_file():
+        return opened
+    suffixes = (".pth", ".pt", ".safetensors")
+    files = [path for path in opened.folder.iterdir() if path.suffix in suffixes]
+    return Source(str(files[0]), None, files[0]) if len(files) == 1 else opened

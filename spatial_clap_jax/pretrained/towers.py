@@ -10,6 +10,7 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.pretrained.mapping import Report
 
 T = TypeVar("T")
@@ -22,14 +23,18 @@ class AudioTower:
     Attributes:
       config: its shape.
       mel: its front end.
-      arrays: variables of `Htsat(config)` by path, `params/` or `batch_stats/` first.
+      arrays: variables of `Htsat(config)` or `Vit(config)` by path, `params/` or `batch_stats/`
+        first.
       report: what became of the source's tensors.
+      normalisation: mean and standard deviation that the levels of a ViT are normalised by; None
+        for an HTSAT.
     """
 
-    config: HtsatConfig
+    config: HtsatConfig | VitConfig
     mel: LogMelConfig
     arrays: dict[str, np.ndarray]
     report: Report
+    normalisation: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,13 @@ class ClapWeights:
     window_s: float
     padding: Literal["repeat", "zeros"]
     report: Report
+
+    @property
+    def htsat(self) -> HtsatConfig:
+        """Shape of the content encoder, which is an HTSAT in every CLAP of this kind."""
+        config = self.audio.config
+        assert isinstance(config, HtsatConfig)
+        return config
 
 
 def below(arrays: dict[str, T], name: str) -> dict[str, T]:

@@ -6,10 +6,17 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-# {"params": ..., "batch_stats": ...}: plain pytrees of arrays.
+# {"params": ..., "batch_stats": ...}, and what else a system trains with: plain pytrees of arrays.
 Variables = dict[str, Any]
+# The collections that a trained system is used with; others only go with it into files.
+_IN_USE = ("params", "batch_stats")
 # Arrays of one global batch by name; data/pipeline.py says which.
 Batch = dict[str, Array]
+
+
+def in_use(variables: Variables) -> Variables:
+    """The collections without which a system embeds nothing; the others only train it."""
+    return {name: variables[name] for name in _IN_USE if name in variables}
 
 
 class Encoded(NamedTuple):
@@ -94,3 +101,33 @@ class System(Protocol):
     ) -> Float[Array, "b d"]:
         """Unit embeddings of tokenised text."""
         ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A system of which something moves after each update, without a gradient of its own."""
+
+    def after_update(self, variables: Variables, progress: Float[Array, ""]) -> Variables:
+        """What a step leaves behind.
+
+        Args:
+          variables: with the parameters that the optimiser has moved; all other collections are
+            as before the step.
+          progress: 0 at the first step of a training, 1 at its last.
+        """
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A system with labels whose length in a row is its own affair.
+
+    Attributes:
+      classes: names of the entries of `categories`.
+      sentence_width: length of `sentence`; 0 where it takes none.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def sentence_width(self) -> int: ...

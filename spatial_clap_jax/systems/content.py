@@ -1,7 +1,8 @@
-"""The content side that systems share: either encoder, its levels, and how they are augmented."""
+"""The content side that systems share: its encoders, their levels, and how they are augmented."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from spatial_clap_jax import features
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.features import LAION_CLAP_LOG_MEL, M2D_LOG_MEL, LogMelConfig
 from spatial_clap_jax.models.cnn import Cnn, CnnConfig
-from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
+from spatial_clap_jax.models.htsat import Htsat, HtsatConfig, htsat_base
+from spatial_clap_jax.models.vit import Vit, VitConfig
 
+_CNN_LOG_MEL = LogMelConfig(sample_rate_hz=16_000, n_fft=512, hop=320, mels=64, high_hz=8000.0)
+# Of each encoder a small one and the published one, with their front ends.
+CONTENT_NAMES: dict[str, tuple[tuple[Any, LogMelConfig], tuple[Any, LogMelConfig]]] = {
+    "htsat": ((HtsatConfig(), LAION_CLAP_LOG_MEL), (htsat_base(), LAION_CLAP_LOG_MEL)),
+    "cnn": (
+        (CnnConfig(channels=(48, 64, 96), width=192), _CNN_LOG_MEL),
+        (CnnConfig(), _CNN_LOG_MEL),
+    ),
+    "m2d": ((VitConfig(width=192, layers=4, heads=3), M2D_LOG_MEL), (VitConfig(), M2D_LOG_MEL)),
+}
 # Levels reach this far below the loudest cell, and span 4 units.
 _DEPTH_DB = 80.0
 _DB_PER_UNIT = _DEPTH_DB / 4
@@ -76,26 +90,94 @@ class Augmentation:
         return hidden + mean
 
 
-def content_encoder(config: HtsatConfig | CnnConfig, dtype: DTypeLike) -> Htsat | Cnn:
+ContentConfig = HtsatConfig | CnnConfig | VitConfig
+# Mean and standard deviation of the levels that the public weights of M2D take.
+_M2D_NORMALISATION = (-7.1, 4.2)
+
+
+def content_encoder(config: ContentConfig, dtype: DTypeLike) -> Htsat | Cnn | Vit:
     """The encoder of a shape, not yet named."""
-    return Htsat(config, dtype) if isinstance(config, HtsatConfig) else Cnn(config, dtype)
+    match config:
+        case HtsatConfig():
+            return Htsat(config, dtype)
+        case VitConfig():
+            return Vit(config, dtype)
+    return Cnn(config, dtype)
 
 
 def encode_content(
-    encoder: Htsat | Cnn, log_mel: Float[Array, "b l m"], augmentation: Augmentation, train: bool
+    encoder: Htsat | Cnn | Vit,
+    log_mel: Float[Array, "b l m"],
+    augmentation: Augmentation,
+    train: bool,
+    normalisation: tuple[float, float] | None = None,
 ) -> Float[Array, "b d"]:
-    """What sounds: HTSAT takes levels in dB, a CNN those below the peak.
+    """What sounds: HTSAT takes levels in dB, a CNN those below the peak, a ViT normalised ones.
 
     Args:
       encoder: of the content.
-      log_mel: in dB.
+      log_mel: of its front end.
       augmentation: what is done to them in training.
       train: whether the encoder is trained.
+      normalisation: mean and standard deviation that a ViT's levels are normalised by.
+
+    Reference: that a ViT's tokens are averaged is our choice; so is it M2D-CLAP's of 2024.
     """
     if isinstance(encoder, Htsat):
         return encoder(augmentation.masked(log_mel), train).pooled
+    if isinstance(encoder, Vit):
+        assert normalisation is not None
+        mean, deviation = normalisation
+        levels = augmentation.masked((log_mel - mean) / deviation)
+        return encoder(levels, train).tokens.mean(axis=1)
     level = augmentation.equalised(below_peak(log_mel))
     return encoder(augmentation.masked(level), train)
+
+
+def check_content(
+    content: ContentConfig, mel: LogMelConfig, normalisation: tuple[float, float] | None
+) -> None:
+    """Refuses a front end that is not its encoder's.
+
+    Args:
+      content: the encoder.
+      mel: its front end.
+      normalisation: of its levels; a ViT's alone.
+    """
+    is_vit, kind, wanted = isinstance(content, VitConfig), type(content).__name__, "decibels"
+    fits = mel.level == "decibels"
+    if isinstance(content, VitConfig):
+        wanted = f"natural logarithms in {content.mels} mels"
+        fits = mel.level == "natural" and mel.mels == content.mels
+    if not fits:
+        raise InputError(
+            f"model.content_mel: {mel.mels} mels as {mel.level}, but {kind} takes {wanted}; set "
+            "its own front end (--model.content sets both)."
+        )
+    if is_vit != (normalisation is not None) or (normalisation and not normalisation[1] > 0):
+        wanted = "a mean and a standard deviation above 0" if is_vit else "None"
+        raise InputError(
+            f"model.content_normalisation: {normalisation}, but {kind} takes {wanted}; set that."
+        )
+
+
+def named_content(name: str, size: str) -> dict[str, Any]:
+    """The fields of a model that its content encoder decides, by the encoder's name.
+
+    Args:
+      name: one of `CONTENT_NAMES`.
+      size: of the experiment: 'base' for what is published, another for what a CPU trains.
+
+    Raises:
+      InputError: no such encoder.
+    """
+    if name not in CONTENT_NAMES:
+        raise InputError(
+            f"--model.content {name}: unknown; choose one of {', '.join(CONTENT_NAMES)}"
+        )
+    content, mel = CONTENT_NAMES[name][size == "base"]
+    normalisation = _M2D_NORMALISATION if isinstance(content, VitConfig) else None
+    return {"content": content, "content_mel": mel, "content_normalisation": normalisation}
 
 
 def below_peak(level_db: Float[Array, "b l m"]) -> Float[Array, "b l m"]:

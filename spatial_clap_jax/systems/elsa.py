@@ -41,11 +41,13 @@ from spatial_clap_jax.models.spatial_attributes import (
     static_statistics,
 )
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
+from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.systems.base import Batch, Encoded, Variables
 from spatial_clap_jax.systems.content import (
     Augmentation,
     SpecAugmentConfig,
     below_peak,
+    check_content,
     content_encoder,
     encode_content,
 )
@@ -63,8 +65,10 @@ class ElsaConfig:
     Attributes:
       sample_rate_hz: rate of the ambisonic audio that comes in.
       window_s: its length in seconds.
-      content: content encoder of W, HTSAT or a small CNN.
+      content: content encoder of W: HTSAT, a small CNN, or the ViT of M2D-CLAP.
       content_mel: its front end; W is resampled to its rate.
+      content_normalisation: mean and standard deviation that a ViT's levels are normalised by;
+        None for the others.
       branch: what hears place: 'learned', the branch of `attributes`; 'static', fixed statistics
         of the intensity vectors; 'none', nothing: a CLAP of W alone.
       attributes: shape of the learned branch.
@@ -80,13 +84,14 @@ class ElsaConfig:
         contrastive one; a head of weight 0 is left out.
       spec_augment: masks on the content encoder's log-mel in training; None for none.
       equaliser_db: spread of the random smooth equaliser on mel levels in training, in dB;
-        0 for none. Not for HTSAT.
+        0 for none. Of content encoders, for a CNN.
     """
 
     sample_rate_hz: int = 48_000
     window_s: float = 10.0
-    content: HtsatConfig | CnnConfig = field(default_factory=HtsatConfig)
+    content: HtsatConfig | CnnConfig | VitConfig = field(default_factory=HtsatConfig)
     content_mel: LogMelConfig = field(default_factory=LogMelConfig)
+    content_normalisation: tuple[float, float] | None = None
     branch: Literal["learned", "static", "none"] = "learned"
     attributes: SpatialAttributesConfig = field(default_factory=SpatialAttributesConfig)
     intensity: StftConfig | LogMelConfig = field(default_factory=StftConfig)
@@ -102,6 +107,7 @@ class ElsaConfig:
     equaliser_db: float = 0.0
 
     def __post_init__(self) -> None:
+        check_content(self.content, self.content_mel, self.content_normalisation)
         if min(self.regression_weights) < 0:
             raise InputError(
                 f"model.regression_weights: {self.regression_weights}: one is negative; give 0 or "
@@ -197,7 +203,9 @@ class ElsaModule(nn.Module):
                 audio[:, 0], config.sample_rate_hz, config.content_mel.sample_rate_hz
             )
             mono = features.log_mel(mono, config.content_mel)
-        joined = [encode_content(self.content, mono, augmentation, train)]
+        joined = [
+            encode_content(self.content, mono, augmentation, train, config.content_normalisation)
+        ]
         if intensity is not None:
             heard = self._place(intensity, augmentation, train)
             joined.append(self.spatial_projection(nn.elu(heard)).astype(joined[0].dtype))

@@ -28,11 +28,13 @@ from spatial_clap_jax.models.layers import ProjectionMlp, unit
 from spatial_clap_jax.models.parted import PartedCnn, PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatial, PlainSpatialConfig
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
+from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.systems.base import Batch
 from spatial_clap_jax.systems.content import (
     Augmentation,
     SpecAugmentConfig,
     below_peak,
+    check_content,
     content_encoder,
     encode_content,
 )
@@ -46,8 +48,10 @@ class SpatialClapConfig:
     Attributes:
       sample_rate_hz: rate of the stereo audio that comes in.
       window_s: its length in seconds.
-      content: content encoder, HTSAT or a small CNN.
+      content: content encoder: HTSAT, a small CNN, or the ViT of M2D-CLAP.
       content_mel: its front end; the mean of the channels is resampled to its rate.
+      content_normalisation: mean and standard deviation that a ViT's levels are normalised by;
+        None for the others.
       spatial: spatial encoder: CASE, one that parts the sources, or a plain one that hears no
         content; None for a monaural CLAP.
       spatial_planes: 'magnitude_phase' (STFT planes of CASE) or 'mel_cross' (log-mel,
@@ -60,13 +64,14 @@ class SpatialClapConfig:
       joint_width: width of the joint space.
       spec_augment: masks on the content encoder's log-mel in training; None for none.
       equaliser_db: spread of the random smooth equaliser on mel levels in training, in dB;
-        0 for none. Not for HTSAT.
+        0 for none. Of content encoders, for a CNN.
     """
 
     sample_rate_hz: int = 16_000
     window_s: float = 10.0
-    content: HtsatConfig | CnnConfig = field(default_factory=HtsatConfig)
+    content: HtsatConfig | CnnConfig | VitConfig = field(default_factory=HtsatConfig)
     content_mel: LogMelConfig = field(default_factory=LogMelConfig)
+    content_normalisation: tuple[float, float] | None = None
     spatial: CrnnConfig | PartedCnnConfig | PlainSpatialConfig | None = field(
         default_factory=CrnnConfig
     )
@@ -80,6 +85,7 @@ class SpatialClapConfig:
     equaliser_db: float = 0.0
 
     def __post_init__(self) -> None:
+        check_content(self.content, self.content_mel, self.content_normalisation)
         needs_mel = self.spatial is not None and self.spatial_planes == "mel_cross"
         if needs_mel and self.spatial_mel is None:
             raise InputError("model.spatial_mel: None, but 'mel_cross' planes need its front end.")
@@ -153,7 +159,9 @@ class SpatialClapModule(nn.Module):
             mono = audio.mean(axis=1)
             mono = features.resample(mono, config.sample_rate_hz, config.content_mel.sample_rate_hz)
             mono = features.log_mel(mono, config.content_mel)
-        content = encode_content(self.content, mono, augmentation, train)
+        content = encode_content(
+            self.content, mono, augmentation, train, config.content_normalisation
+        )
         if spatial_planes is None:
             return unit(self.fusion(content))
         spatial = self.spatial(spatial_planes, train).astype(content.dtype)

@@ -21,6 +21,7 @@ from spatial_clap_jax.systems.attributes import AttributesConfig
 from spatial_clap_jax.systems.base import System
 from spatial_clap_jax.systems.clap import ClapConfig
 from spatial_clap_jax.systems.elsa import ElsaConfig
+from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.optim import OptimizerConfig
 from spatial_clap_jax.train.sharding import MeshShape
@@ -38,6 +39,10 @@ class InitConfig:
     replace the experiment's.
 
     Attributes:
+      model: run of a stage of M2D-CLAP before this one, or an export of that: its encoder (as it
+        stands, but for `content.frames`), its text encoder where both have one, and of all else
+        what fits by name and shape.
+      anew: rules on paths of parameters that are not taken from `model`.
       audio: source of the content encoder.
       text: source of the text encoder.
       branch: source of ELSA's spatial-attributes branch: the folder of its pre-training, a run
@@ -45,6 +50,8 @@ class InitConfig:
       verbose: say of every tensor what became of it, in place of one line a source.
     """
 
+    model: str | None = None
+    anew: tuple[str, ...] = ()
     audio: str | None = None
     text: str | None = None
     branch: str | None = None
@@ -79,7 +86,7 @@ class Experiment:
     """
 
     name: str
-    model: SpatialClapConfig | ClapConfig | ElsaConfig | AttributesConfig = field(
+    model: SpatialClapConfig | ClapConfig | ElsaConfig | AttributesConfig | M2dClapConfig = field(
         default_factory=SpatialClapConfig
     )
     loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)

@@ -1,10 +1,10 @@
-"""AdamW with warm-up and cosine, decay mask, clipping, and rules on parameter paths."""
+"""AdamW or LARS with warm-up and cosine, decay mask, clipping, and rules on parameter paths."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -17,18 +17,21 @@ class OptimizerConfig:
     """How parameters move. Rules are (regular expression, value) on '/'-joined paths.
 
     Attributes:
+      kind: 'adamw', or 'lars', by which a matrix moves in proportion to its own length, and all
+        else by momentum alone.
       learning_rate: peak of the schedule.
       warmup_steps: steps of linear rise from zero.
       final_share: share of the peak that is left at the last step, after a half cosine.
-      weight_decay: decoupled, on matrices and token tables only (not on biases, norms, scales,
-        positions).
-      b1: decay of the first moment.
-      b2: decay of the second moment.
+      weight_decay: on matrices and token tables only (not on biases, norms, scales, positions and
+        single tokens); with 'adamw' decoupled.
+      b1: decay of the first moment; with 'lars' the momentum.
+      b2: decay of the second moment, of 'adamw' alone.
       clip_norm: greatest global norm of a gradient; 0 for none.
       rate_rules: the first rule that matches a path multiplies its learning rate.
       frozen: paths that match any of these never move, nor do running statistics there.
     """
 
+    kind: Literal["adamw", "lars"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 500
     final_share: float = 0.0
@@ -85,10 +88,30 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
+def _moved_by(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> list[optax.GradientTransformation]:
+    are_decayed = partial(map_by_path, _is_decayed)
+    if config.kind == "lars":
+        lars = optax.lars(
+            schedule,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=are_decayed,
+            trust_ratio_mask=are_decayed,
+            momentum=config.b1,
+        )
+        return [lars]
+    return [
+        optax.scale_by_adam(config.b1, config.b2),
+        optax.add_decayed_weights(config.weight_decay, are_decayed),
+        optax.scale_by_learning_rate(schedule),
+    ]
+
+
 def make_optimizer(
     config: OptimizerConfig, steps: int, params: Any
 ) -> optax.GradientTransformation:
-    """AdamW of the config over `steps` steps.
+    """The optimiser of the config over `steps` steps.
 
     Args:
       config: rates and rules.
@@ -97,6 +120,9 @@ def make_optimizer(
 
     Returns:
       A transformation of gradients to updates; frozen parameters keep no moments.
+
+    Reference: Loshchilov and Hutter, arXiv 1711.05101; LARS, You et al., arXiv 1708.03888, with a
+      trust coefficient of 0.001.
 
     Raises:
       InputError: a rule is no regular expression, or matches no parameter.
@@ -121,9 +147,7 @@ def make_optimizer(
 
     moved = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2),
-        optax.add_decayed_weights(config.weight_decay, partial(map_by_path, _is_decayed)),
-        optax.scale_by_learning_rate(make_schedule(config, steps)),
+        *_moved_by(config, make_schedule(config, steps)),
         optax.stateless(lambda updates, _: map_by_path(scaled, updates)),
     )
     if not config.frozen:

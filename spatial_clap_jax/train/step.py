@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.layers import Remat, executed, held_still, rows_over
-from spatial_clap_jax.systems.base import Batch, Encoded, System, Variables
+from spatial_clap_jax.systems.base import Batch, Encoded, Following, System, Variables, in_use
 from spatial_clap_jax.train.optim import map_by_path, matches
 
 
@@ -22,9 +22,10 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: steps done.
-      variables: parameters and running statistics.
+      variables: parameters, running statistics, and what else a system trains with.
       optimizer: state of the optimiser.
-      average: exponential moving average of `variables`; empty without.
+      average: exponential moving average of the variables that are in use after the training
+        (`systems.base.in_use`); empty without.
     """
 
     step: Int[Array, ""]
@@ -59,7 +60,7 @@ def init_state(
         variables=variables,
         optimizer=optimizer.init(variables["params"]),
         # Copied: a donated state must not hold one buffer twice.
-        average=jax.tree.map(jnp.copy, variables) if averaged else {},
+        average=jax.tree.map(jnp.copy, in_use(variables)) if averaged else {},
     )
 
 
@@ -74,7 +75,7 @@ class Execution:
         gradient. Memory is that of a part, for one more forward pass.
       remat: what the backward pass computes again in place of keeping it: 'none' of it, all but
         products with weights ('elementwise'), or all inside a block ('blocks').
-      scan_layers: compile equal layers of HTSAT and of the text encoder once, and loop.
+      scan_layers: compile equal layers of HTSAT, ViT and the text encoder once, and loop.
     """
 
     micro_batches: int = 1
@@ -103,6 +104,7 @@ class TrainStep:
         its running statistics stay.
       mesh: the devices that the batch's rows are split over; None for one.
       execution: how it is computed.
+      steps: of the whole run, for what a `Following` system moves by a schedule.
     """
 
     system: System
@@ -112,6 +114,7 @@ class TrainStep:
     frozen: tuple[str, ...] = ()
     mesh: Mesh | None = None
     execution: Execution = Execution()
+    steps: int = 1
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """Takes a step.
@@ -126,11 +129,17 @@ class TrainStep:
         gradients, loss, metrics, batch_stats = self._gradients(state, batch)
         params = state.variables["params"]
         updates, optimizer_state = self.optimizer.update(gradients, state.optimizer, params)
-        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+        params = optax.apply_updates(params, updates)
+        variables = {**state.variables, "params": params, "batch_stats": batch_stats}
+        if isinstance(self.system, Following):
+            progress = state.step / jnp.float32(max(self.steps - 1, 1))
+            variables = self.system.after_update(variables, progress)
         average = state.average
         if self.ema_decay is not None:
             decay = jnp.minimum(self.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, v: decay * a + (1 - decay) * v, average, variables)
+            average = jax.tree.map(
+                lambda a, v: decay * a + (1 - decay) * v, average, in_use(variables)
+            )
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, variables, optimizer_state, average), metrics
 

@@ -17,10 +17,13 @@ from jax.sharding import Mesh
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.builders import open_scenes
-from spatial_clap_jax.data.pipeline import LABELS, TrainBatches, train_batches
+from spatial_clap_jax.data.labels import LABELS, check_clips, check_labels
+from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
 from spatial_clap_jax.data.rewritten import read_rewrites
+from spatial_clap_jax.data.sentences import Sentences
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.systems.base import Labelled
 from spatial_clap_jax.train import processes, sharding, warm_start
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, has_checkpoints
 from spatial_clap_jax.train.chips import peak_flops
@@ -30,6 +33,7 @@ from spatial_clap_jax.train.description import (
     write_description,
 )
 from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.fitting import fitted_to_data
 from spatial_clap_jax.train.flops import count_flops
 from spatial_clap_jax.train.metrics_log import MetricsLog
 from spatial_clap_jax.train.optim import make_optimizer
@@ -76,8 +80,11 @@ def train(
     workdir = Path(workdir)
     scenes = open_scenes(data)
     with ExitStack() as stack:
-        experiment, towers = warm_start.adopt(experiment, _resumed(workdir))
+        resumed = _resumed(workdir)
+        experiment = fitted_to_data(experiment, scenes, resumed)
+        experiment, towers = warm_start.adopt(experiment, resumed)
         tokenizer, description = check_run(experiment, scenes, workdir, towers.tokenizer)
+        told = content_labels(experiment, scenes.manifest)
         captions = experiment.data.captions_per_batch
         mesh = sharding.make_mesh(shape=experiment.mesh)
         rows = sharding.rows_here(mesh, captions)
@@ -100,6 +107,7 @@ def train(
             rows=rows.tolist(),
             labels=experiment.build_system().labels,
             rewrites=read_rewrites(data) if experiment.data.rewritten_share else None,
+            **told,
         )
         stack.callback(batches.close)
         state, done = restore_or_init(start, towers.arrays, checkpoints, batches)
@@ -197,7 +205,10 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
         "group": ((), jnp.int32),
         "meaning": ((), jnp.int32),
     }
-    rows |= {name: LABELS[name] for name in system.labels}
+    rows |= {name: LABELS[name] for name in system.labels if name in LABELS}
+    if isinstance(system, Labelled):
+        widths = {"sentence": system.sentence_width, "categories": len(system.classes)}
+        rows |= {name: ((widths[name],), jnp.float32) for name in system.labels if name in widths}
     if experiment.data.rivals:
         rows |= {f"rival_{name}": rows[name] for name in ("tokens", "token_mask")}
         rows["has_rival"] = ((), jnp.bool_)
@@ -206,6 +217,31 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
         name: jax.ShapeDtypeStruct((captions, *shape), dtype, sharding=place)
         for name, (shape, dtype) in rows.items()
     }
+
+
+def content_labels(experiment: Experiment, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the labels of contents are read from: `sentences` and `classes`, for `train_batches`.
+
+    Args:
+      experiment: says where they are.
+      manifest: of the data.
+
+    Raises:
+      InputError: the model wants what is not there, or what the data lack.
+    """
+    system = experiment.build_system()
+    if not isinstance(system, Labelled):
+        return {}
+    folder, width = experiment.data.sentences, system.sentence_width
+    sentences = Sentences(folder) if folder is not None and width else None
+    if sentences is not None and sentences.width != width:
+        raise InputError(
+            f"data.sentences: {folder} holds vectors of {sentences.width}, but the model takes "
+            f"{width}; set --model.text.width, or embed the captions by another encoder."
+        )
+    check_labels(system.labels, sentences, system.classes)
+    check_clips(manifest, system.labels, sentences, system.classes)
+    return {"sentences": sentences, "classes": system.classes}
 
 
 def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
@@ -238,6 +274,7 @@ def build_state_and_step(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
         frozen=experiment.optimizer.frozen,
         mesh=mesh,
         execution=experiment.execution,
+        steps=experiment.steps,
     )
     return start, jit_step(step, shardings, sharding.batch_sharding(mesh))
 
@@ -327,7 +364,8 @@ def check_run(
         raise InputError(
             f"--data: scenes of {heard} channels, but the model takes {system.channels}; render "
             "scenes for its receiver (configs/scenes.py for two microphones, "
-            "configs/elsa_scenes.py for ambisonics), or train another model."
+            "configs/elsa_scenes.py for ambisonics, configs/clips.py for one channel), or train "
+            "another model."
         )
     vocabulary = system.vocabulary
     if experiment.tokenizer is None and tokenizer is None:
@@ -360,7 +398,7 @@ def check_run(
 def channels_of(recipe: Mapping[str, Any]) -> int:
     """Channels of the scenes of a plain recipe: its receiver's."""
     # Two microphones were the only receiver before it said which.
-    return 4 if recipe.get("receiver", {}).get("kind") == "Foa" else 2
+    return {"Foa": 4, "Mono": 1}.get(recipe.get("receiver", {}).get("kind"), 2)
 
 
 def long_captions(tokenizer: Tokenizer, corpus: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ pre-trained by this library, and comes out of that run's folder.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,22 +18,32 @@ import numpy as np
 from spatial_clap_jax.configs_io import from_plain
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
-from spatial_clap_jax.pretrained.mapping import Report
-from spatial_clap_jax.pretrained.ours import find_export, read_exported, take_part
+from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.models.vit import VitConfig
+from spatial_clap_jax.pretrained.mapping import Entry, Left, Report, Taking
+from spatial_clap_jax.pretrained.ours import (
+    audio_tower_of,
+    find_export,
+    read_exported,
+    take_part,
+)
 from spatial_clap_jax.pretrained.read import read_audio_tower, read_text_tower
 from spatial_clap_jax.pretrained.towers import below, inside, shortened
 from spatial_clap_jax.systems.attributes import AttributesConfig
 from spatial_clap_jax.systems.elsa import ElsaConfig
+from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.train.checkpoint import load_params
 from spatial_clap_jax.train.description import has_description, read_description
 from spatial_clap_jax.train.experiment import Experiment, InitConfig
-from spatial_clap_jax.train.optim import map_by_path
+from spatial_clap_jax.train.optim import map_by_path, matches
 
 # What a source decides of the model's shape.
-_AUDIO = ("content", "content_mel")
+_AUDIO = ("content", "content_mel", "content_normalisation", "mel", "normalisation")
 _TEXT = ("text",)
 _BRANCH = ("attributes", "intensity", "intensity_scale")
+_MODEL = ("content", "mel", "normalisation", "text")
 
 
 @dataclass(frozen=True)
@@ -72,16 +83,25 @@ def adopt(
     _check_parts(model, init)
     if resumed is not None:
         there: Any = from_plain(Experiment, dict(resumed)).model
-        for source, names in zip(
-            (init.audio, init.text, init.branch), (_AUDIO, _TEXT, _BRANCH), strict=True
+        for source, names in (
+            (init.model, _MODEL),
+            (init.audio, _AUDIO),
+            (init.text, _TEXT),
+            (init.branch, _BRANCH),
         ):
             if source is not None:
-                kept = {name: getattr(there, name) for name in names}
+                kept = {name: getattr(there, name) for name in names if hasattr(there, name)}
                 model = dataclasses.replace(model, **kept)
         return dataclasses.replace(experiment, model=model), Towers()
     towers = Towers()
+    if init.model is not None:
+        model, towers = _with_stage(model, init.model, init.anew)
     if init.audio is not None:
-        model, towers = _with_audio(model, init.audio)
+        model, audio = _with_audio(model, init.audio)
+        kept = {p: x for p, x in towers.arrays.items() if not p.startswith("params/content/")}
+        towers = dataclasses.replace(
+            towers, arrays={**kept, **audio.arrays}, reports=towers.reports + audio.reports
+        )
     if init.text is not None:
         model, text = _with_text(model, init.text)
         if text.tokenizer is None and experiment.tokenizer is None:
@@ -89,9 +109,8 @@ def adopt(
                 f"--init.text {init.text}: brings no tokenizer, and its words cannot be guessed; "
                 "put its tokenizer.json beside it, or give --tokenizer FILE."
             )
-        towers = Towers(
-            {**towers.arrays, **text.arrays}, text.tokenizer, towers.reports + text.reports
-        )
+        kept = {path: x for path, x in towers.arrays.items() if not path.startswith("params/text/")}
+        towers = Towers({**kept, **text.arrays}, text.tokenizer, towers.reports + text.reports)
     if init.branch is not None:
         model, branch = _with_branch(model, init.branch)
         towers = dataclasses.replace(
@@ -103,44 +122,112 @@ def adopt(
 
 
 def _check_parts(model: Any, init: InitConfig) -> None:
-    is_elsa = isinstance(model, ElsaConfig)
-    for name, source, has_it in (
-        ("audio", init.audio, hasattr(model, "content")),
-        ("text", init.text, hasattr(model, "text")),
-        ("branch", init.branch, is_elsa and model.branch == "learned"),
+    is_elsa, is_m2d = isinstance(model, ElsaConfig), isinstance(model, M2dClapConfig)
+    reads = isinstance(getattr(model, "text", None), TextConfig)
+    for name, source, has_it, what in (
+        ("model", init.model, is_m2d, "stages"),
+        ("audio", init.audio, hasattr(model, "content"), "audio encoder"),
+        ("text", init.text, reads, "text encoder"),
+        ("branch", init.branch, is_elsa and model.branch == "learned", "learned branch"),
     ):
         if source is not None and not has_it:
-            what = "learned branch" if name == "branch" else f"{name} encoder"
             raise InputError(
                 f"--init.{name} {source}: the model, {type(model).__name__}, has no {what}; leave "
                 "it out."
             )
 
 
-def _with_audio(model: Any, source: str) -> tuple[Any, Towers]:
-    tower = read_audio_tower(source)
-    config = tower.config
-    if isinstance(model.content, HtsatConfig):
-        config = dataclasses.replace(
-            config,
-            attention_dropout=model.content.attention_dropout,
-            drop_path=model.content.drop_path,
+def _with_stage(model: M2dClapConfig, source: str, anew: tuple[str, ...]) -> tuple[Any, Towers]:
+    experiment, arrays = _saved("model", source)
+    there = from_plain(Experiment, experiment).model
+    if not isinstance(there, M2dClapConfig):
+        raise InputError(
+            f"--init.model {source}: holds a {type(there).__name__}; give a run of M2D-CLAP."
         )
-    model = dataclasses.replace(model, content=config, content_mel=tower.mel)
+    model = dataclasses.replace(
+        model,
+        content=dataclasses.replace(there.content, frames=model.content.frames),
+        mel=there.mel,
+        normalisation=there.normalisation,
+    )
+    tokenizer = None
+    if isinstance(model.text, TextConfig) and isinstance(there.text, TextConfig):
+        model = dataclasses.replace(model, text=_with_dropout_of(model.text, there.text))
+        tokenizer = _saved_tokenizer(source, there.text.max_tokens)
+    shapes: dict[str, tuple[int, ...]] = {}
+    fresh = jax.eval_shape(model.build(ContrastiveConfig()).init, jax.random.key(0))
+    map_by_path(lambda path, leaf: shapes.update({path: leaf.shape}), fresh)
+    for rule in anew:
+        if not any(re.search(rule, path.partition("/")[2]) for path in (*arrays, *shapes)):
+            raise InputError(f"--init.anew: {rule!r} matches no parameter; mend or leave it out.")
+    left = {}
+    for path, array in arrays.items():
+        if matches(anew, path.partition("/")[2]):
+            left[path] = "drawn anew"
+        elif shapes.get(path) != array.shape:
+            left[path] = "of another shape here" if path in shapes else "no part of this stage"
+    # What lies beside it is counted as left, and what is missing is drawn.
+    wanted = {path: shape for path, shape in shapes.items() if path in arrays.keys() - left.keys()}
+    taking = Taking(source, arrays)
+    taken = taking.take([Entry(path, (path,)) for path in wanted], wanted)
+    for path in shapes.keys() - wanted.keys():
+        taking.make(path, "drawn")
+    report = taking.finish([Left(re.escape(path), why) for path, why in left.items()])
+    return model, Towers(taken, tokenizer, (report,))
+
+
+def _with_audio(model: Any, source: str) -> tuple[Any, Towers]:
+    if has_description(source):
+        experiment, arrays = _saved("audio", source)
+        tower = audio_tower_of(source, experiment["model"], arrays)
+    else:
+        tower = read_audio_tower(source)
+    config, is_vit = tower.config, isinstance(tower.config, VitConfig)
+    if isinstance(model, M2dClapConfig):
+        if not isinstance(config, VitConfig):
+            raise InputError(
+                f"--init.audio {source}: is an HTSAT, and the encoder of M2D-CLAP a ViT; give "
+                "weights of M2D."
+            )
+        fitted = {
+            "content": dataclasses.replace(config, frames=model.content.frames),
+            "mel": tower.mel,
+            "normalisation": tower.normalisation,
+        }
+    else:
+        if isinstance(config, HtsatConfig) and isinstance(model.content, HtsatConfig):
+            config = dataclasses.replace(
+                config,
+                attention_dropout=model.content.attention_dropout,
+                drop_path=model.content.drop_path,
+            )
+        fitted = {"content": config, "content_mel": tower.mel}
+        if is_vit:
+            fitted["content_normalisation"] = tower.normalisation
+    model = dataclasses.replace(model, **fitted)
     return model, Towers(below(tower.arrays, "content"), None, (tower.report,))
 
 
 def _with_text(model: Any, source: str) -> tuple[Any, Towers]:
     tower = shortened(read_text_tower(source), model.text.max_tokens)
-    config = dataclasses.replace(
-        tower.config, dropout=model.text.dropout, attention_dropout=model.text.attention_dropout
-    )
+    config, arrays = _with_dropout_of(model.text, tower.config), below(tower.arrays, "text")
+    is_m2d = isinstance(model, M2dClapConfig) and isinstance(model.text, TextConfig)
+    if is_m2d and model.text.pooling == "first":
+        # Stage 2 takes BERT's first token as it is, not through the pooler.
+        config = dataclasses.replace(config, pooling="first")
+        arrays = {path: x for path, x in arrays.items() if "/text/pooler/" not in path}
     model = dataclasses.replace(model, text=config)
-    return model, Towers(below(tower.arrays, "text"), tower.tokenizer, (tower.report,))
+    return model, Towers(arrays, tower.tokenizer, (tower.report,))
+
+
+def _with_dropout_of(ours: TextConfig, there: TextConfig) -> TextConfig:
+    return dataclasses.replace(
+        there, dropout=ours.dropout, attention_dropout=ours.attention_dropout
+    )
 
 
 def _with_branch(model: ElsaConfig, source: str) -> tuple[ElsaConfig, Towers]:
-    experiment, arrays = _saved(source)
+    experiment, arrays = _saved("branch", source)
     held = from_plain(Experiment, experiment)
     there = held.model
     if not isinstance(there, AttributesConfig | ElsaConfig) or (
@@ -165,24 +252,31 @@ def _with_branch(model: ElsaConfig, source: str) -> tuple[ElsaConfig, Towers]:
     return model, Towers(below(taken, "branch"), None, (report,))
 
 
-def _saved(source: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _saved(name: str, source: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The plain experiment and the variables of a run or of an export."""
     if not has_description(source):
         folder = find_export(source)
         if folder is None:
+            config = {"branch": "elsa_attributes.py", "model": "m2d_clap.py"}[name]
             raise InputError(
-                f"--init.branch {source}: is neither a run nor an export of one; give the "
-                "--workdir of a training of configs/elsa_attributes.py."
+                f"--init.{name} {source}: is neither a run nor an export of one; give the "
+                f"--workdir of a training of configs/{config}."
             )
         return read_exported(folder)
     description = read_description(source)
     if not isinstance(description.get("experiment"), dict):
         raise InputError(f"{source}/description.json: has no 'experiment'; restore the file.")
     trees, _ = load_params(source)
-    averaged = jax.tree.leaves(trees.get("average", {}))
     arrays: dict[str, np.ndarray] = {}
-    map_by_path(
-        lambda path, leaf: arrays.update({path: leaf}),
-        trees["average" if averaged else "variables"],
-    )
+    # What is averaged replaces what is not.
+    for tree in (trees["variables"], trees.get("average", {})):
+        map_by_path(lambda path, leaf: arrays.update({path: leaf}), tree)
     return description["experiment"], arrays
+
+
+def _saved_tokenizer(source: str, max_tokens: int) -> Tokenizer | None:
+    """The tokenizer of a run or of an export."""
+    if has_description(source):
+        return Tokenizer.from_json(read_description(source)["tokenizer"], max_tokens)
+    folder = find_export(source)
+    return None if folder is None else Tokenizer.from_folder(folder, max_tokens)

@@ -2,7 +2,12 @@
 
 import pytest
 
-from spatial_clap_jax.acoustics.captions import category_phrasings, compose_caption
+from spatial_clap_jax.acoustics.captions import (
+    category_phrasings,
+    compose_caption,
+    label_prompt,
+    labels_of,
+)
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS
 from spatial_clap_jax.errors import InputError
 
@@ -84,3 +89,29 @@ def test_unknown_categories_are_phrased_around_their_name():
     assert category_phrasings("mouse_click")[0] == "the sound of mouse click"
     with pytest.raises(InputError, match="category ' ' is empty"):
         category_phrasings(" ")
+
+
+@pytest.mark.parametrize(
+    ("category", "labels", "told"),
+    [
+        ("Rain;Wind", ("Rain", "Wind"), "the sound of rain and wind"),
+        ("Rain | wind_chime; Dog", ("Rain", "wind_chime", "Dog"), "the sound of {}, and dog"),
+        ("a;b;c;d", ("a", "b", "c", "d"), "the sound of a, b, c, and d"),
+    ],
+)
+def test_several_labels_are_listed(category, labels, told):
+    assert labels_of(category) == labels
+    assert category_phrasings(category) == (told.format("rain, wind chime"),)
+
+
+def test_one_label_and_none():
+    assert labels_of(" rain ; rain|") == ("rain",)
+    assert category_phrasings("rain;") == category_phrasings("rain")
+    assert labels_of("Male speech, man speaking") == ("Male speech, man speaking",)
+    assert labels_of("; |") == labels_of("") == ()
+    with pytest.raises(InputError, match="category ';' is empty"):
+        category_phrasings(";")
+
+
+def test_a_label_is_asked_for_in_words():
+    assert label_prompt("Church_bell") == "church bell can be heard."

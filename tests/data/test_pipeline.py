@@ -14,12 +14,8 @@ from spatial_clap_jax.acoustics.captions import compose_caption
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.acoustics.spatial_words import SpatialWords
-from spatial_clap_jax.data.pipeline import (
-    LABELS,
-    PipelineConfig,
-    collate,
-    train_batches,
-)
+from spatial_clap_jax.data.labels import LABELS
+from spatial_clap_jax.data.pipeline import PipelineConfig, collate, train_batches
 from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.data.transforms import draw_member_among_rivals

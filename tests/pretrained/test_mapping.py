@@ -35,6 +35,7 @@ def numbers(*shape, seed=0):
         (Entry("a", ("x",), "convolution"), [(6, 5, 3, 2)], (3, 2, 5, 6)),
         (Entry("a", ("x",), "patches", (4, 12)), [(6, 1, 4, 12)], (48, 6)),
         (Entry("a", ("x",), "patches"), [(6, 5, 1, 1)], (5, 6)),
+        (Entry("a", ("x",), "token"), [(1, 1, 5)], (5,)),
     ],
 )
 def test_every_layout_goes_there_and_back(entry, theirs, ours):

@@ -10,12 +10,14 @@ from safetensors.numpy import save_file
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.features import LogMelConfig
+from spatial_clap_jax.features import M2D_LOG_MEL, LogMelConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.pretrained import read
 from spatial_clap_jax.pretrained.hf_text import text_entries, text_shapes
 from spatial_clap_jax.pretrained.htsat import htsat_shapes
+from spatial_clap_jax.pretrained.m2d_clap import vit_shapes
 from spatial_clap_jax.pretrained.mapping import write_entries
 from spatial_clap_jax.pretrained.ours import find_export
 from spatial_clap_jax.pretrained.read import read_audio_tower, read_text_tower, read_weights
@@ -105,8 +107,8 @@ def test_a_run_and_programs_alone_are_refused_with_the_remedy(tmp_path):
     ("changes", "message"),
     [
         ({"content": {"kind": "CnnConfig", "width": 3}}, r"its content encoder is CnnConfig; only"),
-        ({"content": ...}, r"its content encoder is absent; only an HTSAT can be taken"),
-        ({"content": None}, r"its content encoder is absent; only an HTSAT can be taken"),
+        ({"content": ...}, r"its content encoder is absent; only an HTSAT or a ViT can"),
+        ({"content": None}, r"its content encoder is absent; only an HTSAT or a ViT can"),
         ({"content_mel": ...}, r"describes no content_mel"),
         ({"content": {**to_plain(CONTENT), "width": 3}}, r"HtsatConfig: unknown key width"),
         (
@@ -118,6 +120,31 @@ def test_a_run_and_programs_alone_are_refused_with_the_remedy(tmp_path):
 def test_an_export_of_another_content_encoder_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         read_audio_tower(export(tmp_path, **changes))
+
+
+VIT = VitConfig(width=8, layers=1, heads=2)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        # As M2D-CLAP describes it, and as a system with a choice of encoders.
+        {"kind": "M2dClapConfig", "mel": to_plain(M2D_LOG_MEL), "normalisation": [-7.0, 4.0]},
+        {"content_mel": to_plain(M2D_LOG_MEL), "content_normalisation": [-7.0, 4.0]},
+    ],
+    ids=["m2d", "spatial"],
+)
+def test_a_vit_comes_with_its_front_end_and_normalisation(tmp_path, described):
+    is_m2d = "kind" in described
+    content = to_plain(VIT) if is_m2d else {"kind": "VitConfig", **to_plain(VIT)}
+    arrays = drawn(vit_shapes(VIT))
+    target = {"target/content/norm/scale": np.ones(8, np.float32)}
+    gone = dict.fromkeys(below(CONTENT_ARRAYS, "content"))
+    whole = {**gone, **below(arrays, "content"), **target}
+    tower = read_audio_tower(export(tmp_path, whole, content=content, **described))
+    assert (tower.config, tower.mel, tower.normalisation) == (VIT, M2D_LOG_MEL, (-7.0, 4.0))
+    assert_same(tower.arrays, arrays)
+    assert "other/target/content/norm/scale" in dict(tower.report.left)
 
 
 @pytest.mark.parametrize("text", [..., None])

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import types
 import zipfile
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def written(folder: Path, content, **options) -> Path:
         {"state_dict": STATE, "epoch": 3, "name": "run"},
         {"model_state_dict": STATE, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
         {"model": STATE, "args": {"lr": 0.1, "paths": ["a", None, True]}},
+        {"model": STATE, "args": argparse.Namespace(lr=0.1, input_size=[80, 608])},
         {"state_dict": {"model": STATE}},
     ],
 )
@@ -173,7 +175,7 @@ def test_a_bare_pickle_is_not_run(tmp_path, protocol):
         (Plain(), "Plain"),
         (named_function, "named_function"),
         (torch.nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear"),
-        (argparse.Namespace(lr=0.1), r"argparse\.Namespace"),
+        (types.SimpleNamespace(lr=0.1), r"types\.SimpleNamespace"),
         (Path("x"), r"pathlib\.\w+"),
         (eval, "eval"),
         (getattr, "getattr"),

@@ -1,14 +1,26 @@
 """Levels and their augmentation, by hand and by law."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny_elsa, tiny_experiment
 
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.features import LAION_CLAP_LOG_MEL, M2D_LOG_MEL
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.models.vit import Vit, VitConfig
 from spatial_clap_jax.systems.content import (
+    CONTENT_NAMES,
     Augmentation,
     SpecAugmentConfig,
     below_peak,
+    check_content,
+    content_encoder,
+    encode_content,
+    named_content,
     random_equaliser,
 )
 
@@ -41,3 +53,72 @@ def test_masks_hide_behind_the_mean():
     assert changed.any()
     mean = np.broadcast_to(level.mean(axis=(1, 2), keepdims=True), level.shape)
     np.testing.assert_allclose(hidden[changed], mean[changed], rtol=1e-6)
+
+
+VIT = VitConfig(width=16, layers=1, heads=2)
+
+
+def test_a_vit_hears_normalised_levels_and_gives_its_mean_token():
+    log_mel = jax.random.normal(jax.random.key(0), (2, 40, 80)) * 4 - 7
+    encoder = content_encoder(VIT, jnp.float32)
+    assert isinstance(encoder, Vit)
+    variables = encoder.init(jax.random.key(1), log_mel)
+    still = Augmentation(SpecAugmentConfig(), 6.0, None)
+    heard = encode_content(encoder.bind(variables), log_mel, still, False, (-7.0, 4.0))
+    expected = encoder.apply(variables, (log_mel + 7) / 4).tokens.mean(axis=1)
+    np.testing.assert_allclose(heard, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [tiny_experiment, tiny_elsa])
+def test_the_systems_take_a_vit(make):
+    tiny = make().model
+    model = dataclasses.replace(
+        tiny, content=VIT, content_mel=M2D_LOG_MEL, content_normalisation=(-7.0, 4.0)
+    )
+    system = model.build(ContrastiveConfig())
+    variables = jax.jit(system.init)(jax.random.key(0))
+    audio = jax.random.normal(jax.random.key(1), (2, system.channels, system.window_samples))
+    rows = jax.jit(system.embed_audio)(variables, audio)
+    assert variables["params"]["content"].keys() >= {"patch", "cls_token", "block_0", "norm"}
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    params = {**variables["params"]}
+    params["content"] = jax.tree.map(lambda x: x * 1.5, params["content"])
+    moved = jax.jit(system.embed_audio)({**variables, "params": params}, audio)
+    assert np.abs(moved - rows).max() > 1e-4
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+@pytest.mark.parametrize("name", sorted(CONTENT_NAMES))
+def test_each_named_encoder_has_its_front_end(name, size):
+    fields = named_content(name, size)
+    check_content(*fields.values())
+    assert isinstance(fields["content"], VitConfig) == (name == "m2d")
+    if name == "m2d":
+        assert fields["content"].width == (768 if size == "base" else 192)
+    with pytest.raises(
+        InputError, match=r"--model\.content vit: unknown; choose one of htsat, cnn"
+    ):
+        named_content("vit", size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"content_mel": LAION_CLAP_LOG_MEL}, r"content_mel: 64 mels as decibels, but VitConfig t"),
+        ({"content": named_content("cnn", "small")["content"]}, r"but CnnConfig takes decibels"),
+        ({"content": VitConfig(mels=64)}, r"80 mels as natural, but VitConfig takes .* in 64 mels"),
+        ({"content_normalisation": None}, r"content_normalisation: None, but VitConfig takes a me"),
+        (
+            {"content_normalisation": (1.0, 0.0)},
+            r"content_normalisation: \(1\.0, 0\.0\), but VitCo",
+        ),
+        (
+            {**named_content("cnn", "small"), "content_normalisation": (0.0, 1.0)},
+            r"content_normalisation: \(0\.0, 1\.0\), but CnnConfig takes None",
+        ),
+    ],
+)
+def test_an_encoder_and_a_front_end_that_do_not_fit(changes, message):
+    fields = {**named_content("m2d", "small"), **changes}
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(tiny_experiment().model, **fields)

@@ -11,7 +11,7 @@ import pytest
 from tiny import RATE_HZ, WINDOW, random_variables, tiny_elsa
 
 from spatial_clap_jax.acoustics.foa import foa_gains, mono_as_foa, rotate_foa, unit_vectors
-from spatial_clap_jax.data.pipeline import LABELS
+from spatial_clap_jax.data.labels import LABELS
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import StftConfig
 from spatial_clap_jax.losses.contrastive import ring_info_nce

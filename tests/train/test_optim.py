@@ -64,6 +64,34 @@ def test_first_matching_rule_sets_the_rate():
     np.testing.assert_allclose(moved["audio"]["bias"], 1.9, rtol=1e-5)
 
 
+def test_lars_moves_a_matrix_by_its_length_and_all_else_by_the_gradient():
+    config = peak(kind="lars", weight_decay=0.0, learning_rate=2.0)
+    for gradient in (1.0, 50.0):
+        moved = one_step(config, gradient)
+        # A matrix of length 4 moves by rate * 0.001 * 4, however long the gradient.
+        np.testing.assert_allclose(moved["audio"]["kernel"], 2.0 - 0.008 / 2, rtol=1e-6)
+        np.testing.assert_allclose(moved["audio"]["bias"], 2.0 - 2.0 * gradient, rtol=1e-6)
+    # Its decay is a part of the gradient; here it is against it, and three times as long.
+    moved = one_step(peak(kind="lars", weight_decay=1.5, learning_rate=2.0), -1.0)
+    np.testing.assert_allclose(moved["text"]["kernel"], 2.0 - 0.004, rtol=1e-6)
+    np.testing.assert_allclose(moved["text"]["positions"]["embedding"], 4.0, rtol=1e-6)
+
+
+def test_lars_keeps_its_momentum_and_the_rules():
+    config = peak(
+        kind="lars", weight_decay=0.0, b1=0.5, frozen=(r"^text/",), rate_rules=((r"bias$", 0.1),)
+    )
+    optimizer = make_optimizer(config, 10**6, PARAMS)
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for _ in range(2):
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    # 0.1 * 0.1, then half as much again with the same anew.
+    np.testing.assert_allclose(params["audio"]["bias"], 2.0 - 0.01 - 0.015, rtol=1e-5)
+    np.testing.assert_array_equal(params["text"]["kernel"], 2.0)
+
+
 def test_frozen_paths_do_not_move_not_even_by_decay():
     config = peak(weight_decay=0.5, frozen=(r"^text/",), rate_rules=((r"bias$", 2.0),))
     moved = one_step(config)

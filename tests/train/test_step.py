@@ -98,6 +98,44 @@ def test_the_old_state_is_given_away():
     np.testing.assert_allclose(after.variables["params"]["w"], 1.0)
 
 
+@dataclass(frozen=True)
+class Followed(Slope):
+    """Beside the slope a collection that trails after it, and notes how far a run is."""
+
+    def init(self, rng):
+        return {**super().init(rng), "target": {"w": jnp.float32(8.0), "progress": jnp.float32(-1)}}
+
+    def after_update(self, variables, progress):
+        # What the optimiser has moved is there to be followed.
+        w = (variables["target"]["w"] + variables["params"]["w"]) / 2
+        return {**variables, "target": {"w": w, "progress": progress}}
+
+
+def test_a_system_moves_what_follows_after_each_update():
+    optimizer = optax.sgd(0.5)
+    state = init_state(Followed(), optimizer, jax.random.key(0), {}, averaged=True)
+    assert state.average.keys() == {"params", "batch_stats"}
+    step = TrainStep(Followed(), optimizer, jax.random.key(1), ema_decay=0.9, steps=5)
+    seen = []
+    for _ in range(5):
+        state, _ = step(state, BATCH)
+        seen.append([float(x) for x in state.variables["target"].values()])
+    # The slope falls by one a step: 1, 0, -1, ...; the target is half way behind it.
+    assert [w for w, _ in seen] == [4.5, 2.25, 0.625, -0.6875, -1.84375]
+    assert [progress for _, progress in seen] == [0, 0.25, 0.5, 0.75, 1]
+    assert state.variables.keys() == {"params", "batch_stats", "target"}
+    assert state.average.keys() == {"params", "batch_stats"}
+
+
+def test_micro_batches_move_what_follows_once():
+    optimizer = optax.sgd(0.5)
+    state = init_state(Followed(), optimizer, jax.random.key(0), {}, averaged=False)
+    execution = Execution(micro_batches=2)
+    step = TrainStep(Followed(), optimizer, jax.random.key(1), execution=execution)
+    after, _ = step(state, BATCH)
+    assert after.variables["target"] == {"w": 4.5, "progress": 0.0}
+
+
 class MiniModule(nn.Module):
     """A layer with BatchNorm and dropout for sound, a text encoder of two layers."""
 

@@ -1,0 +1,67 @@
+"""Clips by themselves: one channel, no room, no place; for M2D-CLAP and for linear probes.
+
+Paper: M2D-CLAP, arXiv 2503.22104: 16 kHz, at most 10 s. The rest is our choice. Every usable clip
+of a split is in it, in training as often as -train_k0 says, each time at another speed and level.
+Of clips that are longer than a record, records hold places drawn at random. What the clips of a
+csv may be told with is their captions, or "the sound of A, B, and C" where there are labels alone.
+
+    size         seconds  clips
+    quickstart         2  the built-in bank: 288 to train on, 48 and 96 to choose and test on
+    small              5  made for ESC-10 and ESC-50
+    base              10  any csv
+
+Commands:
+
+    spatial-clap render configs/clips.py --size quickstart --sources synthetic --out data/clips
+    spatial-clap render configs/clips.py --size small --sources esc10.csv --out data/clips
+    spatial-clap render configs/clips.py --size base --sources audiocaps/train.csv \
+        --out data/audiocaps_clips
+"""
+
+import dataclasses
+
+from spatial_clap_jax.acoustics.receivers import Mono
+from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
+from spatial_clap_jax.errors import InputError
+
+# Each clip twice in training, once elsewhere.
+SMALL = SceneRecipe(
+    name="clips_small",
+    duration_s=5.0,
+    receiver=Mono(),
+    group_counts=GroupCounts(
+        *(0,) * 9,
+        train_k0=-2,
+        validation_k0=-1,
+        test_k0=-1,
+    ),
+)
+RECIPES = {
+    "quickstart": dataclasses.replace(SMALL, name="clips_quickstart", duration_s=2.0),
+    "small": SMALL,
+    "base": dataclasses.replace(
+        SMALL,
+        name="clips_base",
+        duration_s=10.0,
+        group_counts=dataclasses.replace(SMALL.group_counts, train_k0=-1),
+        clip_fit="pad",
+        speed_range=(1.0, 1.0),
+    ),
+}
+
+
+def get_config(size: str = "small") -> SceneRecipe:
+    """The recipe of a size.
+
+    Args:
+      size: 'quickstart', 'small' or 'base'.
+
+    Returns:
+      The recipe; every field can be replaced (`dataclasses.replace`).
+
+    Raises:
+      InputError: there is no such size.
+    """
+    if size not in RECIPES:
+        raise InputError(f"--size {size!r} is none of the sizes {', '.join(RECIPES)}; give one.")
+    return RECIPES[size]

@@ -1,0 +1,136 @@
+"""M2D-CLAP, stage 1 (arXiv 2503.22104): masked prediction and language teach one encoder of sound.
+
+    spatial-clap render configs/clips.py --size small --sources esc10.csv --out data/clips
+    spatial-clap train configs/m2d_clap.py --size small --data data/clips --workdir runs/m2d
+
+`quickstart` and `small` train a text encoder along. `base` learns from sentence embeddings of a
+large model that stays as it is, made once, as the paper does:
+
+    spatial-clap embed-text data/clips --text-encoder NV_EMBED --out data/sentences
+    spatial-clap train configs/m2d_clap.py --data data/clips --workdir runs/m2d \
+        --data.sentences data/sentences
+
+What the parts are worth is told by leaving them out, by one option each:
+
+    --model.contrast-weight 0        masked prediction alone (M2D)
+    --model.masked-weight 0          language alone, with as many patches hidden
+    --model.mask-ratio 0             language alone, all patches seen
+
+Next comes configs/m2d_clap_labels.py (stage 1.1) or configs/m2d_clap_text.py (stages 2 and 2.1).
+`base` has the numbers of 2025 and has not been trained by us; those of 2024 differ in
+`--model.projector mlp` and sentence embeddings of 768 numbers. What is ours: in `small` sizes and
+rates, shorter averages of the target for a shorter run; the linear layer from sentence embeddings
+of another width than the joint space's.
+"""
+
+from dataclasses import replace
+
+from spatial_clap_jax.data.pipeline import PipelineConfig
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.models.m2d import PredictorConfig
+from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.models.vit import VitConfig
+from spatial_clap_jax.systems.m2d_clap import CachedSentences, M2dClapConfig
+from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.optim import OptimizerConfig
+
+
+def get_config(size: str = "base") -> Experiment:
+    """The experiment at one of the sizes 'quickstart', 'small', 'base'."""
+    return {"quickstart": quickstart, "small": small, "base": base}[size]()
+
+
+def small() -> Experiment:
+    """3.6 M parameters, crops of 3 s out of 5 s, for a CPU."""
+    model = M2dClapConfig(
+        window_s=5.0,
+        crop_frames=304,
+        normalisation=None,
+        content=VitConfig(frames=304, width=192, layers=4, heads=6),
+        predictor=PredictorConfig(width=128, layers=2, heads=4),
+        target_decays=(0.99, 0.9995),
+        projector="token",
+        joint_width=192,
+        text=TextConfig(
+            vocabulary=1024,
+            width=192,
+            layers=2,
+            heads=6,
+            mlp_width=768,
+            max_tokens=32,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+    )
+    return Experiment(
+        name="m2d_clap_small",
+        model=model,
+        loss=ContrastiveConfig(min_scale=1.0),
+        data=PipelineConfig(captions_per_batch=64, plain_share=1.0, swap=False),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, warmup_steps=100, weight_decay=0.05, b2=0.95, clip_norm=3.0
+        ),
+        steps=600,
+        log_every=20,
+        checkpoint_every=200,
+    )
+
+
+def quickstart() -> Experiment:
+    """`small` with a narrower encoder and fewer steps, for the built-in sounds of 2 s."""
+    ours = small()
+    model = ours.model
+    assert isinstance(model, M2dClapConfig)
+    model = replace(
+        model,
+        window_s=2.0,
+        crop_frames=192,
+        content=VitConfig(frames=192, width=128, layers=3, heads=4),
+        joint_width=128,
+        text=TextConfig(
+            vocabulary=1024,
+            width=128,
+            layers=2,
+            heads=4,
+            mlp_width=512,
+            max_tokens=32,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+    )
+    return replace(
+        ours,
+        name="m2d_clap_quickstart",
+        model=model,
+        data=replace(ours.data, captions_per_batch=32),
+        steps=300,
+        checkpoint_every=150,
+    )
+
+
+def base() -> Experiment:
+    """The paper's: ViT-B, crops of 608 frames, a learned token as projector; for accelerators."""
+    return Experiment(
+        name="m2d_clap_base",
+        model=M2dClapConfig(
+            normalisation=None, projector="token", text=CachedSentences(width=4096)
+        ),
+        loss=ContrastiveConfig(min_scale=1.0),
+        data=PipelineConfig(
+            captions_per_batch=2048,
+            plain_share=1.0,
+            swap=False,
+            gain_db=(0.0, 0.0),
+            shift=False,
+            workers=8,
+        ),
+        # 300 epochs of some two million clips, 20 of them to warm up.
+        optimizer=OptimizerConfig(
+            learning_rate=3e-4 * 2048 / 256,
+            warmup_steps=20_000,
+            weight_decay=0.05,
+            b2=0.95,
+            clip_norm=3.0,
+        ),
+        steps=300_000,
+    )

@@ -1,0 +1,288 @@
+"""Sentence embeddings on disk: captions as keys of vectors, in ArrayRecord files.
+
+A folder holds `sentences.json`, which tells encoder, width and count; `index.npy`, the ascending
+64-bit hashes of all captions; and shards of records in the order of the index, each the length of
+the caption in bytes (four of them, little-endian), the caption in UTF-8, and the vector as float32.
+A caption is found by its hash, so that no process has to hold all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Bool, Float32, Int64, UInt64
+
+from spatial_clap_jax.acoustics.captions import category_phrasings
+from spatial_clap_jax.data.records import open_scenes
+from spatial_clap_jax.data.tables import caption_columns_of, read_table
+from spatial_clap_jax.data.wording import plain_caption
+from spatial_clap_jax.errors import InputError
+
+HEADER, INDEX = "sentences.json", "index.npy"
+FORMAT = "sentence embeddings 1"
+# Captions in a shard: what a start after a failure does again at most.
+SHARD = 4096
+
+
+def captions_of(source: str | Path) -> list[str]:
+    """All captions that clips may be told with, each once.
+
+    Args:
+      source: a csv with `caption`, `caption_1`, ... or, for rows that have none, `category`; or a
+        folder of mono clips that `render` wrote, of which the training captions are given.
+
+    Raises:
+      InputError: it cannot be read, has no captions, or its scenes have places: what is said of
+        them is too much to be embedded beforehand.
+    """
+    source = Path(source)
+    if source.is_dir():
+        manifest = open_scenes(source).manifest
+        if manifest["recipe"]["receiver"]["kind"] != "Mono":
+            raise InputError(
+                f"{source}: its captions tell places in every order and phrasing; give clips "
+                "(configs/clips.py), or a csv of captions."
+            )
+        contents = manifest["caption_corpus"]
+    else:
+        contents = _of_table(source)
+    return list(dict.fromkeys(plain_caption(content) for content in contents))
+
+
+def _of_table(path: Path) -> list[str]:
+    table = read_table(path)
+    columns = caption_columns_of(table.header)
+    if not columns and "category" not in table.header:
+        raise InputError(
+            f"{path}: lacks column caption or category; it has {', '.join(table.header)}: rename "
+            "or add columns (comma-separated)."
+        )
+    contents = []
+    for where, row in table.rows:
+        told = [" ".join(row[column].split()) for column in columns]
+        told = [text for text in told if text.strip(". ")]
+        if not told and not row.get("category"):
+            raise InputError(f"{where}: has no caption; write what is heard, or drop the row.")
+        contents += told or category_phrasings(row["category"])
+    return contents
+
+
+def write_sentences(
+    out: str | Path,
+    captions: Iterable[str],
+    encoder: str,
+    fingerprint: str,
+    width: int,
+    embed: Callable[[list[str]], Float32[np.ndarray, "n e"]],
+    done: Callable[[int], None] = lambda count: None,
+) -> Sentences:
+    """Embeds captions into a folder; goes on where an earlier call with the same arguments stopped.
+
+    Args:
+      out: the folder. One that is finished is left as it is.
+      captions: in any order; of equal ones one is embedded.
+      encoder: its name, for people.
+      fingerprint: what tells it from others.
+      width: of the vectors.
+      embed: vectors of a few captions, each independent of the others.
+      done: is told after each shard how many captions are dealt with.
+
+    Returns:
+      The opened folder.
+
+    Raises:
+      InputError: there is no caption, `out` holds something else, or it cannot be written.
+    """
+    out = Path(out)
+    told = sorted({plain_caption(caption) for caption in captions}, key=_hash)
+    if not told:
+        raise InputError("captions: there are none; give at least one.")
+    hashes = np.array([_hash(caption) for caption in told], np.uint64)
+    if not np.all(np.diff(hashes)):
+        raise RuntimeError("two captions have one 64-bit hash")
+    header = {
+        "format": FORMAT,
+        "encoder": encoder,
+        "fingerprint": fingerprint,
+        "width": width,
+        "count": len(told),
+        "captions": hashlib.sha256(hashes.tobytes()).hexdigest(),
+        "in_shard": SHARD,
+    }
+    try:
+        _start(out, header)
+        if not (out / INDEX).is_file():
+            with _replacing(out / INDEX) as draft, draft.open("wb") as file:
+                np.save(file, hashes)
+        for number, name in enumerate(_shards(header)):
+            of_shard = told[number * SHARD : (number + 1) * SHARD]
+            if not (out / name).is_file():
+                vectors = np.asarray(embed(of_shard), np.float32)
+                if vectors.shape != (len(of_shard), width):
+                    raise ValueError(f"vectors {vectors.shape} of {len(of_shard)} captions")
+                with _replacing(out / name) as draft:
+                    _write_shard(draft, of_shard, vectors)
+            done(min(len(told), (number + 1) * SHARD))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); give another.") from error
+    return Sentences(out)
+
+
+class Sentences:
+    """The vectors of captions, opened at first use; travels by pickle.
+
+    Args:
+      folder: that `spatial-clap embed-text` wrote.
+
+    Raises:
+      InputError: it is no such folder, or is not finished.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.header = _read_header(self.folder)
+        lacking = [
+            name for name in (INDEX, *_shards(self.header)) if not (self.folder / name).is_file()
+        ]
+        if lacking:
+            raise InputError(
+                f"{folder}: lacks {lacking[0]}; run embed-text again, which goes on where it "
+                "stopped."
+            )
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return self.header["width"]
+
+    def __len__(self) -> int:
+        return self.header["count"]
+
+    def vectors(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
+        """The vectors of some captions, with or without their final period.
+
+        Raises:
+          InputError: a caption is missing.
+        """
+        rows, known = self._find(captions)
+        if not known.all():
+            raise self._missing(captions[int(np.argmin(known))])
+        distinct, place = np.unique(rows, return_inverse=True)
+        records = [_decode(record) for record in self._records.__getitems__(distinct.tolist())]
+        for caption, index in zip(captions, place, strict=True):
+            # Guards index and shards against each other.
+            if records[index][0] != plain_caption(caption):
+                raise InputError(f"{self.folder}: {INDEX} and its shards disagree; embed again.")
+        return np.stack([vector for _, vector in records])[place]
+
+    def check(self, captions: Sequence[str]) -> None:
+        """Refuses to go on without all of these captions.
+
+        Raises:
+          InputError: one is missing; it is named, with the number of them.
+        """
+        _, known = self._find(captions)
+        if not known.all():
+            raise self._missing(captions[int(np.argmin(known))], int(np.sum(~known)))
+
+    def __reduce__(self):
+        return Sentences, (self.folder,)
+
+    def _missing(self, caption: str, count: int = 1) -> InputError:
+        others = f" and {count - 1} more" if count > 1 else ""
+        return InputError(
+            f"{self.folder}: has no vector of {plain_caption(caption)!r}{others}; run embed-text "
+            "again on the captions of these clips, with another --out."
+        )
+
+    def _find(
+        self, captions: Sequence[str]
+    ) -> tuple[Int64[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+        """Number of each caption's record, where it is known."""
+        hashes = np.array([_hash(plain_caption(caption)) for caption in captions], np.uint64)
+        rows = np.searchsorted(self._hashes, hashes)
+        rows[rows == len(self._hashes)] = 0
+        return rows, self._hashes[rows] == hashes
+
+    @functools.cached_property
+    def _hashes(self) -> UInt64[np.ndarray, "n"]:
+        return np.load(self.folder / INDEX, mmap_mode="r")
+
+    @functools.cached_property
+    def _records(self) -> ArrayRecordDataSource:
+        return ArrayRecordDataSource([str(self.folder / name) for name in _shards(self.header)])
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _shards(header: dict[str, Any]) -> list[str]:
+    count = -(-header["count"] // header["in_shard"])
+    return [f"sentences-{number:05d}-of-{count:05d}.array_record" for number in range(count)]
+
+
+def _write_shard(path: Path, captions: Sequence[str], vectors: Float32[np.ndarray, "n e"]) -> None:
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for caption, vector in zip(captions, vectors, strict=True):
+        text = caption.encode()
+        writer.write(len(text).to_bytes(4, "little") + text + vector.astype("<f4").tobytes())
+    writer.close()
+
+
+def _decode(record: bytes) -> tuple[str, Float32[np.ndarray, "e"]]:
+    end = 4 + int.from_bytes(record[:4], "little")
+    return record[4:end].decode(), np.frombuffer(record, "<f4", offset=end)
+
+
+def _start(out: Path, header: dict[str, Any]) -> None:
+    """Makes the folder, or sees that it holds these very sentences, finished or not."""
+    if not out.is_dir() or not any(not path.name.startswith(".") for path in out.iterdir()):
+        out.mkdir(parents=True, exist_ok=True)
+        with _replacing(out / HEADER) as draft:
+            draft.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        return
+    there = _read_header(out)
+    differing = [key for key in header if key != "encoder" and there[key] != header[key]]
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f"{out}: holds other sentences: {key} is {there[key]!r} there and {header[key]!r} "
+            "here; nothing is overwritten: give another --out."
+        )
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A draft beside a file, which becomes it; one that a killed process left is written over."""
+    draft = path.with_name(f".{path.name}.partial")
+    yield draft
+    draft.replace(path)
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    if not (folder / HEADER).is_file():
+        what = "holds no" if folder.is_dir() else "is no folder with a"
+        raise InputError(
+            f"{folder}: {what} {HEADER}; give a folder that `spatial-clap embed-text` wrote, or, "
+            "to write one, an empty place."
+        )
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        known = header["format"] == FORMAT
+        kinds = {"width": int, "count": int, "in_shard": int, "fingerprint": str, "captions": str}
+        whole = all(isinstance(header[key], kind) for key, kind in kinds.items())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / HEADER}: cannot be read ({error}); embed again.") from error
+    if not known or not whole:
+        raise InputError(f"{folder / HEADER}: is none of {FORMAT!r}; embed again.")
+    return header
