@@ -40,7 +40,7 @@ def _mel_16k() -> LogMelConfig:
 
 
 def small() -> Experiment:
-    """2.6 M parameters; mel bands and a stem of patches make the branch cheap enough for a CPU.
+    """2.6 M parameters, half an hour; mel bands and a stem of patches make the branch cheap enough for a CPU.
 
     Its intensity vectors are divided by the energy, so that they tell how diffuse the field is.
     """

@@ -3,28 +3,19 @@
 Heavy imports stand inside the commands, so that `--help` and mistakes answer at once.
 """
 
-import contextlib
 import difflib
-import inspect
-import io
-import itertools
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 
+from spatial_clap_jax.arguments import call, one_line, peek, with_content
 from spatial_clap_jax.errors import InputError
-
-T = TypeVar("T")
-# Bare booleans take a value (`--loss.scl False`), unions keep the type of their default.
-_Style = tuple[Any, ...]
-_STYLE: _Style = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except InputError as error:
-        print(f"spatial-clap: {_one_line(str(error))}", file=sys.stderr)
+        print(f"spatial-clap: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         # A full disk, a folder that may not be written: where and what, no traceback.
         place = f"{error.filename}: " if error.filename else ""
-        print(f"spatial-clap: {place}{error.strerror or _one_line(str(error))}", file=sys.stderr)
+        print(f"spatial-clap: {place}{error.strerror or one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("spatial-clap: interrupted", file=sys.stderr)
@@ -93,12 +84,12 @@ def quickstart_command(arguments: list[str]) -> None:
             raise InputError(f"--system {system}: unknown; choose one of {', '.join(SYSTEMS)}")
         quickstart(system, out, seed)
 
-    _call(run, arguments, "quickstart")
+    call(run, arguments, "quickstart")
 
 
 def render_command(arguments: list[str]) -> None:
     """Render scenes from clips with captions."""
-    config, size = _peek(arguments, default="scenes.py")
+    config, size = peek(arguments, default="scenes.py")
     from spatial_clap_jax.data.builders import render_scenes
     from spatial_clap_jax.data.scenes import SceneRecipe
     from spatial_clap_jax.train.experiment import load_config
@@ -145,7 +136,7 @@ def render_command(arguments: list[str]) -> None:
         skipped = len(data.manifest["skipped_clips"])
         print(f"{out}: {groups} scene groups; {skipped} bad clips skipped")
 
-    _call(run, arguments, "render")
+    call(run, arguments, "render")
 
 
 def rewrite_command(arguments: list[str]) -> None:
@@ -195,12 +186,12 @@ def rewrite_command(arguments: list[str]) -> None:
         for reason, count in sorted(refused.items(), key=lambda item: -item[1]):
             print(f"  {count:>6}  {reason}")
 
-    _call(run, arguments, "rewrite")
+    call(run, arguments, "rewrite")
 
 
 def train_command(arguments: list[str]) -> None:
     """Train a system on rendered scenes; resumes by itself."""
-    config, size = _peek(arguments, default="spatial_clap.py")
+    config, size = peek(arguments, default="spatial_clap.py")
     from spatial_clap_jax.train.experiment import Experiment, load_config
     from spatial_clap_jax.train.processes import is_first_process, join_processes
     from spatial_clap_jax.train.trainer import train
@@ -210,7 +201,7 @@ def train_command(arguments: list[str]) -> None:
     experiment_default = load_config(config, size)
     if not isinstance(experiment_default, Experiment):
         raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
-    arguments, experiment_default = _with_content(arguments, experiment_default, size)
+    arguments, experiment_default = with_content(arguments, experiment_default, size)
 
     def run(
         config: tyro.conf.Positional[Path],
@@ -235,12 +226,12 @@ def train_command(arguments: list[str]) -> None:
         if is_first_process():
             print(f"{result.workdir}: trained to step {result.step}")
 
-    _call(run, arguments, "train")
+    call(run, arguments, "train")
 
 
 def study_command(arguments: list[str]) -> None:
     """Train and test several models alike, and compare them; goes on where it stopped."""
-    config, size = _peek(arguments, default="spatial_clap_findings.py")
+    config, size = peek(arguments, default="spatial_clap_findings.py")
     from spatial_clap_jax.study import Study, run_study
     from spatial_clap_jax.train.experiment import load_config
 
@@ -276,7 +267,7 @@ def study_command(arguments: list[str]) -> None:
         run_study(study, data, workdir, seeds=seeds, sources=sources, rows=rows)
         print(f"{workdir}: results.json, table.md and figures")
 
-    _call(run, arguments, "study")
+    call(run, arguments, "study")
 
 
 def plan_command(arguments: list[str]) -> None:
@@ -284,14 +275,14 @@ def plan_command(arguments: list[str]) -> None:
     if not {"gpu", "--topology=gpu"} & set(arguments):
         # A TPU or GPU of this machine is left to whoever runs on it.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    config, size = _peek(arguments, default="spatial_clap.py")
+    config, size = peek(arguments, default="spatial_clap.py")
     from spatial_clap_jax.train.experiment import Experiment, load_config
     from spatial_clap_jax.train.plan import plan, print_plan
 
     experiment_default = load_config(config, size)
     if not isinstance(experiment_default, Experiment):
         raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
-    arguments, experiment_default = _with_content(arguments, experiment_default, size)
+    arguments, experiment_default = with_content(arguments, experiment_default, size)
 
     def run(
         config: tyro.conf.Positional[Path],
@@ -324,7 +315,7 @@ def plan_command(arguments: list[str]) -> None:
         else:
             print_plan(found)
 
-    _call(run, arguments, "plan", style=(tyro.conf.AvoidSubcommands,))
+    call(run, arguments, "plan", style=(tyro.conf.AvoidSubcommands,))
 
 
 def evaluate_command(arguments: list[str]) -> None:
@@ -419,7 +410,7 @@ def evaluate_command(arguments: list[str]) -> None:
                 )
             report.plot_map(found.learnt, found.embedded[1], umap)
 
-    _call(run, arguments, "evaluate")
+    call(run, arguments, "evaluate")
 
 
 def export_command(arguments: list[str]) -> None:
@@ -446,7 +437,7 @@ def export_command(arguments: list[str]) -> None:
         for path in export(run, out, format, step=step):
             print(path)
 
-    _call(run, arguments, "export")
+    call(run, arguments, "export")
 
 
 def convert_command(arguments: list[str]) -> None:
@@ -476,7 +467,7 @@ def convert_command(arguments: list[str]) -> None:
         for path in files:
             print(path)
 
-    _call(run, arguments, "convert")
+    call(run, arguments, "convert")
 
 
 def embed_text_command(arguments: list[str]) -> None:
@@ -497,7 +488,7 @@ def embed_text_command(arguments: list[str]) -> None:
         found = embed_sentences(captions, text_encoder, out)
         print(f"{out}: {len(found)} sentence embeddings of width {found.width}")
 
-    _call(run, arguments, "embed-text")
+    call(run, arguments, "embed-text")
 
 
 def embed_command(arguments: list[str]) -> None:
@@ -558,7 +549,7 @@ def embed_command(arguments: list[str]) -> None:
             for cosine, line in sorted(zip(cosines.tolist(), text, strict=True), reverse=True):
                 print(f"{cosine:+.4f}  {line}")
 
-    _call(run, arguments, "embed")
+    call(run, arguments, "embed")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -574,125 +565,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "embed": embed_command,
     "embed-text": embed_text_command,
 }
-
-
-def _peek(arguments: list[str], default: str) -> tuple[str, str]:
-    """The config file and size, looked up before the options that they are defaults of."""
-    size = "small"
-    for i, word in enumerate(arguments):
-        if word == "--size" and i + 1 < len(arguments):
-            size = arguments[i + 1]
-        elif word.startswith("--size="):
-            size = word.removeprefix("--size=")
-    if not arguments or {"-h", "--help"} & set(arguments):
-        first = arguments[0] if arguments and not arguments[0].startswith("-") else default
-        return first, size
-    if arguments[0].startswith("-"):
-        raise InputError(
-            f"{arguments[0]}: the config comes first; give a file like configs/{default} before "
-            "the options"
-        )
-    return arguments[0], size
-
-
-def _with_content(arguments: list[str], experiment: Any, size: str) -> tuple[list[str], Any]:
-    """The arguments without `--model.content NAME`, and the experiment with that encoder.
-
-    It decides several fields and the options of one, so that the parser cannot be asked.
-    """
-    flag, names, rest = "--model.content", [], list(arguments)
-    while flag in rest[:-1]:
-        place = rest.index(flag)
-        names.append(rest[place + 1])
-        del rest[place : place + 2]
-    names += [word.removeprefix(f"{flag}=") for word in rest if word.startswith(f"{flag}=")]
-    rest = [word for word in rest if not word.startswith(f"{flag}=")]
-    if not names:
-        return arguments, experiment
-    from spatial_clap_jax.systems.content import named_content
-
-    model = experiment.model
-    if not hasattr(model, "content_normalisation"):
-        raise InputError(
-            f"{flag} {names[-1]}: {type(model).__name__} has no choice of content encoders; leave "
-            "it out."
-        )
-    fields = named_content(names[-1], size)
-    return rest, replace(experiment, model=replace(model, **fields))
-
-
-def _call(function: Callable[..., T], arguments: list[str], name: str, style: _Style = _STYLE) -> T:
-    """`function` with the arguments of the command line; mistakes become `InputError`."""
-    program = f"spatial-clap {name}"
-    unknown, message = _parse(function, arguments, program, style)
-    if message:
-        raise InputError(f"{name}: {message} ({program} --help tells the options)")
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        flags = _flags(function, program, style)
-        nearest = difflib.get_close_matches(flag.replace("_", "-"), flags, n=1, cutoff=0.0)[0]
-        kind = "option" if flag.startswith("-") else "argument"
-        raise InputError(
-            f"{name}: unknown {kind} {flag}; did you mean {nearest}? "
-            f"({program} --help tells the options)"
-        )
-    return tyro.cli(function, args=arguments, prog=program, config=style)
-
-
-def _parse(
-    function: Callable, arguments: list[str], program: str, style: _Style
-) -> tuple[list[str], str]:
-    """Options that are unknown, and what else is wrong with the arguments, if anything."""
-    if {"-h", "--help"} & set(arguments):
-        return [], ""
-    # Parsed once without being run: tyro prints boxes, a mistake here is one line.
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            _, unknown = tyro.cli(
-                _signature_only(function),
-                args=arguments,
-                prog=program,
-                config=style,
-                return_unknown_args=True,
-            )
-    except SystemExit:
-        return [], _unbox(printed.getvalue())
-    return unknown, ""
-
-
-def _signature_only(function: Callable) -> Callable:
-    """Something with the signature and the documentation of `function` that does nothing."""
-
-    def nothing(**_: Any) -> None: ...
-
-    nothing.__doc__ = function.__doc__
-    nothing.__annotations__ = function.__annotations__
-
-    nothing.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    return nothing
-
-
-def _unbox(text: str) -> str:
-    """What tyro said in a box, on one line, without its title and its advice."""
-    lines = [line.strip("│|╭╮╰╯+ ") for line in text.splitlines()]
-    # The title comes first; on a plain terminal it stands on a line of its own above a rule.
-    body = [line for line in lines if line][1:]
-    if body and not body[0].strip("─-"):
-        body = body[1:]
-    kept = itertools.takewhile(lambda line: line.strip("─-"), body)
-    return _one_line(" ".join(kept)) or _one_line(text)
-
-
-def _flags(function: Callable, program: str, style: _Style) -> list[str]:
-    printed = io.StringIO()
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
-        tyro.cli(function, args=["--help"], prog=program, config=style)
-    return sorted(set(re.findall(r"--[a-z][\w.-]*", printed.getvalue())))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ ORDER = (
     "convert",
     "quickstart",
     "study",
+    "arguments",
     "cli",
 )
 FILES = sorted(

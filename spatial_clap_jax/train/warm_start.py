@@ -211,8 +211,12 @@ def _with_audio(model: Any, source: str) -> tuple[Any, Towers]:
 def _with_text(model: Any, source: str) -> tuple[Any, Towers]:
     tower = shortened(read_text_tower(source), model.text.max_tokens)
     config, arrays = _with_dropout_of(model.text, tower.config), below(tower.arrays, "text")
-    is_m2d = isinstance(model, M2dClapConfig) and isinstance(model.text, TextConfig)
-    if is_m2d and model.text.pooling == "first":
+    ours = model.text
+    if (
+        isinstance(model, M2dClapConfig)
+        and isinstance(ours, TextConfig)
+        and ours.pooling == "first"
+    ):
         # Stage 2 takes BERT's first token as it is, not through the pooler.
         config = dataclasses.replace(config, pooling="first")
         arrays = {path: x for path, x in arrays.items() if "/text/pooler/" not in path}
