@@ -40,9 +40,10 @@ def _mel_16k() -> LogMelConfig:
 
 
 def small() -> Experiment:
-    """2.6 M parameters, half an hour; mel bands and a stem of patches make the branch cheap enough for a CPU.
+    """2.6 M parameters, half an hour on two cores.
 
-    Its intensity vectors are divided by the energy, so that they tell how diffuse the field is.
+    Mel bands and a stem of patches make the branch cheap enough for that. Its intensity vectors are
+    divided by the energy, so that they tell how diffuse the field is.
     """
     model = ElsaConfig(
         sample_rate_hz=16_000,

@@ -104,6 +104,7 @@ class M2dClapModule(nn.Module):
         # Patch embedding, positions and CLS are the encoder's own.
         shown = self.content.with_cls(take_tokens(patches, masks.masked))
         blocks = vit_blocks(self.config.content, self.dtype)
+        # The loss stops the gradient too; stopped here, the blocks keep nothing for it.
         tokens = blocks.apply({"params": target}, jax.lax.stop_gradient(shown))
         return cast(Array, tokens)[:, 1:]
 
