@@ -10,6 +10,8 @@ Rows of the paper's ablation, and a CLAP that hears W alone, are one option of `
     --model.regression-weights 0 0 0        the contrastive loss alone
     --model.branch none --model.regression-weights 0 0 0
 
+`small` reaches 99 % in four directions and 11.6 degrees in 3-D localisation on clips and rooms
+never heard of ESC-10, in 38 minutes on two cores (docs/results.md); near and far it does not tell.
 configs/elsa_attributes.py trains the branch before, and `--init.branch RUN` starts from it. `base`
 has the paper's parts and optimiser (Adam 5e-5, 2,304 captions) and has not been trained by us.
 """
