@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -38,11 +39,13 @@ def save_features(path: str | Path, **arrays: Shaped[np.ndarray, "..."]) -> None
     """
 
     def is_like_it(path: Path) -> bool:
+        # Anything but a zip file is none of ours, whatever its name says.
+        if not is_zipfile(path):
+            return False
         try:
             with np.load(path, allow_pickle=False) as held:
                 return set(held.files) == arrays.keys()
-        # A file of another kind fails in as many ways as there are kinds.
-        except Exception:
+        except (OSError, ValueError, EOFError, BadZipFile):
             return False
 
     held: dict[str, Any] = dict(arrays)

@@ -49,25 +49,25 @@ class PatchTokens:
     tell: Callable[..., Any] | None = None
 
     def embed(
-        self, clips: Float32[np.ndarray, "b c t"], rate_hz: int
+        self, clips: Float32[np.ndarray, "b 1 t"], rate_hz: int
     ) -> Float32[np.ndarray, "b d"]:
         """Unit embeddings of recordings; the tokens of all their inputs are projected together.
 
         Args:
-          clips: recordings of one length; of several channels the mean is heard.
+          clips: recordings of one length and one channel.
           rate_hz: their rate.
         """
         return self._of_all_tokens(self.project, clips, rate_hz)
 
     def classify(
-        self, clips: Float32[np.ndarray, "b c t"], rate_hz: int
+        self, clips: Float32[np.ndarray, "b 1 t"], rate_hz: int
     ) -> Float32[np.ndarray, "b k"]:
         """Logits of classes; see `embed` for the arguments."""
         assert self.tell is not None
         return self._of_all_tokens(self.tell, clips, rate_hz)
 
     def frames(
-        self, clips: Float32[np.ndarray, "b c t"], rate_hz: int
+        self, clips: Float32[np.ndarray, "b 1 t"], rate_hz: int
     ) -> tuple[Float32[np.ndarray, "b l d"], Float64[np.ndarray, "l"]]:
         """Features of every moment, and its middle in ms; see `embed` for the arguments.
 
@@ -79,7 +79,7 @@ class PatchTokens:
         return check_finite(rows, "audio"), self._times_ms(len(levels[0]))
 
     def _of_all_tokens(
-        self, read: Callable[..., Any], clips: Float32[np.ndarray, "b c t"], rate_hz: int
+        self, read: Callable[..., Any], clips: Float32[np.ndarray, "b 1 t"], rate_hz: int
     ) -> Float32[np.ndarray, "b d"]:
         rows = []
         for clip in clips:
@@ -87,11 +87,11 @@ class PatchTokens:
             rows.append(np.asarray(read(grid.reshape(1, -1, grid.shape[-1])))[0])
         return check_finite(np.stack(rows), "audio")
 
-    def _levels(self, clip: Float32[np.ndarray, "c t"], rate_hz: int) -> Float32[np.ndarray, "l m"]:
-        mono = resample(clip.mean(axis=0, keepdims=True), rate_hz, self.mel.sample_rate_hz)
+    def _levels(self, clip: Float32[np.ndarray, "1 t"], rate_hz: int) -> Float32[np.ndarray, "l m"]:
+        heard = resample(clip, rate_hz, self.mel.sample_rate_hz)
         mean, deviation = self.normalisation
         # On the host: a program of the whole would be compiled for every length.
-        return (log_mel_on_host(mono[0], self.mel) - np.float32(mean)) / np.float32(deviation)
+        return (log_mel_on_host(heard[0], self.mel) - np.float32(mean)) / np.float32(deviation)
 
     def _grid(self, levels: Float32[np.ndarray, "l m"]) -> Float32[np.ndarray, "f l d"]:
         """Tokens over frequency and time."""
