@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from spatial_clap_jax.arguments import call, one_line, peek, with_content
 from spatial_clap_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from spatial_clap_jax.data.scenes import SceneRecipe
+    from spatial_clap_jax.data.seld_recipe import SeldRecipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,15 +92,27 @@ def quickstart_command(arguments: list[str]) -> None:
 
 
 def render_command(arguments: list[str]) -> None:
-    """Render scenes from clips with captions."""
+    """Render scenes, or clips with video, from dry sounds."""
     config, size = peek(arguments, default="scenes.py")
-    from spatial_clap_jax.data.builders import render_scenes
     from spatial_clap_jax.data.scenes import SceneRecipe
+    from spatial_clap_jax.data.seld_recipe import SeldRecipe
     from spatial_clap_jax.train.experiment import load_config
 
-    recipe_default = load_config(config, size)
-    if not isinstance(recipe_default, SceneRecipe):
-        raise InputError(f"{config}: gives no scene recipe; give a file like configs/scenes.py")
+    recipe = load_config(config, size)
+    if isinstance(recipe, SceneRecipe):
+        _render_scenes(arguments, recipe)
+    elif isinstance(recipe, SeldRecipe):
+        _render_clips(arguments, recipe)
+    else:
+        raise InputError(
+            f"{config}: gives no recipe; give a file like configs/scenes.py or "
+            "configs/seld_scenes.py"
+        )
+
+
+def _render_scenes(arguments: list[str], recipe_default: "SceneRecipe") -> None:
+    from spatial_clap_jax.data.builders import render_scenes
+    from spatial_clap_jax.data.scenes import SceneRecipe
 
     def run(
         config: tyro.conf.Positional[Path],
@@ -135,6 +151,36 @@ def render_command(arguments: list[str]) -> None:
         groups = ", ".join(f"{split} {len(data.source(split))}" for split in data.splits)
         skipped = len(data.manifest["skipped_clips"])
         print(f"{out}: {groups} scene groups; {skipped} bad clips skipped")
+
+    call(run, arguments, "render")
+
+
+def _render_clips(arguments: list[str], recipe_default: "SeldRecipe") -> None:
+    from spatial_clap_jax.data.seld_recipe import SeldRecipe
+    from spatial_clap_jax.data.seld_scenes import render_clips
+
+    def run(
+        config: tyro.conf.Positional[Path],
+        sources: str,
+        out: Path,
+        size: str = "small",
+        workers: int | None = None,
+        recipe: Annotated[SeldRecipe, tyro.conf.arg(name="")] = recipe_default,
+    ) -> None:
+        """Renders a config's clips, sound with labels and video, into a folder of DCASE's form.
+
+        Args:
+          config: a Python file with get_config(size), for example configs/seld_scenes.py.
+          sources: a csv of dry sounds with categories, or 'synthetic' for the built-in bank.
+          out: folder for the clips.
+          size: quickstart, small or base.
+          workers: processes; default: one a core.
+          recipe: everything that decides which clips are rendered.
+        """
+        clips = render_clips(recipe, sources, out, workers=workers)
+        counts = ", ".join(f"{split} {len(names)}" for split, names in clips.splits.items())
+        skipped = len(clips.manifest["skipped_clips"])
+        print(f"{out}: {counts} clips; {skipped} bad dry sounds skipped")
 
     call(run, arguments, "render")
 

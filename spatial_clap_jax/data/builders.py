@@ -11,8 +11,6 @@ import itertools
 import json
 import math
 import os
-import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +33,8 @@ from spatial_clap_jax.data.records import (
     scene_features,
 )
 from spatial_clap_jax.data.scenes import SceneRecipe
-from spatial_clap_jax.data.sources import Source, SourceOptions, open_source
+from spatial_clap_jax.data.sources import open_source
+from spatial_clap_jax.data.staging import is_free, refuse_other, staging
 from spatial_clap_jax.data.workers import WorkerPool
 from spatial_clap_jax.errors import InputError
 
@@ -232,8 +231,8 @@ def render_scenes(
         if progress:
             print(f"{out}: holds these scenes already; nothing to do.", file=sys.stderr)
         return open_scenes(out)
-    with _staging(out) as folder, WorkerPool(workers or os.cpu_count() or 1, progress) as pool:
-        skipped = _check_clips(pool, recipe, source, sources)
+    with staging(out) as folder, WorkerPool(workers or os.cpu_count() or 1, progress) as pool:
+        skipped = material.check_clips(pool, source, sources, recipe.sources, recipe.sample_rate_hz)
         usable = collections.Counter(c.split for c in source.clips if c.clip_id not in skipped)
         recipe = recipe.counted(usable)
         t60_s = _make_rooms(pool, recipe, folder, measured)
@@ -261,23 +260,6 @@ def render_scenes(
         (whole / MANIFEST).write_text(text, encoding="utf-8")
         whole.rename(out)
     return open_scenes(out)
-
-
-def _check_clips(
-    pool: WorkerPool, recipe: SceneRecipe, source: Source, sources: str
-) -> dict[str, str]:
-    check = functools.partial(_fault, sources, recipe.sources, recipe.sample_rate_hz)
-    checks = (functools.partial(check, number) for number in range(len(source.clips)))
-    faults = pool.run(checks, title="clips checked", total=len(source.clips))
-    return material.skipped_clips(source, faults)
-
-
-def _fault(sources: str, options: SourceOptions, sample_rate_hz: int, number: int) -> str | None:
-    source = _opened(sources, options)
-    return material.clip_fault(source, source.clips[number], sample_rate_hz)
-
-
-_opened = functools.lru_cache(maxsize=1)(open_source)
 
 
 def _make_rooms(
@@ -316,67 +298,12 @@ def _make_rooms(
 
 def _holds_the_same(out: Path, identity: dict[str, Any]) -> bool:
     """Whether `out` is these very scenes; False where there is nothing, else an InputError."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_free(out, MANIFEST, "set of scenes"):
         return False
-    if not (out / MANIFEST).is_file():
-        raise InputError(
-            f"{out}: holds something that is no set of scenes; nothing is overwritten: give a new "
-            "or an empty folder as --out."
-        )
     held = open_scenes(out).manifest
     # What a recipe of the first format could not say is what it says by default.
-    defaults = _flat({"recipe": recipe_as_json(SceneRecipe())}) if held["format"] < FORMAT else {}
-    there = defaults | _flat({key: held.get(key) for key in identity})
-    here = _flat(identity)
-    for key in here | there:
-        old, new = there.get(key), here.get(key)
-        if old != new:
-            raise InputError(
-                f"{out}: holds scenes of another kind: {key} is {old!r} there and {new!r} here; "
-                "nothing is overwritten: give another --out."
-            )
-    return True
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
-
-
-@contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`; those that killed renders left behind go first."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{out.name}.{socket.gethostname()}-"
-        for left in out.parent.iterdir():
-            number = left.name.removeprefix(prefix).removesuffix(".partial")
-            ours = left.name == f"{prefix}{number}.partial" and number.isdecimal()
-            if ours and not _alive(int(number)):
-                shutil.rmtree(left, ignore_errors=True)
-        folder = out.parent / f"{prefix}{os.getpid()}.partial"
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be made ({error.strerror}); give a place that can be written to."
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    defaults = {"recipe": recipe_as_json(SceneRecipe())} if held["format"] < FORMAT else {}
+    refuse_other(out, held, identity, defaults)
     return True
 
 

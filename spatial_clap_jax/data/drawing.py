@@ -7,7 +7,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import soxr
@@ -28,7 +28,7 @@ from spatial_clap_jax.errors import InputError
 
 # Active level of a source at 1 m, in dB of full scale, so that mixtures are about as loud as
 # recordings are. What is stored is scaled to its own peak; `scale` keeps the level.
-_REFERENCE_LEVEL_DB = -30.0
+REFERENCE_LEVEL_DB = -30.0
 
 
 @runtime_checkable
@@ -256,12 +256,45 @@ def _told_apart(azimuth_deg: float, words: Words) -> int | str | None:
 def _dry(
     recipe: SceneRecipe, material: Material, clip: Clip, split: str, rng: np.random.Generator
 ) -> Float32[np.ndarray, "t"]:
-    """A clip at the mixture's length and a drawn level around the reference."""
-    audio = material.load(clip, recipe.sample_rate_hz)
-    if split == "train" and recipe.speed_range != (1.0, 1.0):
-        speed = rng.uniform(*recipe.speed_range)
-        audio = soxr.resample(audio, recipe.sample_rate_hz * speed, recipe.sample_rate_hz)
-    audio = fit_clip(audio, recipe.length, rng, recipe.clip_fit)
-    level_db = rng.uniform(-recipe.level_range_db, recipe.level_range_db)
-    gain_db = _REFERENCE_LEVEL_DB + level_db - active_level_db(audio)
+    """A clip as long as the mixture."""
+    return dry_signal(
+        material.load(clip, recipe.sample_rate_hz),
+        recipe.sample_rate_hz,
+        recipe.length,
+        rng,
+        recipe.clip_fit,
+        recipe.speed_range if split == "train" else (1.0, 1.0),
+        recipe.level_range_db,
+    )
+
+
+def dry_signal(
+    audio: Float32[np.ndarray, "t"],
+    sample_rate_hz: int,
+    length: int,
+    rng: np.random.Generator,
+    clip_fit: Literal["tile", "pad"],
+    speed_range: tuple[float, float],
+    level_range_db: float,
+) -> Float32[np.ndarray, "u"]:
+    """A clip at a drawn speed, a length and a drawn level around the reference.
+
+    Args:
+      audio: the clip.
+      sample_rate_hz: its rate.
+      length: samples wanted.
+      rng: what is drawn from.
+      clip_fit: what becomes of a clip that is too short; see `fit_clip`.
+      speed_range: playing speeds; (1, 1) draws none.
+      level_range_db: most by which the active level differs from -30 dB of full scale.
+
+    Returns:
+      The signal as it is 1 m from its source, without a room.
+    """
+    if speed_range != (1.0, 1.0):
+        speed = rng.uniform(*speed_range)
+        audio = soxr.resample(audio, sample_rate_hz * speed, sample_rate_hz)
+    audio = fit_clip(audio, length, rng, clip_fit)
+    level_db = rng.uniform(-level_range_db, level_range_db)
+    gain_db = REFERENCE_LEVEL_DB + level_db - active_level_db(audio)
     return audio * np.float32(10 ** (gain_db / 20))

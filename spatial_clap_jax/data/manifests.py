@@ -16,6 +16,7 @@ from spatial_clap_jax.acoustics.receivers import Foa, Receiver, StereoPair
 from spatial_clap_jax.acoustics.spatial_captions import spatial_phrases
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.scenes import SceneRecipe
+from spatial_clap_jax.data.seld_recipe import SeldRecipe
 from spatial_clap_jax.data.sources import Source
 
 FORMAT = 2
@@ -55,8 +56,8 @@ def manifest_of(
     return {
         "format": FORMAT,
         **identity,
-        "fingerprint": _digest(identity),
-        "versions": {package: _version(package) for package in VERSIONS},
+        "fingerprint": digest(identity),
+        "versions": versions(),
         "groups": recipe.splits(),
         "rooms": {split: len(times) for split, times in t60_s.items()},
         "t60_s": {
@@ -78,7 +79,7 @@ def manifest_of(
     }
 
 
-def recipe_as_json(recipe: SceneRecipe) -> dict[str, Any]:
+def recipe_as_json(recipe: SceneRecipe | SeldRecipe) -> dict[str, Any]:
     """The recipe as JSON gives it back; a folder's place is not part of what is rendered."""
     fields = to_plain(recipe)
     fields["sources"].pop("audio_folder")
@@ -93,12 +94,18 @@ def _phrases_of_places(receiver: Receiver) -> Iterator[str]:
         yield from spatial_phrases()
 
 
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change what is rendered."""
+    return {package: _version(package) for package in VERSIONS}
+
+
+def digest(tree: Any) -> str:
+    """Hexadecimal digest of plain JSON."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _digest(tree: Any) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

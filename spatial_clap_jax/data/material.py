@@ -22,6 +22,7 @@ from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
 from spatial_clap_jax.data.drawing import by_content
 from spatial_clap_jax.data.scenes import RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import SPLITS, Clip, Source, SourceOptions, open_source
+from spatial_clap_jax.data.workers import WorkerPool
 from spatial_clap_jax.errors import InputError
 
 # Above this share of unusable clips something is wrong with the source as a whole.
@@ -69,6 +70,38 @@ def open_material(folder: Path, sources: str, options: SourceOptions) -> SceneMa
     noted = json.loads((folder / "material.json").read_text())
     rooms = {split: StoredRooms(folder / "rooms" / split, n) for split, n in noted["rooms"].items()}
     return SceneMaterial(open_source(sources, options), noted["skipped"], rooms)
+
+
+def check_clips(
+    pool: WorkerPool, source: Source, sources: str, options: SourceOptions, sample_rate_hz: int
+) -> dict[str, str]:
+    """Loads all clips of a source once, spread over workers.
+
+    Args:
+      pool: the workers.
+      source: the clips.
+      sources: what the source is opened from there.
+      options: how it is read.
+      sample_rate_hz: rate that the clips must be had at.
+
+    Returns:
+      The reasons of those that are left out, by clip id.
+
+    Raises:
+      InputError: more than 5 % of the clips are bad.
+    """
+    check = functools.partial(_fault, sources, options, sample_rate_hz)
+    checks = (functools.partial(check, number) for number in range(len(source.clips)))
+    faults = pool.run(checks, title="clips checked", total=len(source.clips))
+    return skipped_clips(source, faults)
+
+
+def _fault(sources: str, options: SourceOptions, sample_rate_hz: int, number: int) -> str | None:
+    source = _opened(sources, options)
+    return clip_fault(source, source.clips[number], sample_rate_hz)
+
+
+_opened = functools.lru_cache(maxsize=1)(open_source)
 
 
 def clip_fault(source: Source, clip: Clip, sample_rate_hz: int) -> str | None:

@@ -21,6 +21,7 @@ from spatial_clap_jax.data import builders, material, records, transforms
 from spatial_clap_jax.data.builders import open_scenes, render_scenes
 from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneGroup, SceneRecipe
 from spatial_clap_jax.data.sources import SourceOptions
+from spatial_clap_jax.data.staging import staging
 from spatial_clap_jax.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:label.. is deprecated:DeprecationWarning")
@@ -204,11 +205,11 @@ def test_an_interrupted_render_leaves_nothing(tmp_path, monkeypatch):
 def test_what_a_killed_render_left_is_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    with builders._staging(tmp_path / "out") as folder:
+    with staging(tmp_path / "out") as folder:
         name = folder.name
     left = tmp_path / name.replace(name.split("-")[-1], f"{dead.pid}.partial")
     left.mkdir()
-    with builders._staging(tmp_path / "out") as folder:
+    with staging(tmp_path / "out") as folder:
         assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 

@@ -1,0 +1,307 @@
+"""Folders of clips in the form of DCASE 2025 Task 3: stereo sound, labels and video.
+
+stereo_dev/<group>/<clip>.wav    metadata_dev/<group>/<clip>.csv    video_dev/<group>/<clip>.mp4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from jaxtyping import Float32, UInt8
+from rich.console import Console
+from rich.progress import track
+
+from spatial_clap_jax.data.audio import read_audio
+from spatial_clap_jax.data.event_tables import check_table, read_events
+from spatial_clap_jax.data.sound_events import DCASE_CLASSES, LABEL_STEP_S, SoundEvents
+from spatial_clap_jax.data.sources import SPLITS
+from spatial_clap_jax.data.video import frames_at
+from spatial_clap_jax.errors import InputError
+
+SAMPLE_RATE_HZ = 24_000
+AUDIO, LABELS, VIDEO = "stereo_dev", "metadata_dev", "video_dev"
+# What a folder that this library rendered says of itself.
+MANIFEST = "clips.json"
+# Of the training recordings, where no group is for validation.
+VALIDATION_SHARE = 0.1
+# Fewer than this are looked at within seconds.
+_WORTH_A_BAR = 2000
+_SPLIT_WORDS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Clips of one length with their events, read from a folder on demand.
+
+    Attributes:
+      folder: where they lie.
+      classes: names of the classes, by number.
+      fingerprint: changes when labels, or the sizes of files, do.
+      splits: names of the clips of 'train', 'validation' and 'test' that there are, sorted.
+      groups: the group, a folder, of each clip.
+      length: samples of each clip.
+      has_video: whether each clip has a video.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    fingerprint: str
+    splits: dict[str, tuple[str, ...]]
+    groups: dict[str, str] = dataclasses.field(repr=False)
+    length: int
+    has_video: bool
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of the audio."""
+        return SAMPLE_RATE_HZ
+
+    @property
+    def duration_s(self) -> float:
+        """Length of each clip."""
+        return self.length / SAMPLE_RATE_HZ
+
+    @property
+    def labels(self) -> int:
+        """Label frames in a clip."""
+        return _label_frames(self.length)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the renderer noted; empty for recordings of others."""
+        return _manifest(self.folder)
+
+    def audio(self, name: str) -> Float32[np.ndarray, "2 t"]:
+        """Samples of a clip, L and R.
+
+        Raises:
+          InputError: the file changed since the folder was opened, or is cut short.
+        """
+        path = self._path(AUDIO, name)
+        samples, rate_hz = read_audio(path)
+        _check_audio(path, len(samples), rate_hz, samples.shape[1], self.length)
+        return samples
+
+    def events(self, name: str) -> SoundEvents:
+        """What sounds where in a clip: the labels.
+
+        Raises:
+          InputError: the file changed since the folder was opened.
+        """
+        return read_events(self._path(LABELS, name), len(self.classes), self.labels)
+
+    def frames(
+        self, name: str, count: int, size: tuple[int, int]
+    ) -> UInt8[np.ndarray, "count height width 3"]:
+        """Pictures of a clip, each in the middle of one of `count` equal parts of its time.
+
+        Args:
+          name: of the clip.
+          count: pictures wanted.
+          size: their height and width.
+
+        Returns:
+          RGB.
+
+        Raises:
+          InputError: there is no video, PyAV is not installed, or the file cannot be used; see
+            `video.frames_at`.
+        """
+        if not self.has_video:
+            raise InputError(
+                f"{self.folder}: has no folder {VIDEO}; add the videos, or take a system that "
+                "does not look."
+            )
+        times_s = [(i + 0.5) * self.duration_s / count for i in range(count)]
+        return frames_at(self._path(VIDEO, name), times_s, size, at_least_s=self.duration_s)
+
+    def _path(self, kind: str, name: str) -> Path:
+        return _path(self.folder, kind, self.groups[name], name)
+
+
+def open_clips(folder: str | Path) -> Clips:
+    """Looks through a folder in the form of DCASE 2025 Task 3.
+
+    The headers of all audio and all labels are checked; audio and video are read on demand. A
+    group is in the split that its name says (`dev-train-sony`, `dev-test-tau`, `dev-val-...`);
+    where none is for validation, a tenth of the training recordings is held out, chosen by a hash
+    of their names: clips of one recording (`fold3_room21_mix001_deg010_start0030`) stay together.
+
+    Args:
+      folder: holds `stereo_dev`, `metadata_dev` and, for systems that look, `video_dev`.
+
+    Returns:
+      The clips; small and picklable.
+
+    Raises:
+      InputError: a folder or file is missing, audio is not stereo at 24 kHz of one length, or
+        labels cannot be used; the message names file, line and rule.
+
+    Reference: DCASE 2025 Challenge, Task 3; the share for validation is our choice.
+    """
+    folder = Path(folder).absolute()
+    groups = _groups_of_clips(folder)
+    manifest = _manifest(folder)
+    classes = tuple(manifest.get("classes", DCASE_CLASSES))
+    has_video = (folder / VIDEO).is_dir()
+    digest = hashlib.sha256(repr(classes).encode())
+    length = None
+    for name in _shown(sorted(groups)):
+        path = _path(folder, AUDIO, groups[name], name)
+        header = _header(path)
+        length = header.frames if length is None else length
+        _check_audio(path, header.channels, header.samplerate, header.frames, length)
+        table = _path(folder, LABELS, groups[name], name)
+        content = _existing(table, path).read_bytes()
+        check_table(table, content, len(classes), _label_frames(length))
+        digest.update(repr((groups[name], name, header.frames)).encode() + content)
+        if has_video:
+            video = _existing(_path(folder, VIDEO, groups[name], name), path)
+            digest.update(str(video.stat().st_size).encode())
+    assert length is not None
+    return Clips(
+        folder, classes, digest.hexdigest(), _splits(folder, groups), groups, length, has_video
+    )
+
+
+def recording_of(name: str) -> str:
+    """The recording that a clip was cut from.
+
+    Example:
+      >>> recording_of("fold4_room23_mix001_deg010_start0030")
+      'fold4_room23_mix001'
+    """
+    return re.sub(r"_deg\d+_start\d+$", "", name)
+
+
+def _path(folder: Path, kind: str, group: str, name: str) -> Path:
+    ending = {AUDIO: ".wav", LABELS: ".csv", VIDEO: ".mp4"}[kind]
+    return folder / kind / group / f"{name}{ending}"
+
+
+@functools.lru_cache(maxsize=4)
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(name, str) for name in manifest["classes"]):
+            raise TypeError("classes are no names")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: tells no classes ({' '.join(str(error).split())}); render the clips again, "
+            "or remove the file if they are DCASE's."
+        ) from error
+    return manifest
+
+
+def _groups_of_clips(folder: Path) -> dict[str, str]:
+    """The group of each clip."""
+    for kind in (AUDIO, LABELS):
+        if not (folder / kind).is_dir():
+            raise InputError(
+                f"{folder}: has no folder {kind}; give the folder that holds {AUDIO}, {LABELS} "
+                f"and {VIDEO}."
+            )
+    groups: dict[str, str] = {}
+    for path in sorted((folder / AUDIO).glob("*/*.wav")):
+        group = path.parent.name
+        other = groups.setdefault(path.stem, group)
+        if other != group:
+            raise InputError(
+                f"{path}: a clip of this name is in group {other} too; give each clip a name of "
+                "its own."
+            )
+    if not groups:
+        raise InputError(f"{folder / AUDIO}: holds no <group>/<clip>.wav; add the clips.")
+    return groups
+
+
+def _shown(names: Sequence[str]) -> Iterator[str]:
+    yield from track(
+        names,
+        "clips checked",
+        console=Console(stderr=True),
+        transient=True,
+        disable=len(names) < _WORTH_A_BAR,
+    )
+
+
+def _header(path: Path) -> Any:
+    try:
+        return soundfile.info(path)
+    except soundfile.SoundFileError as error:
+        raise InputError(
+            f"{path}: cannot be decoded as audio ({' '.join(str(error).split())}); give a whole "
+            "copy of the file, as wav."
+        ) from error
+
+
+def _check_audio(path: Path, channels: int, rate_hz: int, samples: int, length: int) -> None:
+    if channels != 2:
+        raise InputError(
+            f"{path}: {channels} channel(s); clips are stereo, L and R: render or cut it again "
+            "with two."
+        )
+    if rate_hz != SAMPLE_RATE_HZ:
+        raise InputError(
+            f"{path}: sample rate {rate_hz} Hz; clips are at {SAMPLE_RATE_HZ} Hz: resample the "
+            "file (soxr, for example)."
+        )
+    if samples != length or not _label_frames(length):
+        raise InputError(
+            f"{path}: {samples} samples where the other clips have {length}; all clips of a "
+            f"folder last equally long, at least {LABEL_STEP_S:g} s: cut them again."
+        )
+
+
+def _label_frames(length: int) -> int:
+    return round(length / SAMPLE_RATE_HZ / LABEL_STEP_S)
+
+
+def _existing(path: Path, audio: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, and {audio} needs it; add it or remove the clip.")
+    return path
+
+
+def _splits(folder: Path, groups: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    split_of = {group: _split_of(folder, group) for group in set(groups.values())}
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name in sorted(groups):
+        names[split_of[groups[name]]].append(name)
+    if not names["validation"]:
+        held = _held_out(names["train"])
+        names["validation"] = [name for name in names["train"] if recording_of(name) in held]
+        names["train"] = [name for name in names["train"] if recording_of(name) not in held]
+    return {split: tuple(members) for split, members in names.items() if members}
+
+
+def _split_of(folder: Path, group: str) -> str:
+    named = {_SPLIT_WORDS[word] for word in re.split(r"[-_ ]", group) if word in _SPLIT_WORDS}
+    if len(named) != 1:
+        raise InputError(
+            f"{folder / AUDIO / group}: the group's name must hold one of "
+            f"{', '.join(_SPLIT_WORDS)}, to tell its split; rename it, as dev-train-sony."
+        )
+    return named.pop()
+
+
+def _held_out(train: Sequence[str]) -> set[str]:
+    """A tenth of the recordings, but neither all nor none of several."""
+    recordings = sorted(
+        {recording_of(name) for name in train},
+        key=lambda recording: hashlib.sha256(recording.encode()).digest(),
+    )
+    count = max(1, round(VALIDATION_SHARE * len(recordings))) if len(recordings) > 1 else 0
+    return set(recordings[:count])

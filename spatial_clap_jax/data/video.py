@@ -1,0 +1,166 @@
+"""Video files: pictures at given times, and small files written; PyAV reads and encodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from spatial_clap_jax.data.sound_events import LABEL_STEP_S
+from spatial_clap_jax.errors import InputError
+
+# In FFmpeg itself, and so in PyAV's wheels for all platforms; what the task's videos hold.
+_CODEC = "mpeg4"
+# Finest and coarsest quantiser: small pictures stay sharp.
+_QUANTISERS = 2, 6
+# A video may end this much before its audio.
+_LEEWAY_S = LABEL_STEP_S
+
+
+def frames_at(
+    path: str | Path, times_s: Sequence[float], size: tuple[int, int], at_least_s: float = 0.0
+) -> UInt8[np.ndarray, "n height width 3"]:
+    """The pictures on show at given times, by the time stamps of the file.
+
+    Time 0 is the first picture; each is on show until the next one, whatever the frame rate or
+    its changes. The file is decoded once, and only what is asked for becomes RGB.
+
+    Args:
+      path: the video.
+      times_s: ascending, in seconds.
+      size: height and width wanted; another size is resampled by area.
+      at_least_s: how long the video must last; a label step less is let pass.
+
+    Returns:
+      RGB.
+
+    Raises:
+      InputError: PyAV is not installed; the file is missing or no video, its time stamps are
+        missing or do not ascend, or it is too short.
+
+    Reference: our choice.
+    """
+    height, width = size
+    if list(times_s) != sorted(times_s):
+        raise InputError(f"times_s {list(times_s)} must ascend; sort them.")
+    pictures = np.zeros((len(times_s), height, width, 3), np.uint8)
+    due, shown, end_s = 0, None, 0.0
+    with _opened(path) as stream:
+        for time_s, frame in _timed(path, stream):
+            while shown is not None and due < len(times_s) and times_s[due] < time_s:
+                pictures[due] = _rgb(shown, height, width)
+                due += 1
+            # The last picture lasts as long as the one before it, or as it says itself.
+            step_s = time_s - end_s if shown is not None else _step_s(frame)
+            shown, end_s = frame, time_s
+        if shown is None:
+            raise InputError(f"{path}: holds no pictures; give a whole copy of the video.")
+        end_s += step_s
+        wanted_s = max(at_least_s, times_s[-1] if len(times_s) else 0.0)
+        if end_s < wanted_s - _LEEWAY_S:
+            raise InputError(
+                f"{path}: the video lasts {end_s:.2f} s, shorter than the {wanted_s:.2f} s of its "
+                "audio; give a video of the whole clip."
+            )
+        for later in range(due, len(times_s)):
+            pictures[later] = _rgb(shown, height, width)
+    return pictures
+
+
+def write_video(
+    path: str | Path, frames: UInt8[np.ndarray, "n height width 3"], rate_hz: Fraction | int
+) -> None:
+    """Writes pictures as an mp4 file (MPEG-4 part 2).
+
+    Args:
+      path: the file; one that is there is replaced.
+      frames: RGB, of even height and width.
+      rate_hz: pictures a second, such as 10 or Fraction(30000, 1001).
+
+    Raises:
+      InputError: PyAV is not installed, or an odd size.
+    """
+    av = _pyav()
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:
+        raise InputError(f"{path}: pictures of {width} x {height}; width and height must be even.")
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream(_CODEC, rate=Fraction(rate_hz))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.qmin, context.qmax = _QUANTISERS
+        # Time stamps in the muxer's units, so that 29.97 stays what it is.
+        context.time_base = 1 / Fraction(rate_hz)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = number, context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _pyav() -> ModuleType:
+    try:
+        import av
+    except ImportError:
+        raise InputError(
+            "video needs PyAV, which is not installed; install the extra: "
+            "pip install 'spatial-clap-jax[video]'."
+        ) from None
+    return av
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """The first video stream of a file; what FFmpeg says of a bad one becomes a line."""
+    av = _pyav()
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such video file; check the path.")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path}: holds no video stream; give a file with pictures.")
+            stream = container.streams.video[0]
+            # One thread: training reads many small files at once.
+            stream.codec_context.thread_count = 1
+            yield stream
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: cannot be decoded as video ({' '.join(str(error).split())}); give a whole "
+            "copy of the file, as mp4."
+        ) from error
+
+
+def _timed(path: str | Path, stream: Any) -> Iterator[tuple[float, Any]]:
+    """Pictures with their times, the first one at 0."""
+    first, before = None, None
+    for number, frame in enumerate(stream.container.decode(stream)):
+        if frame.pts is None:
+            raise InputError(
+                f"{path}: picture {number} has no time stamp; write the video again, with one for "
+                "each picture."
+            )
+        if before is not None and frame.pts <= before:
+            raise InputError(
+                f"{path}: time stamp {frame.pts} of picture {number} does not ascend from "
+                f"{before}; write the video again, pictures in the order of time."
+            )
+        first, before = frame.pts if first is None else first, frame.pts
+        yield float((frame.pts - first) * frame.time_base), frame
+
+
+def _step_s(frame: Any) -> float:
+    """How long a picture says that it lasts; 0 where it does not."""
+    return float(frame.duration * frame.time_base) if frame.duration else 0.0
+
+
+def _rgb(frame: Any, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    return frame.to_ndarray(format="rgb24", height=height, width=width, interpolation="AREA")
