@@ -54,9 +54,14 @@ _TASKS = {
     "angular_error_median_deg": "angular error, median",
     "distance_error_m": "distance error, mean",
     "wasserstein": "Wasserstein distance",
+    "seld_f": "sound events, F 20 deg",
+    "seld_f_on_screen": "sound events, F 20 deg, on-screen right",
+    "seld_on_screen": "sound events, on-screen accuracy",
+    "seld_doae_deg": "sound events, azimuth error",
+    "seld_rde_ratio": "sound events, relative distance error",
 }
 # Tasks whose numbers are no shares, by the end of their name, and their unit.
-_UNITS = {"_deg": "deg", "_m": "m", "wasserstein": ""}
+_UNITS = {"_deg": "deg", "_m": "m", "_ratio": "ratio", "wasserstein": ""}
 # Colours of directions on a map; what has no direction word is grey.
 _DIRECTION_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#bab0ac")
 # Neighbours of a point that a map keeps together.
@@ -200,7 +205,7 @@ def plot_results(
         _draw_confusion(axes[1], direction_confusion)
     if errors:
         _draw_errors(axes[-1], errors)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_map(learnt: EmbeddedSplit, shown: EmbeddedSplit, path: str | Path, seed: int = 0) -> None:
@@ -244,7 +249,7 @@ def plot_map(learnt: EmbeddedSplit, shown: EmbeddedSplit, path: str | Path, seed
     axes.set_yticks([])
     axes.set_xlabel(f"UMAP fitted on {len(learnt.identities)} training scenes")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def check_map_extra() -> None:
@@ -268,7 +273,12 @@ def _umap() -> Any:
         return importlib.import_module("umap").UMAP
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Writes a figure of matplotlib.
+
+    Raises:
+      InputError: it cannot be written there.
+    """
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
