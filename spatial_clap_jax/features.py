@@ -1,4 +1,4 @@
-"""What the encoders see: spectra, log-mel, stereo planes, intensity, resampling, masks.
+"""What the encoders see: spectra, log-mel, stereo planes, resampling, masks.
 
 Everything here runs inside the jitted step, in float32 whatever the model's compute
 type, over any leading axes. Contract of every front end, tested over many lengths:
@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,16 @@ import scipy.signal
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.shapes import Foa, MelFrames, Signal, Spectrum, Stereo
+from spatial_clap_jax.shapes import MelFrames, Signal, Spectrum, Stereo
 
-_Parts = tuple[Float32[Array, "*b l _"], Float32[Array, "*b l _"]]  # real, imaginary
+Parts = tuple[Float32[Array, "*b l _"], Float32[Array, "*b l _"]]  # real, imaginary
 
 # Spectral magnitudes below this are rounding noise: they count as zero, with phase 0.
 _SILENT_MAGNITUDE = 1e-15
 # A channel counts as at most 60 dB below the other, which bounds the level difference.
 _LEVEL_RANGE = 1e-6
 # Far below the quietest 16-bit sample, and its square, which gradients divide by, is no zero.
-_SILENT_POWER = 1e-18
-# Intensities below this are no direction, where the four channels together have a mean power of 1.
-_SILENT_INTENSITY = 1e-6
-_FOA_AXES = (3, 1, 2)  # X, Y, Z among W, Y, Z, X
+SILENT_POWER = 1e-18
 _LARGEST_RATIO = 1000
 # Frames of 1024 samples in parts of 64 ask for 0.23 of the products that their halves do; finer
 # splits cost more in sums and in small matrices than they save.
@@ -104,20 +101,6 @@ class StftConfig:
         return self.n_fft // 2 + 1
 
 
-class Intensity(NamedTuple):
-    """How sound energy flows through a point, in cells of time and frequency.
-
-    Attributes:
-      active: what arrives, along x ahead, y left, z up; it points at the source.
-      reactive: what swings to and fro, along the same axes.
-      level_db: power of W, not normalised.
-    """
-
-    active: Float32[Array, "*b l f 3"]
-    reactive: Float32[Array, "*b l f 3"]
-    level_db: Float32[Array, "*b l f"]
-
-
 LAION_CLAP_LOG_MEL = LogMelConfig()
 # Of the models that fuse views of long audio: other bands.
 CLAP_FUSION_LOG_MEL = LogMelConfig(norm=None, scale="htk")
@@ -167,14 +150,14 @@ def stft(
       Array([[ 2., -1.,  0.], ...
     """
     _check_stft(n_fft, hop)
-    audio = _centred(audio, n_fft, pad_mode) if centre else jnp.asarray(audio, jnp.float32)
+    audio = centred(audio, n_fft, pad_mode) if centre else jnp.asarray(audio, jnp.float32)
     if audio.shape[-1] < n_fft:
         raise InputError(
             f"stft: audio has {audio.shape[-1]} samples; a frame needs n_fft {n_fft}: "
             "give longer audio, or centre the frames."
         )
     count, bins = (audio.shape[-1] - n_fft) // hop + 1, n_fft // 2 + 1
-    even, odd = _spectra(audio, count, n_fft, hop, win_length or n_fft, window, bins, split=2)
+    even, odd = sorted_spectra(audio, count, n_fft, hop, win_length or n_fft, window, bins, split=2)
     return jax.lax.complex(*(_interleave(*parts) for parts in zip(even, odd, strict=True)))
 
 
@@ -236,13 +219,13 @@ def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFram
     """
 
     def levels(audio: Signal, count: int) -> MelFrames:
-        powers = [_power(*parts) for parts in _mel_spectra(audio, count, config)]
-        mel = _mel(powers, config)
+        powers = [power_of(*parts) for parts in mel_spectra(audio, count, config)]
+        mel = mel_sums(powers, config)
         if config.level == "natural":
             return jnp.log(mel + config.amin)
-        return _decibels(mel, config.amin)
+        return decibels(mel, config.amin)
 
-    return _by_blocks(levels, _centred(audio, config.n_fft), config)
+    return by_blocks(levels, centred(audio, config.n_fft), config)
 
 
 def magnitude_phase(audio: Stereo, n_fft: int = 1024, hop: int = 512) -> Float32[Array, "*b l f 4"]:
@@ -260,7 +243,7 @@ def magnitude_phase(audio: Stereo, n_fft: int = 1024, hop: int = 512) -> Float32
     Reference: the input of Spatial-CLAP's spatial encoder (arXiv 2509.14785).
     """
     spectrum = jnp.moveaxis(stft(audio, n_fft, hop), -3, -1)
-    power = _power(spectrum.real, spectrum.imag)
+    power = power_of(spectrum.real, spectrum.imag)
     silent = power < _SILENT_MAGNITUDE**2
     magnitude = jnp.where(silent, 0.0, jnp.sqrt(jnp.where(silent, 1.0, power)))
     phase = jnp.arctan2(
@@ -317,93 +300,65 @@ def mel_cross_and_mono(
     Reference: our choice.
     """
 
-    _check_decibels(config)
-
-    def sums(audio: Stereo, count: int) -> Float32[Array, "*b 4 l m"]:
-        powers, cosines, sines = [], [], []
-        for real, imaginary in _mel_spectra(audio, count, config):
-            (left_re, right_re), (left_im, right_im) = _channels(real), _channels(imaginary)
-            powers.append(_power(real, imaginary))
-            cosines.append(left_re * right_re + left_im * right_im)
-            sines.append(left_im * right_re - left_re * right_im)
-        crosses = jnp.stack([_mel(cosines, config), _mel(sines, config)], axis=-3)
-        return jnp.concatenate([_mel(powers, config), crosses], axis=-3)
-
-    power_left, power_right, cosine, sine = jnp.moveaxis(
-        _by_blocks(sums, _centred(audio, config.n_fft), config), -3, 0
-    )
-    floor = jnp.maximum(_LEVEL_RANGE * jnp.maximum(power_left, power_right), _SILENT_POWER)
-    power_l, power_r = jnp.maximum(power_left, floor), jnp.maximum(power_right, floor)
-    scale = jax.lax.rsqrt(power_l) * jax.lax.rsqrt(power_r)
+    check_decibels(config)
+    sums = mel_cross_sums(audio, config)
+    power_left, power_right, cosine, _ = sums
     planes = jnp.stack(
-        [
-            _decibels((power_left + power_right) / 2, config.amin),
-            cosine * scale,
-            sine * scale,
-            jnp.log10(power_l / power_r),
-        ],
+        [decibels((power_left + power_right) / 2, config.amin), *channel_differences(*sums)],
         axis=-1,
     )
     power_mono = jnp.maximum((power_left + power_right + 2 * cosine) / 4, 0)
-    return planes, _decibels(power_mono, config.amin)
+    return planes, decibels(power_mono, config.amin)
 
 
-def intensity_vectors(
-    foa: Foa,
-    config: StftConfig | LogMelConfig,
-    scaled_by: Literal["active", "energy"] = "active",
-) -> Intensity:
-    """Active and reactive intensity of a sound field, without its loudness.
-
-    With V the spectra of X, Y, Z: Re(conj(W) V) and Im(conj(W) V), both divided by one length:
-
-      active   ||Re(conj(W) V)||: active vectors are unit vectors, reactive ones have any length
-      energy   (|W|^2 + |V|^2) / 2: the two lie in the unit ball, and the active one is as short
-               as the field is diffuse
-
-    Both are 0 where that length is 1e-6 or less, of a recording whose four channels have a mean
-    power of 1: the limit is relative to the whole recording, so that a joint gain changes
-    nothing. A plane wave has a unit active vector towards its source and no reactive one; one
-    signal in all four channels points along (1, 1, 1); silence gives zeros.
+def mel_cross_sums(
+    audio: Stereo, config: LogMelConfig, win_length: int | None = None
+) -> tuple[MelFrames, MelFrames, MelFrames, MelFrames]:
+    """Powers of L and of R in mel bands, and the real and imaginary part of L * conj(R) there.
 
     Args:
-      foa: samples of W, Y, Z, X (ACN order, SN3D) at `config.sample_rate_hz`.
-      config: a cell for each bin of a spectrum, or sums over mel bands.
-      scaled_by: the length that both are divided by.
+      audio: stereo samples, L, R, at `config.sample_rate_hz`.
+      config: the front end.
+      win_length: samples of the window; None for `config.n_fft`.
 
     Returns:
-      Vectors [*b, t // hop + 1, bins or mels, 3].
-
-    Reference: ELSA (arXiv 2409.11369) for 'active'; directional audio coding (Pulkki 2007) for
-      'energy'. The relative limit is our choice.
-
-    Example:
-      >>> left = jnp.stack([x, x, 0 * x, 0 * x])              # a plane wave from +90 degrees
-      >>> intensity_vectors(left, StftConfig()).active[5, 9]
-      Array([0., 1., 0.], dtype=float32)
+      Four times [*b, t // hop + 1, mels].
     """
-    audio = jnp.asarray(foa, jnp.float32)
-    if isinstance(config, LogMelConfig):
-        _check_decibels(config)
-        sums, amin = _mel_flows(audio, config), config.amin
-    else:
-        sums, amin = _bin_flows(audio, config), LAION_CLAP_LOG_MEL.amin
-    power_mono, power_axes = sums[..., 0, :, :], sums[..., 1, :, :]
-    loudness = (audio**2).mean(axis=(-2, -1))[..., None, None, None]
-    is_heard = loudness > _SILENT_POWER
-    per_power = jnp.where(is_heard, 1 / jnp.where(is_heard, loudness, 1.0), 0.0)
-    active, reactive = (
-        jnp.moveaxis(flow, -3, -1) * per_power
-        for flow in (sums[..., 2:5, :, :], sums[..., 5:8, :, :])
-    )
-    if scaled_by == "active":
-        squared = (active**2).sum(axis=-1, keepdims=True)
-    else:
-        squared = ((power_mono + power_axes)[..., None] * (per_power / 2)) ** 2
-    is_sound = squared > _SILENT_INTENSITY**2
-    # The root of a zero has no gradient, so its argument is never one.
-    scale = jnp.where(is_sound, jax.lax.rsqrt(jnp.where(is_sound, squared, 1.0)), 0.0)
-    return Intensity(active * scale, reactive * scale, _decibels(power_mono, amin))
+
+    def sums(audio: Stereo, count: int) -> Float32[Array, "*b 4 l m"]:
+        powers, cosines, sines = [], [], []
+        for real, imaginary in mel_spectra(audio, count, config, win_length):
+            (left_re, right_re), (left_im, right_im) = _channels(real), _channels(imaginary)
+            powers.append(power_of(real, imaginary))
+            cosines.append(left_re * right_re + left_im * right_im)
+            sines.append(left_im * right_re - left_re * right_im)
+        crosses = jnp.stack([mel_sums(cosines, config), mel_sums(sines, config)], axis=-3)
+        return jnp.concatenate([mel_sums(powers, config), crosses], axis=-3)
+
+    found = by_blocks(sums, centred(audio, config.n_fft), config)
+    left, right, cosine, sine = jnp.moveaxis(found, -3, 0)
+    return left, right, cosine, sine
+
+
+def channel_differences(
+    power_left: MelFrames, power_right: MelFrames, cosine: MelFrames, sine: MelFrames
+) -> tuple[MelFrames, MelFrames, MelFrames]:
+    """Coherence times cosine and sine of the phase difference, and the level difference.
+
+    Args:
+      power_left: of `mel_cross_sums`.
+      power_right: likewise.
+      cosine: the real part of the cross-spectrum.
+      sine: its imaginary part.
+
+    Returns:
+      Planes 1 to 3 of `mel_cross`; zeros in silence.
+    """
+    floor = jnp.maximum(_LEVEL_RANGE * jnp.maximum(power_left, power_right), SILENT_POWER)
+    power_l, power_r = jnp.maximum(power_left, floor), jnp.maximum(power_right, floor)
+    scale = jax.lax.rsqrt(power_l) * jax.lax.rsqrt(power_r)
+    # The difference of logarithms changes nothing but its sign where L and R are swapped.
+    return cosine * scale, sine * scale, jnp.log10(power_l) - jnp.log10(power_r)
 
 
 def resample_poly(audio: Signal, up: int, down: int) -> Float32[Array, "*b s"]:
@@ -505,14 +460,16 @@ def spec_augment(
     return jnp.where(hidden, jnp.asarray(fill, features.dtype), features)
 
 
-def _centred(audio: Signal, n_fft: int, pad_mode: str = "reflect") -> Float32[Array, "*b s"]:
+def centred(audio: Signal, n_fft: int, pad_mode: str = "reflect") -> Float32[Array, "*b s"]:
+    """Audio with half a frame more at both ends, so that frame i is centred on sample i * hop."""
     if not audio.shape[-1]:
         raise InputError("stft: audio has 0 samples; give at least one.")
     ends = [(0, 0)] * (audio.ndim - 1) + [(n_fft // 2, n_fft // 2)]
     return jnp.pad(jnp.asarray(audio, jnp.float32), ends, mode=pad_mode)
 
 
-def _check_decibels(config: LogMelConfig) -> None:
+def check_decibels(config: LogMelConfig) -> None:
+    """Refuses levels that are not in decibels."""
     if config.level != "decibels":
         raise InputError(
             f"log-mel: level {config.level!r}, but levels beside directions are in decibels; set "
@@ -520,36 +477,10 @@ def _check_decibels(config: LogMelConfig) -> None:
         )
 
 
-def _flows(parts: Sequence[_Parts]) -> list[Float32[Array, "*flows l _"]]:
-    """|W|^2, |V|^2, Re(conj(W) V) and Im(conj(W) V) of the parts of spectra of W, Y, Z, X."""
-    flows = []
-    for real, imaginary in parts:
-        mono_re, mono_im = real[..., :1, :, :], imaginary[..., :1, :, :]
-        axes_re, axes_im = (x[..., np.array(_FOA_AXES), :, :] for x in (real, imaginary))
-        of_axes = _power(axes_re, axes_im).sum(axis=-3, keepdims=True)
-        cosines = mono_re * axes_re + mono_im * axes_im
-        sines = mono_re * axes_im - mono_im * axes_re
-        flows.append(jnp.concatenate([_power(mono_re, mono_im), of_axes, cosines, sines], axis=-3))
-    return flows
-
-
-def _mel_flows(audio: Foa, config: LogMelConfig) -> Float32[Array, "*b 8 l m"]:
-    return _by_blocks(
-        lambda audio, count: _mel(_flows(_mel_spectra(audio, count, config)), config),
-        _centred(audio, config.n_fft),
-        config,
-    )
-
-
-def _bin_flows(audio: Foa, config: StftConfig) -> Float32[Array, "*b 8 l f"]:
-    spectrum = stft(audio, config.n_fft, config.hop)
-    return _flows([(spectrum.real, spectrum.imag)])[0]
-
-
-def _by_blocks(
+def by_blocks(
     function: Callable[[Signal, int], Float32[Array, "*planes l m"]],
     audio: Signal,
-    config: LogMelConfig,
+    config: LogMelConfig | StftConfig,
 ) -> Float32[Array, "*planes l m"]:
     """`function` of the audio; on a CPU, of one block of frames after the other.
 
@@ -594,7 +525,7 @@ def _by_blocks(
     return jax.lax.platform_dependent(audio, cpu=on_cpu, default=at_once)
 
 
-def _spectra(
+def sorted_spectra(
     audio: Signal,
     count: int,
     n_fft: int,
@@ -603,8 +534,8 @@ def _spectra(
     window: str,
     bins: int,
     split: int,
-) -> list[_Parts]:
-    """Real and imaginary parts of `count` frames, in `bins` bins sorted as `_sorted_bins` does.
+) -> list[Parts]:
+    """Real and imaginary parts of `count` frames, in `bins` bins sorted as `sorted_bins` does.
 
     Products with Fourier matrices, since XLA's FFT cannot be partitioned: it gathers the
     frames of the whole global batch on every device. A frame is first taken as `split` parts of
@@ -632,7 +563,7 @@ def _weighted_sum(parts: Sequence[Array], weights: Sequence[float]) -> Array:
     return functools.reduce(operator.add, terms)
 
 
-def _sorted_bins(bins: int, split: int) -> list[np.ndarray]:
+def sorted_bins(bins: int, split: int) -> list[np.ndarray]:
     """Bins whose number leaves r or -r modulo `split`, for r = 0 .. split // 2."""
     remainder = np.arange(bins) % split
     return [
@@ -653,7 +584,7 @@ def _fourier_stages(
     """
     stages = []
     sample = np.arange(n_fft // split)[:, None]
-    for r, numbers in enumerate(_sorted_bins(bins, split)):
+    for r, numbers in enumerate(sorted_bins(bins, split)):
         turns = sample * numbers % n_fft / n_fft
         cosines, sines = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
         sines[turns * 2 % 1 == 0] = 0  # else the real bin at Nyquist gets a random sign of phase
@@ -703,7 +634,8 @@ def _at_least(audio: Signal, samples: int) -> Float[Array, "*b s"]:
     return jnp.concatenate([audio, zeros], axis=-1) if missing else audio
 
 
-def _power(real: Float32[Array, "*s"], imaginary: Float32[Array, "*s"]) -> Float32[Array, "*s"]:
+def power_of(real: Float32[Array, "*s"], imaginary: Float32[Array, "*s"]) -> Float32[Array, "*s"]:
+    """Squared magnitude of a spectrum in its parts."""
     return real**2 + imaginary**2
 
 
@@ -725,25 +657,31 @@ def _weights(config: LogMelConfig) -> Float32[np.ndarray, "f m"]:
     return weights[: np.flatnonzero(weights.any(axis=1))[-1] + 1]
 
 
-def _mel_split(config: LogMelConfig) -> int:
-    finest = max(2, (1 << (config.n_fft // _SHORTEST_PART).bit_length()) >> 1)
-    return math.gcd(config.n_fft, finest)
+def split_of(n_fft: int) -> int:
+    """Parts that frames are best taken in; see `sorted_spectra`."""
+    finest = max(2, (1 << (n_fft // _SHORTEST_PART).bit_length()) >> 1)
+    return math.gcd(n_fft, finest)
 
 
-def _mel_spectra(audio: Signal, count: int, config: LogMelConfig) -> list[_Parts]:
+def mel_spectra(
+    audio: Signal, count: int, config: LogMelConfig, win_length: int | None = None
+) -> list[Parts]:
+    """Spectra of `count` frames, for `mel_sums`; the window fills a frame if None."""
     n_fft, bins = config.n_fft, len(_weights(config))
-    return _spectra(audio, count, n_fft, config.hop, n_fft, "hann", bins, _mel_split(config))
+    width = win_length or n_fft
+    return sorted_spectra(audio, count, n_fft, config.hop, width, "hann", bins, split_of(n_fft))
 
 
-def _mel(quantity: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> MelFrames:
-    """Sums over bands of a quantity per bin, given as `_spectra` sorts the bins."""
+def mel_sums(quantity: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> MelFrames:
+    """Sums over bands of a quantity per bin, given as `sorted_spectra` sorts the bins."""
     weights = _weights(config)
-    order = np.concatenate(_sorted_bins(len(weights), _mel_split(config)))
+    order = np.concatenate(sorted_bins(len(weights), split_of(config.n_fft)))
     bins = jnp.concatenate(quantity, axis=-1)
     return jnp.matmul(bins, weights[order], precision=jax.lax.Precision.HIGHEST)
 
 
-def _decibels(power: Float32[Array, "*s"], amin: float) -> Float32[Array, "*s"]:
+def decibels(power: Float32[Array, "*s"], amin: float) -> Float32[Array, "*s"]:
+    """Levels of powers, none below that of `amin`."""
     return 10 * jnp.log10(jnp.maximum(power, amin))
 
 

@@ -22,7 +22,9 @@ from absl import flags
 from jaxtyping import install_import_hook
 
 # Shapes and types in signatures are checked at run time where arrays are computed.
-CHECKED = ("acoustics", "features", "windows", "losses", "metrics")
+CHECKED = (
+    *("acoustics", "features", "intensity", "stereo_features", "windows", "losses", "metrics"),
+)
 install_import_hook([f"spatial_clap_jax.{part}" for part in CHECKED], "beartype.beartype")
 
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.

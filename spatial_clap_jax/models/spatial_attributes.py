@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.features import Intensity
+from spatial_clap_jax.intensity import Intensity
 from spatial_clap_jax.models.cnn import AttentionPool, fold_patches
 from spatial_clap_jax.models.layers import Conv, block_class
 

@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spatial_clap_jax import features
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.features import Intensity, LogMelConfig, StftConfig
+from spatial_clap_jax.features import LogMelConfig, StftConfig
+from spatial_clap_jax.intensity import Intensity, intensity_vectors
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.losses.regression import (
     TYPICAL_DISTANCE_M,
@@ -73,7 +74,7 @@ class ElsaConfig:
         of the intensity vectors; 'none', nothing: a CLAP of W alone.
       attributes: shape of the learned branch.
       intensity: cells of the intensity vectors; all four channels are resampled to its rate.
-      intensity_scale: what they are divided by, see `features.intensity_vectors`.
+      intensity_scale: what they are divided by, see `intensity_vectors`.
       static_bands: bands of the fixed statistics.
       text: text encoder.
       spatial_width: width of what the fusion takes of the branch.
@@ -147,7 +148,7 @@ def hear_intensity(
 ) -> Intensity:
     """The intensity vectors of audio at another rate, all four channels resampled alike."""
     heard = features.resample(audio, sample_rate_hz, intensity.sample_rate_hz)
-    return features.intensity_vectors(heard, intensity, scale)
+    return intensity_vectors(heard, intensity, scale)
 
 
 class ElsaModule(nn.Module):

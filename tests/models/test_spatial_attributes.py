@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.features import Intensity
+from spatial_clap_jax.intensity import Intensity
 from spatial_clap_jax.models.spatial_attributes import (
     IntensityCnn,
     SpatialAttributes,

@@ -11,13 +11,14 @@ import scipy.signal
 from spatial_clap_jax import features
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig, StftConfig
+from spatial_clap_jax.intensity import intensity_vectors
 
 BINS = StftConfig(n_fft=128, hop=64)
 MEL = LogMelConfig(sample_rate_hz=16_000, n_fft=128, hop=64, mels=12, low_hz=50.0, high_hz=8_000.0)
 FRONT_ENDS = pytest.mark.parametrize("config", [BINS, MEL], ids=["bins", "mel"])
 SAMPLES = 1600
 
-vectors = jax.jit(features.intensity_vectors, static_argnums=(1, 2))
+vectors = jax.jit(intensity_vectors, static_argnums=(1, 2))
 
 
 def unit(azimuth_deg, elevation_deg):
@@ -122,7 +123,7 @@ def test_silence_gives_zeros_and_no_gradient_is_nan(config, scaled_by):
     @jax.jit
     def found_and_gradient(audio):
         def total(audio):
-            found = features.intensity_vectors(audio, config, scaled_by)
+            found = intensity_vectors(audio, config, scaled_by)
             return (found.active * 0.3).sum() + (found.reactive * 0.1).sum(), found
 
         (_, found), gradient = jax.value_and_grad(total, has_aux=True)(audio)
@@ -171,7 +172,7 @@ def test_in_blocks_as_at_once(monkeypatch):
     whole = vectors(field, MEL, "energy")
     monkeypatch.setattr(features, "_BLOCK_SAMPLES", 1)
     jax.clear_caches()
-    in_blocks = jax.jit(features.intensity_vectors, static_argnums=(1, 2))(field, MEL, "energy")
+    in_blocks = jax.jit(intensity_vectors, static_argnums=(1, 2))(field, MEL, "energy")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), in_blocks, whole)
 
 
