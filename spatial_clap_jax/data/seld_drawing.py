@@ -78,7 +78,7 @@ class SeldClip:
     audio: Float32[np.ndarray, "2 t"]
     placed: tuple[PlacedEvent, ...]
     room: str
-    view_deg: int
+    view_deg: float
     seed: int
 
     def events(self) -> SoundEvents:
@@ -127,7 +127,7 @@ def draw_clip(
     rng = np.random.default_rng(seed)
     room = material.rooms[split][int(rng.integers(len(material.rooms[split])))]
     # Whole degrees, as the task draws them.
-    view_deg = int(rng.integers(360))
+    view_deg = float(rng.integers(360))
     placed = _draw_events(recipe, material, classes, split, room, view_deg, rng)
     foa = _field(recipe, placed, room)
     snr_db = rng.uniform(*recipe.snr_range_db)
@@ -144,7 +144,7 @@ def _draw_events(
     classes: Sequence[str],
     split: str,
     room: RirRoom,
-    view_deg: int,
+    view_deg: float,
     rng: np.random.Generator,
 ) -> tuple[PlacedEvent, ...]:
     by_class = _by_class(material.clips[split], classes, split)

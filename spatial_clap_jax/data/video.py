@@ -20,8 +20,8 @@ from spatial_clap_jax.errors import InputError
 _CODEC = "mpeg4"
 # Finest and coarsest quantiser: small pictures stay sharp.
 _QUANTISERS = 2, 6
-# A video may end this much before its audio.
-_LEEWAY_S = LABEL_STEP_S
+# A video may end this much before its audio; time stamps are rounded to milliseconds.
+_LEEWAY_S = LABEL_STEP_S + 1e-3
 
 
 def frames_at(

@@ -1,0 +1,274 @@
+"""Folders in the form of DCASE 2025 Task 3: reading, writing, and what is refused."""
+
+import os
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from spatial_clap_jax.data.dcase import open_clips, recording_of
+from spatial_clap_jax.data.event_tables import read_events, write_predictions
+from spatial_clap_jax.data.sound_events import DCASE_CLASSES, SoundEvents, no_events
+from spatial_clap_jax.data.video import write_video
+from spatial_clap_jax.errors import InputError
+
+HEADER = "frame,class,source,azimuth,distance,onscreen\n"
+ROWS = "0,1,0,45,120,1\n0,1,1,-90,250,0\n3,12,0,0,80,0\n"
+TRAIN = [
+    f"fold3_room{room}_mix00{mix}_deg{deg:03}_start0030"
+    for room in (21, 22)
+    for mix in (1, 2)
+    for deg in (10, 200)
+]
+TEST = ["fold4_room23_mix001_deg010_start0030", "fold4_room24_mix001_deg355_start0000"]
+SAMPLES = 12_000
+
+
+def write_clip(folder, group, name, video=True):
+    for kind in ("stereo_dev", "metadata_dev", "video_dev"):
+        (folder / kind / group).mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(name)).uniform(-0.5, 0.5, (SAMPLES, 2))
+    soundfile.write(folder / "stereo_dev" / group / f"{name}.wav", noise, 24_000)
+    (folder / "metadata_dev" / group / f"{name}.csv").write_text(HEADER + ROWS)
+    if video:
+        pictures = np.zeros((15, 32, 64, 3), np.uint8)
+        pictures[:] = (np.arange(15) * 17)[:, None, None, None]
+        write_video(folder / "video_dev" / group / f"{name}.mp4", pictures, 30)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    pytest.importorskip("av")
+    folder = tmp_path_factory.mktemp("dcase")
+    for name in TRAIN:
+        write_clip(folder, "dev-train-sony" if "room21" in name else "dev-train-tau", name)
+    for name in TEST:
+        write_clip(folder, "dev-test-sony", name)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy that a test may spoil."""
+    shutil.copytree(whole, tmp_path / "clips")
+    return tmp_path / "clips"
+
+
+def test_a_folder_in_dcases_form_is_read(whole):
+    clips = open_clips(whole)
+    assert clips.classes == DCASE_CLASSES
+    assert (clips.duration_s, clips.sample_rate_hz, clips.labels) == (0.5, 24_000, 5)
+    assert clips.has_video
+    assert clips.manifest == {}
+    name = TEST[0]
+    path = whole / "stereo_dev" / "dev-test-sony" / f"{name}.wav"
+    audio = clips.audio(name)
+    assert audio.dtype == np.float32
+    np.testing.assert_array_equal(audio, soundfile.read(path, dtype="float32")[0].T)
+    events = clips.events(name)
+    np.testing.assert_array_equal(events.frame, [0, 0, 3])
+    np.testing.assert_array_equal(events.category, [1, 1, 12])
+    np.testing.assert_array_equal(events.source, [0, 1, 0])
+    np.testing.assert_array_equal(events.azimuth_deg, [45, -90, 0])
+    np.testing.assert_allclose(events.distance_m, [1.2, 2.5, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(events.on_screen, [True, False, False])
+    frames = clips.frames(name, 5, (16, 32))
+    assert frames.shape == (5, 16, 32, 3)
+    # The middles of fifths of half a second, at 30 pictures a second: 1, 4, 7, 10, 13.
+    np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), [17, 68, 119, 170, 221], atol=4)
+
+
+def test_splits_keep_recordings_together(whole):
+    clips = open_clips(whole)
+    assert set(clips.splits) == {"train", "validation", "test"}
+    assert clips.splits["test"] == tuple(TEST)
+    held = {recording_of(name) for name in clips.splits["validation"]}
+    # One of the four recordings, both of its clips.
+    assert len(held) == 1
+    assert len(clips.splits["validation"]) == 2
+    assert held.isdisjoint({recording_of(name) for name in clips.splits["train"]})
+    assert sorted(clips.splits["train"] + clips.splits["validation"]) == sorted(TRAIN)
+    assert open_clips(whole).splits == clips.splits
+
+
+def test_a_group_for_validation_is_taken_as_it_is(folder):
+    write_clip(folder, "dev-val-sim", "mine")
+    clips = open_clips(folder)
+    assert clips.splits["validation"] == ("mine",)
+    assert clips.splits["train"] == tuple(TRAIN)
+
+
+def test_clips_travel_to_workers(whole):
+    clips = open_clips(whole)
+    copy = pickle.loads(pickle.dumps(clips))
+    assert copy == clips
+    np.testing.assert_array_equal(copy.audio(TEST[0]), clips.audio(TEST[0]))
+
+
+def test_the_fingerprint_follows_the_labels_not_the_place(whole, folder):
+    before = open_clips(whole).fingerprint
+    assert open_clips(folder).fingerprint == before
+    table = folder / "metadata_dev" / "dev-test-sony" / f"{TEST[0]}.csv"
+    table.write_text(HEADER + ROWS.replace("45", "46"))
+    assert open_clips(folder).fingerprint != before
+
+
+def test_sound_alone_will_do(folder):
+    shutil.rmtree(folder / "video_dev")
+    clips = open_clips(folder)
+    assert not clips.has_video
+    with pytest.raises(InputError, match="has no folder video_dev; add the videos"):
+        clips.frames(TEST[0], 5, (16, 32))
+
+
+def spoil_audio(audio=None, rate_hz=24_000):
+    def spoil(folder):
+        samples = np.zeros((SAMPLES, 2)) if audio is None else audio
+        soundfile.write(folder / "stereo_dev/dev-test-sony" / f"{TEST[0]}.wav", samples, rate_hz)
+
+    return spoil
+
+
+def spoil_table(text):
+    def spoil(folder):
+        (folder / "metadata_dev/dev-test-sony" / f"{TEST[0]}.csv").write_text(text)
+
+    return spoil
+
+
+def remove(path):
+    def spoil(folder):
+        (folder / path).unlink()
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_audio(np.zeros(SAMPLES)), r"\.wav: 1 channel\(s\); clips are stereo, L and R"),
+        (spoil_audio(rate_hz=48_000), r"sample rate 48000 Hz; clips are at 24000 Hz: resample"),
+        (
+            spoil_audio(np.zeros((SAMPLES - 1, 2))),
+            r"11999 samples where the other clips have 12000",
+        ),
+        (
+            spoil_table("frame,class,source,azimuth\n"),
+            r"\.csv: line 1: the header lacks distance, onscreen; it must be frame,class",
+        ),
+        (
+            spoil_table(HEADER + "3,0,0,0,100,0\n2,0,0,0,100,0\n"),
+            r"\.csv: line 3: frame 2 must not be below the one before; sort rows",
+        ),
+        (
+            spoil_table(HEADER + "5,0,0,0,100,0\n"),
+            r"line 2: frame 5 must lie in 0\.\.4, the clip's frames",
+        ),
+        (
+            spoil_table(HEADER + "0,0,0,0,100,0\n\n1,13,0,0,100,0\n"),
+            r"line 4: class 13 must lie in 0\.\.12",
+        ),
+        (
+            spoil_table(HEADER + "0,0,0,91,100,0\n"),
+            r"line 2: azimuth 91 must lie in -90\.\.90 degrees; fold what is behind",
+        ),
+        (spoil_table(HEADER + "0,0,0,0,-1,0\n"), r"line 2: distance -1 must be 0 cm or more"),
+        (spoil_table(HEADER + "0,0,-1,0,10,0\n"), r"line 2: source -1 must be 0 or more"),
+        (spoil_table(HEADER + "0,0,0,0,10,2\n"), r"line 2: onscreen 2 must be 0 or 1"),
+        (spoil_table(HEADER + "0,0,0,0.5,10,0\n"), r"line 2: '0,0,0,0\.5,10,0' holds what is no"),
+        (spoil_table(HEADER + "0,0,0,0,10\n"), r"line 2: 5 cells '0,0,0,0,10'; a row has 6"),
+        (
+            remove(f"metadata_dev/dev-test-sony/{TEST[0]}.csv"),
+            r"\.csv: no such file, and .*\.wav needs it; add it or remove the clip",
+        ),
+        (
+            remove(f"video_dev/dev-test-sony/{TEST[1]}.mp4"),
+            r"\.mp4: no such file, and .*\.wav needs it",
+        ),
+        (
+            lambda folder: shutil.rmtree(folder / "metadata_dev"),
+            r"has no folder metadata_dev; give the folder that holds stereo_dev",
+        ),
+        (
+            lambda folder: write_clip(folder, "dev-train-tau", TEST[0]),
+            r"a clip of this name is in group dev-test-sony too",
+        ),
+        (
+            lambda folder: write_clip(folder, "extra", "more"),
+            r"stereo_dev/extra: the group's name must hold one of train, val, validation, test",
+        ),
+        (
+            lambda folder: (folder / "clips.json").write_text("{}"),
+            r"clips\.json: tells no classes \('classes'\); render the clips again",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(InputError, match=message) as refusal:
+        open_clips(folder)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_video_that_ends_too_early_is_told_by_name(folder):
+    path = folder / "video_dev" / "dev-test-sony" / f"{TEST[0]}.mp4"
+    write_video(path, np.zeros((9, 32, 64, 3), np.uint8), 30)
+    message = re.escape(f"{path}: the video lasts 0.30 s, shorter than the 0.50 s of its audio")
+    with pytest.raises(InputError, match=message):
+        open_clips(folder).frames(TEST[0], 5, (16, 32))
+
+
+def test_predictions_come_back_as_they_were_written(tmp_path):
+    events = SoundEvents(
+        np.int32([0, 4, 4, 49]),
+        np.int32([3, 3, 0, 12]),
+        np.int32([0, 1, 0, 0]),
+        np.float32([-90, 90, 13, 0]),
+        np.float32([0.07, 2.29, 4.01, 10.0]),
+        np.array([False, True, False, True]),
+    )
+    path = tmp_path / "clip.csv"
+    write_predictions(path, events)
+    assert path.read_text().splitlines()[:2] == [HEADER.strip(), "0,3,0,-90,7,0"]
+    read = read_events(path, 13, 50)
+    for field in ("frame", "category", "source", "azimuth_deg", "distance_m", "on_screen"):
+        ours, theirs = getattr(read, field), getattr(events, field)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    # Rounded, and nothing is written over unless told.
+    turned = SoundEvents(
+        *(getattr(events, f) for f in ("frame", "category", "source")),
+        events.azimuth_deg * np.float32(0.99),
+        events.distance_m,
+        events.on_screen,
+    )
+    with pytest.raises(InputError, match=r"clip\.csv: is there already and is not overwritten"):
+        write_predictions(path, turned)
+    np.testing.assert_array_equal(read_events(path, 13, 50).azimuth_deg, events.azimuth_deg)
+    write_predictions(path, turned, overwrite=True)
+    np.testing.assert_array_equal(read_events(path, 13, 50).azimuth_deg, [-89, 89, 13, 0])
+    assert os.listdir(tmp_path) == ["clip.csv"]
+
+
+def test_a_clip_without_events_is_a_header(tmp_path):
+    write_predictions(tmp_path / "clip.csv", no_events())
+    assert (tmp_path / "clip.csv").read_text() == HEADER
+    assert len(read_events(tmp_path / "clip.csv", 13, 50)) == 0
+
+
+def test_predictions_that_cannot_be_written_are_refused(tmp_path):
+    backwards = SoundEvents(
+        np.int32([1, 0]),
+        *[np.zeros(2, np.int32)] * 2,
+        *[np.zeros(2, np.float32)] * 2,
+        np.zeros(2, bool),
+    )
+    with pytest.raises(InputError, match="events are not in the order of their frames; sort"):
+        write_predictions(tmp_path / "clip.csv", backwards)
+    with pytest.raises(InputError, match=r"clip\.csv: cannot be written \(No such file"):
+        write_predictions(tmp_path / "none" / "clip.csv", no_events())
+    with pytest.raises(InputError, match=r"clip\.csv: cannot be read \(No such file"):
+        read_events(tmp_path / "clip.csv", 13, 50)
