@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spatial_clap_jax.inference import load, load_text
     from spatial_clap_jax.metrics.zero_shot import zero_shot
+    from spatial_clap_jax.object_detection import load_detector
 
-__all__ = ["__version__", "load", "load_text", "zero_shot"]
+__all__ = ["__version__", "load", "load_detector", "load_text", "zero_shot"]
 __version__ = "0.1.0"
 
 
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from spatial_clap_jax import inference
 
         return getattr(inference, name)
+    if name == "load_detector":
+        from spatial_clap_jax.object_detection import load_detector
+
+        return load_detector
     if name == "zero_shot":
         from spatial_clap_jax.metrics.zero_shot import zero_shot
 

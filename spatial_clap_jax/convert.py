@@ -2,12 +2,14 @@
 
 OUT/safetensors/    a whole model: `spatial_clap_jax.load(OUT)`
 OUT/text-encoder/   a text encoder alone: `spatial_clap_jax.load_text(OUT)`
+OUT/owl-vit/        an OWL-ViT: `spatial_clap_jax.load_detector(OUT)`
 """
 
 import dataclasses
 import importlib.metadata
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,11 +20,12 @@ from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.export import write_model
 from spatial_clap_jax.folders import check_place, write_folder
-from spatial_clap_jax.model_card import text_card
+from spatial_clap_jax.model_card import owl_vit_card, text_card
 from spatial_clap_jax.models.m2d import PredictorConfig
 from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.pretrained.m2d_clap import M2dClapWeights
 from spatial_clap_jax.pretrained.mapping import Report, nested
+from spatial_clap_jax.pretrained.owl_vit import OWL_VIT, OwlVitWeights
 from spatial_clap_jax.pretrained.read import read_weights
 from spatial_clap_jax.pretrained.spatial_clap import SpatialClapWeights
 from spatial_clap_jax.pretrained.towers import ClapWeights, TextTower, below
@@ -46,9 +49,9 @@ def convert(
     """Converts published weights into a folder that this library opens.
 
     Args:
-      source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers), or its
-        name on the hub; a `.pt`, `.pth` or `.safetensors` of LAION-CLAP, Spatial-CLAP or
-        M2D-CLAP.
+      source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers,
+        OwlViTForObjectDetection), or its name on the hub; a `.pt`, `.pth` or `.safetensors` of
+        LAION-CLAP, Spatial-CLAP or M2D-CLAP.
       out: folder to write in; made when missing.
       tokenizer: a tokenizer.json, or a folder with the files of one, for sources that bring none
         (LAION-CLAP and Spatial-CLAP want that of roberta-base, M2D-CLAP of 2025 that of
@@ -61,6 +64,8 @@ def convert(
       InputError: the source cannot be read, brings no tokenizer, or `out` holds something else.
     """
     weights = read_weights(source)
+    if isinstance(weights, OwlVitWeights):
+        return _write_owl_vit(weights, out, tokenizer), weights.report
     text = weights if isinstance(weights, TextTower) else weights.text
     held = None
     if text is not None:
@@ -162,18 +167,38 @@ def _write_text(tower: TextTower, out: str | Path) -> list[Path]:
         (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         (folder / CARD).write_text(text_card(name, tower), encoding="utf-8")
 
-    manifest = {
+    described = {"experiment": {"model": {"text": to_plain(tower.config)}}}
+    return write_folder(out, TEXT_ENCODER, fill, {**_manifest(tower.report), **described})
+
+
+def _write_owl_vit(weights: OwlVitWeights, out: str | Path, given: str | Path | None) -> list[Path]:
+    if given is not None:
+        tokenizer = _read_tokenizer(given, weights.config.text.max_tokens)
+        weights = dataclasses.replace(weights, tokenizer=tokenizer)
+    tokenizer = weights.tokenizer
+
+    def fill(folder: Path) -> None:
+        save_file(weights.arrays, folder / TENSORS)
+        if tokenizer is not None:
+            (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
+        name = Path(weights.report.source).name
+        (folder / CARD).write_text(owl_vit_card(name, weights), encoding="utf-8")
+
+    described = {"config": to_plain(weights.config)}
+    return write_folder(out, OWL_VIT, fill, {**_manifest(weights.report), **described})
+
+
+def _manifest(report: Report) -> dict[str, Any]:
+    return {
         "format_version": FORMAT_VERSION,
-        "name": name,
-        "experiment": {"model": {"text": to_plain(tower.config)}},
-        "provenance": {"converted_from": tower.report.source},
+        "name": Path(report.source).name,
+        "provenance": {"converted_from": report.source},
         "exported_with": {
             "python": platform.python_version(),
             "spatial_clap_jax": __version__,
             "safetensors": importlib.metadata.version("safetensors"),
         },
     }
-    return write_folder(out, TEXT_ENCODER, fill, manifest)
 
 
 def _read_tokenizer(given: str | Path, max_tokens: int) -> Tokenizer:

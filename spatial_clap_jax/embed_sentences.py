@@ -1,9 +1,7 @@
 """Captions through a text encoder into a folder that trainings read: `spatial-clap embed-text`."""
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +11,7 @@ from spatial_clap_jax.data.sentences import Sentences, captions_of, write_senten
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.inference import load
+from spatial_clap_jax.pretrained.mapping import weights_digest
 from spatial_clap_jax.pretrained.read import read_text_tower
 from spatial_clap_jax.stored import flatten, read_trained
 from spatial_clap_jax.systems.base import in_use
@@ -43,14 +42,7 @@ def embed_sentences(
     told = captions_of(captions)
     embed, fingerprint = _encoder(text_encoder)
     width = embed(told[:1]).shape[1]
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not progress,
-    ) as bar:
+    with progress_bar(progress) as bar:
         task = bar.add_task("captions", total=len(told))
 
         def embed_shard(shard: list[str]) -> np.ndarray:
@@ -71,6 +63,18 @@ def embed_sentences(
         )
 
 
+def progress_bar(shown: bool) -> Progress:
+    """A bar on standard error that counts what is embedded."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
+
+
 def _encoder(source: str | Path) -> tuple[Callable[[list[str]], np.ndarray], str]:
     """What embeds texts, and a digest that tells it from others; where it lies does not count."""
     if (Path(source).expanduser() / "description.json").is_file():
@@ -78,15 +82,12 @@ def _encoder(source: str | Path) -> tuple[Callable[[list[str]], np.ndarray], str
         if trained.tokenizer is None:
             raise InputError(f"{source}: has no text encoder; give the one that it learnt from.")
         arrays = flatten(in_use(trained.variables))
-        return load(source).embed_text, _digest(arrays, trained.tokenizer)
+        return load(source).embed_text, weights_digest(arrays, _described(trained.tokenizer))
     tower = read_text_tower(source)
     model = text_model(tower)
-    return model.embed_text, _digest(tower.arrays, model.tokenizer, repr(tower.config))
+    described = f"{_described(model.tokenizer)}{tower.config!r}"
+    return model.embed_text, weights_digest(tower.arrays, described)
 
 
-def _digest(arrays: Mapping[str, Any], tokenizer: Tokenizer, config: str = "") -> str:
-    digest = hashlib.sha256(f"{tokenizer.to_json()}{tokenizer.max_tokens}{config}".encode())
-    for path, array in sorted(arrays.items()):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+def _described(tokenizer: Tokenizer) -> str:
+    return f"{tokenizer.to_json()}{tokenizer.max_tokens}"

@@ -4,6 +4,7 @@ import jax
 
 from spatial_clap_jax import __version__
 from spatial_clap_jax.folders import HF_CLAP, M2D_CLAP
+from spatial_clap_jax.pretrained.owl_vit import OWL_VIT, OwlVitWeights
 from spatial_clap_jax.pretrained.towers import TextTower
 from spatial_clap_jax.stored import TEXT_ENCODER, TrainedModel
 from spatial_clap_jax.systems.attributes import AttributeRegression
@@ -277,4 +278,42 @@ def text_card(name: str, tower: TextTower) -> str:
         source=tower.report.source,
         version=__version__,
         format=TEXT_ENCODER,
+    )
+
+
+_OWL_VIT_CARD = """\
+---
+license: other
+library_name: spatial_clap_jax
+tags: [image, object-detection, jax]
+---
+# {name}
+
+An OWL-ViT (Minderer et al., arXiv 2205.06230) for images of {height} x {width} pixels in patches of
+{patch} ({layers} layers of width {image_width}), converted from `{source}` by spatial_clap_jax
+{version}; format `{format}`. The weights' own license and card apply.
+
+```python
+import spatial_clap_jax
+
+detector = spatial_clap_jax.load_detector("this/folder")
+objects = detector.detect(images, ["a photo of a dog"])  # uint8 [b, height, width, 3], any size
+maps = detector.merged_maps(images)
+```
+"""
+
+
+def owl_vit_card(name: str, weights: OwlVitWeights) -> str:
+    """The text of an OWL-ViT's card."""
+    image = weights.config.image
+    return _OWL_VIT_CARD.format(
+        name=name,
+        height=image.image_size[0],
+        width=image.image_size[1],
+        patch=image.patch,
+        layers=image.layers,
+        image_width=image.width,
+        source=weights.report.source,
+        version=__version__,
+        format=OWL_VIT,
     )

@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.pretrained.owl_vit import OWL_VIT
 from spatial_clap_jax.systems.base import System, Variables, in_use
 from spatial_clap_jax.systems.m2d_clap import M2dClap
 
@@ -75,8 +76,9 @@ def find_model(path: str | Path) -> Path:
     if (folder / "description.json").is_file() or (folder / MANIFEST).is_file():
         return folder
     inside = [folder / name for name in FORMATS if (folder / name / MANIFEST).is_file()]
-    if not inside and (folder / TEXT_ENCODER / MANIFEST).is_file():
-        return folder / TEXT_ENCODER
+    for name in (TEXT_ENCODER, OWL_VIT):
+        if not inside and (folder / name / MANIFEST).is_file():
+            return folder / name
     if not inside:
         raise InputError(
             f"{path}: holds neither a run (description.json) nor an export ({MANIFEST}); give "
@@ -116,6 +118,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             for key in _PREPROCESSING_KEYS
             if not isinstance(held.get(key), int)
         ]
+    if isinstance(manifest, dict) and manifest.get("format") == OWL_VIT:
+        raise InputError(
+            f"{folder}: holds an OWL-ViT, which embeds no audio; spatial_clap_jax.load_detector "
+            "opens it."
+        )
     if wrong and (not isinstance(manifest, dict) or manifest.get("format") != TEXT_ENCODER):
         raise InputError(f"{path}: lacks {', '.join(wrong)}; copy the export again.")
     if manifest["format"] == TEXT_ENCODER:

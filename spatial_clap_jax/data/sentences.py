@@ -1,34 +1,36 @@
 """Sentence embeddings on disk: captions as keys of vectors, in ArrayRecord files.
 
 A folder holds `sentences.json`, which tells encoder, width and count; `index.npy`, the ascending
-64-bit hashes of all captions; and shards of records in the order of the index, each the length of
-the caption in bytes (four of them, little-endian), the caption in UTF-8, and the vector as float32.
-A caption is found by its hash, so that no process has to hold all of them.
+64-bit hashes of all captions; and shards of records in the order of the index, of float32. A
+caption is found by its hash, so that no process has to hold all of them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Bool, Float32, Int64, UInt64
 
 from spatial_clap_jax.acoustics.captions import category_phrasings
 from spatial_clap_jax.data.records import open_scenes
+from spatial_clap_jax.data.shards import Kind, read_record, replacing, write_shard
 from spatial_clap_jax.data.tables import caption_columns_of, read_table
 from spatial_clap_jax.data.wording import plain_caption
 from spatial_clap_jax.errors import InputError
 
-HEADER, INDEX = "sentences.json", "index.npy"
-FORMAT = "sentence embeddings 1"
+INDEX = "index.npy"
+_KIND = Kind(
+    header="sentences.json",
+    format="sentence embeddings 1",
+    keys={"width": int, "count": int, "in_shard": int, "fingerprint": str, "captions": str},
+    what="sentences",
+    command="embed-text",
+)
 # Captions in a shard: what a start after a failure does again at most.
 SHARD = 4096
 
@@ -110,7 +112,7 @@ def write_sentences(
     if not np.all(np.diff(hashes)):
         raise RuntimeError("two captions have one 64-bit hash")
     header = {
-        "format": FORMAT,
+        "format": _KIND.format,
         "encoder": encoder,
         "fingerprint": fingerprint,
         "width": width,
@@ -119,18 +121,17 @@ def write_sentences(
         "in_shard": SHARD,
     }
     try:
-        _start(out, header)
+        _KIND.start(out, header, aside="encoder")
         if not (out / INDEX).is_file():
-            with _replacing(out / INDEX) as draft, draft.open("wb") as file:
+            with replacing(out / INDEX) as draft, draft.open("wb") as file:
                 np.save(file, hashes)
-        for number, name in enumerate(_shards(header)):
+        for number, name in enumerate(_KIND.shards(header)):
             of_shard = told[number * SHARD : (number + 1) * SHARD]
             if not (out / name).is_file():
                 vectors = np.asarray(embed(of_shard), np.float32)
                 if vectors.shape != (len(of_shard), width):
                     raise ValueError(f"vectors {vectors.shape} of {len(of_shard)} captions")
-                with _replacing(out / name) as draft:
-                    _write_shard(draft, of_shard, vectors)
+                write_shard(out / name, zip(of_shard, vectors, strict=True))
             done(min(len(told), (number + 1) * SHARD))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another.") from error
@@ -149,15 +150,8 @@ class Sentences:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.header = _read_header(self.folder)
-        lacking = [
-            name for name in (INDEX, *_shards(self.header)) if not (self.folder / name).is_file()
-        ]
-        if lacking:
-            raise InputError(
-                f"{folder}: lacks {lacking[0]}; run embed-text again, which goes on where it "
-                "stopped."
-            )
+        self.header = _KIND.read(self.folder)
+        _KIND.check_whole(self.folder, self.header, INDEX)
 
     @property
     def width(self) -> int:
@@ -177,7 +171,9 @@ class Sentences:
         if not known.all():
             raise self._missing(captions[int(np.argmin(known))])
         distinct, place = np.unique(rows, return_inverse=True)
-        records = [_decode(record) for record in self._records.__getitems__(distinct.tolist())]
+        records = [
+            read_record(record, "<f4") for record in self._records.__getitems__(distinct.tolist())
+        ]
         for caption, index in zip(captions, place, strict=True):
             # Guards index and shards against each other.
             if records[index][0] != plain_caption(caption):
@@ -219,70 +215,8 @@ class Sentences:
 
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:
-        return ArrayRecordDataSource([str(self.folder / name) for name in _shards(self.header)])
+        return ArrayRecordDataSource([str(self.folder / n) for n in _KIND.shards(self.header)])
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _shards(header: dict[str, Any]) -> list[str]:
-    count = -(-header["count"] // header["in_shard"])
-    return [f"sentences-{number:05d}-of-{count:05d}.array_record" for number in range(count)]
-
-
-def _write_shard(path: Path, captions: Sequence[str], vectors: Float32[np.ndarray, "n e"]) -> None:
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for caption, vector in zip(captions, vectors, strict=True):
-        text = caption.encode()
-        writer.write(len(text).to_bytes(4, "little") + text + vector.astype("<f4").tobytes())
-    writer.close()
-
-
-def _decode(record: bytes) -> tuple[str, Float32[np.ndarray, "e"]]:
-    end = 4 + int.from_bytes(record[:4], "little")
-    return record[4:end].decode(), np.frombuffer(record, "<f4", offset=end)
-
-
-def _start(out: Path, header: dict[str, Any]) -> None:
-    """Makes the folder, or sees that it holds these very sentences, finished or not."""
-    if not out.is_dir() or not any(not path.name.startswith(".") for path in out.iterdir()):
-        out.mkdir(parents=True, exist_ok=True)
-        with _replacing(out / HEADER) as draft:
-            draft.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
-        return
-    there = _read_header(out)
-    differing = [key for key in header if key != "encoder" and there[key] != header[key]]
-    if differing:
-        key = differing[0]
-        raise InputError(
-            f"{out}: holds other sentences: {key} is {there[key]!r} there and {header[key]!r} "
-            "here; nothing is overwritten: give another --out."
-        )
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A draft beside a file, which becomes it; one that a killed process left is written over."""
-    draft = path.with_name(f".{path.name}.partial")
-    yield draft
-    draft.replace(path)
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    if not (folder / HEADER).is_file():
-        what = "holds no" if folder.is_dir() else "is no folder with a"
-        raise InputError(
-            f"{folder}: {what} {HEADER}; give a folder that `spatial-clap embed-text` wrote, or, "
-            "to write one, an empty place."
-        )
-    try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        known = header["format"] == FORMAT
-        kinds = {"width": int, "count": int, "in_shard": int, "fingerprint": str, "captions": str}
-        whole = all(isinstance(header[key], kind) for key, kind in kinds.items())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / HEADER}: cannot be read ({error}); embed again.") from error
-    if not known or not whole:
-        raise InputError(f"{folder / HEADER}: is none of {FORMAT!r}; embed again.")
-    return header

@@ -24,8 +24,15 @@ from tokenizers import (
 
 from spatial_clap_jax.errors import InputError
 
-# (begin, end, padding) by name: RoBERTa's, which the trained tokenizer takes too, and BERT's.
-_SPECIAL_TOKENS = (("<s>", "</s>", "<pad>"), ("[CLS]", "[SEP]", "[PAD]"))
+# (begin, end, padding) by name: RoBERTa's, which the trained tokenizer takes too, BERT's, and
+# CLIP's with the padding of OWL-ViT, which has the id 0.
+_SPECIAL_TOKENS = (
+    ("<s>", "</s>", "<pad>"),
+    ("[CLS]", "[SEP]", "[PAD]"),
+    ("<|startoftext|>", "<|endoftext|>", "!"),
+)
+# What CLIP's vocabulary takes for one word.
+_CLIP_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 
 
@@ -38,9 +45,9 @@ class Tokenizer:
     Attributes:
       backend: the tokenizer proper, of the `tokenizers` library.
       max_tokens: n, the fixed length, begin and end token included.
-      begin_id: id of `<s>` or `[CLS]`.
-      end_id: id of `</s>` or `[SEP]`.
-      pad_id: id of `<pad>` or `[PAD]`.
+      begin_id: id of `<s>`, `[CLS]` or `<|startoftext|>`.
+      end_id: id of `</s>`, `[SEP]` or `<|endoftext|>`.
+      pad_id: id of `<pad>`, `[PAD]` or, of CLIP's, `!`.
     """
 
     backend: tokenizers.Tokenizer
@@ -109,7 +116,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, max_tokens: int) -> Tokenizer:
-        """Reads a Hugging Face `tokenizer.json` with RoBERTa's or BERT's special tokens.
+        """Reads a Hugging Face `tokenizer.json` with RoBERTa's, BERT's or CLIP's special tokens.
 
         Args:
           path: the file.
@@ -131,8 +138,8 @@ class Tokenizer:
         """Reads the tokenizer in a Hugging Face folder, whichever of its forms lies there.
 
         Args:
-          folder: with `tokenizer.json`; or RoBERTa's `vocab.json` and `merges.txt`; or BERT's
-            `vocab.txt`, lower-cased unless `tokenizer_config.json` says otherwise. That file's
+          folder: with `tokenizer.json`; or RoBERTa's or CLIP's `vocab.json` and `merges.txt`; or
+            BERT's `vocab.txt`, lower-cased unless `tokenizer_config.json` says otherwise. Its
             `add_prefix_space`, `strip_accents` and `tokenize_chinese_chars` count too.
           max_tokens: fixed length of what `encode` returns.
 
@@ -155,6 +162,8 @@ class Tokenizer:
                 vocabulary, merges = map(str, pieces)
                 space = bool(settings.get("add_prefix_space", False))
                 built = ByteLevelBPETokenizer(vocabulary, merges, add_prefix_space=space)
+                if built.token_to_id(_SPECIAL_TOKENS[2][0]) is not None:
+                    built = _clip_tokenizer(vocabulary, merges)
             else:
                 built = BertWordPieceTokenizer(
                     str(words),
@@ -238,6 +247,27 @@ class Tokenizer:
         return ids, mask
 
 
+def _clip_tokenizer(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
+    """CLIP's byte-level BPE, whose words end in `</w>`, out of its two files."""
+    begin, end, _ = _SPECIAL_TOKENS[2]
+    model = models.BPE.from_file(vocabulary, merges, end_of_word_suffix="</w>", unk_token=end)
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORD), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    ids = [(name, backend.token_to_id(name)) for name in (begin, end)]
+    # For those who load the exported tokenizer.json with other programs.
+    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=f"{begin} $A {end}", special_tokens=ids
+    )
+    return backend
+
+
 def _settings(path: Path) -> dict:
     if not path.is_file():
         return {}
@@ -277,6 +307,6 @@ def _wrap(backend: tokenizers.Tokenizer, max_tokens: int, name: str) -> Tokenize
         if begin is not None and end is not None and pad is not None:
             return Tokenizer(backend, max_tokens, begin, end, pad)
     raise InputError(
-        f"{name}: has neither <s>, </s>, <pad> (RoBERTa) nor [CLS], [SEP], [PAD] (BERT); give a"
-        " tokenizer with one of these sets."
+        f"{name}: has neither <s>, </s>, <pad> (RoBERTa) nor [CLS], [SEP], [PAD] (BERT) nor"
+        " <|startoftext|>, <|endoftext|>, ! (CLIP); give a tokenizer with one of these sets."
     )

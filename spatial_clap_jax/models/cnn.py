@@ -1,7 +1,8 @@
 """A small convolutional content encoder: what sounds, from a log-mel spectrogram."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -31,6 +32,11 @@ class CnnConfig:
     width: int = 256
     heads: int = 8
     dropout: float = 0.1
+
+    @property
+    def frame_stride(self) -> int:
+        """Frames of the input that one of the output stands for."""
+        return self.patch[0] * math.prod(frames for frames, _ in self.pools)
 
 
 class ConvBlock(nn.Module):
@@ -107,6 +113,18 @@ def fold_patches(x: Float[Array, "b l f c"], patch: tuple[int, int]) -> Float[Ar
     return x.reshape(b, length // frames, width // bands, frames * bands * c)
 
 
+class CnnOutput(NamedTuple):
+    """What a `Cnn` gives.
+
+    Attributes:
+      pooled: one vector a clip.
+      frames: what it is pooled from, `CnnConfig.frame_stride` frames of the input apart.
+    """
+
+    pooled: Float[Array, "b d"]
+    frames: Float[Array, "b n d"]
+
+
 class Cnn(nn.Module):
     """Content encoder of the small sizes.
 
@@ -119,7 +137,7 @@ class Cnn(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, log_mel: Float[Array, "b l m"], train: bool) -> Float[Array, "b d"]:
+    def __call__(self, log_mel: Float[Array, "b l m"], train: bool) -> CnnOutput:
         config = self.config
         x = log_mel[..., None].astype(self.dtype)
         x = fold_patches(x, config.patch)
@@ -128,6 +146,6 @@ class Cnn(nn.Module):
         for i, (channels, pool) in enumerate(zip(config.channels, config.pools, strict=True)):
             x = block(channels, pool, dtype=self.dtype, name=f"block{i}")(x, train)
         x = x.reshape(*x.shape[:2], -1)
-        x = nn.gelu(nn.Dense(config.width, dtype=self.dtype, name="frame")(x))
-        x = AttentionPool(config.heads, config.width, dtype=self.dtype, name="pool")(x)
-        return nn.Dropout(config.dropout)(x, deterministic=not train)
+        frames = nn.gelu(nn.Dense(config.width, dtype=self.dtype, name="frame")(x))
+        pooled = AttentionPool(config.heads, config.width, dtype=self.dtype, name="pool")(frames)
+        return CnnOutput(nn.Dropout(config.dropout)(pooled, deterministic=not train), frames)

@@ -181,23 +181,25 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, exact GELU, dense back to the input's width.
+    """Dense, activation, dense back to the input's width.
 
     Attributes:
       hidden: width between the two.
       dtype: compute type; parameters are float32.
       kernel_init: initialiser of both.
+      activation: between the two; the exact GELU by default.
     """
 
     hidden: int
     dtype: DTypeLike = jnp.float32
     kernel_init: Callable = bert_init
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Applies the MLP to every position by itself."""
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
-        hidden = gelu(dense(self.hidden, name="up")(x))
+        hidden = self.activation(dense(self.hidden, name="up")(x))
         return dense(x.shape[-1], name="down")(hidden)
 
 

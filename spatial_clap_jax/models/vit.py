@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from spatial_clap_jax.models.layers import (
     Mlp,
     SelfAttention,
     block_class,
-    run_unbound,
+    gelu,
     scanned,
     scans_layers,
 )
@@ -138,22 +139,30 @@ class VitBlock(nn.Module):
       mlp_width: hidden width of the MLP.
       layer_norm_epsilon: added to the variance.
       dtype: compute type; parameters are float32.
+      activation: of the MLP.
     """
 
     heads: int
     mlp_width: int
     layer_norm_epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b n d"]:
-        """Applies the block; nothing in it depends on `train`."""
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        train: bool = False,
+        bias: Float32[Array, "..."] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Applies the block; nothing in it depends on `train`, `bias` is added to the logits."""
         norm = functools.partial(LayerNorm, self.layer_norm_epsilon, dtype=self.dtype)
         attention = SelfAttention(
             self.heads, dtype=self.dtype, kernel_init=kernel_init, name="attention"
         )
-        x = x + attention(norm(name="attention_norm")(x), jnp.zeros(()), train)
-        mlp = Mlp(self.mlp_width, self.dtype, kernel_init, name="mlp")
+        bias = jnp.zeros(()) if bias is None else bias
+        x = x + attention(norm(name="attention_norm")(x), bias, train)
+        mlp = Mlp(self.mlp_width, self.dtype, kernel_init, self.activation, name="mlp")
         return x + mlp(norm(name="mlp_norm")(x))
 
 
@@ -166,6 +175,7 @@ class VitBlocks(nn.Module):
       mlp_width: hidden width of the MLPs.
       layer_norm_epsilon: added to the variance.
       dtype: compute type; parameters are float32.
+      activation: of the MLPs.
     """
 
     layers: int
@@ -173,18 +183,24 @@ class VitBlocks(nn.Module):
     mlp_width: int
     layer_norm_epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b n d"]:
-        """Applies all blocks and the norm."""
-        sizes = (self.heads, self.mlp_width, self.layer_norm_epsilon, self.dtype)
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        train: bool = False,
+        bias: Float32[Array, "..."] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Applies all blocks and the norm; `bias` is added to the logits of every attention."""
+        sizes = (self.heads, self.mlp_width, self.layer_norm_epsilon, self.dtype, self.activation)
         names = [f"block_{index}" for index in range(self.layers)]
         x = x.astype(self.dtype)
         if scans_layers() and not self.is_initializing():
             params = self.variables["params"]
             block = VitBlock(*sizes, parent=None)
             x = scanned(
-                lambda params, x, key: run_unbound(block, params, key, x),
+                lambda params, x, _: cast(Array, block.apply({"params": params}, x, bias=bias)),
                 [params[name] for name in names],
                 x,
                 None,
@@ -192,7 +208,7 @@ class VitBlocks(nn.Module):
         else:
             block_cls = block_class(VitBlock, train_argument=2)
             for name in names:
-                x = block_cls(*sizes, name=name)(x, train)
+                x = block_cls(*sizes, name=name)(x, train, bias)
         return LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="norm")(x)
 
 

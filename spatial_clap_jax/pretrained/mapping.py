@@ -4,6 +4,7 @@ Weights published for PyTorch have other names and layouts. An `Entry` says, for
 which tensors hold it and how they are laid out, so that one list converts in both directions.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -316,6 +317,23 @@ def renamed(tensors: Tensors, rename: Callable[[str], str]) -> dict[str, np.ndar
             )
         result[rename(name)] = tensor
     return result
+
+
+def weights_digest(arrays: Tensors, described: str) -> str:
+    """Tells weights from others, wherever they lie.
+
+    Args:
+      arrays: by path.
+      described: whatever else decides what they compute.
+
+    Returns:
+      Hexadecimal SHA-256.
+    """
+    digest = hashlib.sha256(described.encode())
+    for path, array in sorted(arrays.items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from spatial_clap_jax.pretrained.hf_text import read_hf_text
 from spatial_clap_jax.pretrained.laion_clap import laion_clap_of
 from spatial_clap_jax.pretrained.m2d_clap import M2dClapWeights, is_m2d_clap, m2d_clap_of
 from spatial_clap_jax.pretrained.ours import find_export, read_exported_audio, read_exported_text
+from spatial_clap_jax.pretrained.owl_vit import OwlVitWeights, is_owl_vit, read_owl_vit
 from spatial_clap_jax.pretrained.spatial_clap import (
     SpatialClapWeights,
     is_spatial_clap,
@@ -16,16 +17,16 @@ from spatial_clap_jax.pretrained.spatial_clap import (
 )
 from spatial_clap_jax.pretrained.towers import AudioTower, ClapWeights, TextTower
 
-Weights = ClapWeights | SpatialClapWeights | M2dClapWeights | TextTower
+Weights = ClapWeights | SpatialClapWeights | M2dClapWeights | TextTower | OwlVitWeights
 
 
 def read_weights(source: str | Path) -> Weights:
     """Reads published weights, whichever they are.
 
     Args:
-      source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers) or its
-        name on the hub; a `.pt`, `.pth` or `.safetensors` of LAION-CLAP, Spatial-CLAP, M2D-CLAP or
-        M2D, or a folder with one such file.
+      source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers,
+        OwlViTForObjectDetection) or its name on the hub; a `.pt`, `.pth` or `.safetensors` of
+        LAION-CLAP, Spatial-CLAP, M2D-CLAP or M2D, or a folder with one such file.
 
     Raises:
       InputError: it is none of these, or a tensor is missing, unknown or does not fit.
@@ -40,6 +41,8 @@ def read_weights(source: str | Path) -> Weights:
     config = opened.json("config.json")
     if isinstance(config, dict) and config.get("model_type") == "clap":
         return read_hf_clap(source)
+    if is_owl_vit(config):
+        return read_owl_vit(source)
     return read_hf_text(source)
 
 
@@ -53,8 +56,9 @@ def read_audio_tower(source: str | Path) -> AudioTower:
     if export is not None:
         return read_exported_audio(export)
     weights = read_weights(source)
-    if isinstance(weights, TextTower):
-        raise InputError(f"{source}: is a text encoder; give a CLAP for the audio side.")
+    if isinstance(weights, TextTower | OwlVitWeights):
+        what = "a text encoder" if isinstance(weights, TextTower) else "an OWL-ViT"
+        raise InputError(f"{source}: is {what}; give a CLAP for the audio side.")
     return weights.audio
 
 
@@ -68,6 +72,8 @@ def read_text_tower(source: str | Path) -> TextTower:
     if export is not None:
         return read_exported_text(export)
     weights = read_weights(source)
+    if isinstance(weights, OwlVitWeights):
+        raise InputError(f"{source}: is an OWL-ViT; give a CLAP or a text encoder.")
     text = weights if isinstance(weights, TextTower) else weights.text
     if text is None:
         raise InputError(

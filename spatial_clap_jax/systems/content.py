@@ -1,8 +1,9 @@
 """The content side that systems share: its encoders, their levels, and how they are augmented."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,9 @@ from jaxtyping import Array, Float
 from spatial_clap_jax import features
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LAION_CLAP_LOG_MEL, M2D_LOG_MEL, LogMelConfig
-from spatial_clap_jax.models.cnn import Cnn, CnnConfig
-from spatial_clap_jax.models.htsat import Htsat, HtsatConfig, htsat_base
-from spatial_clap_jax.models.vit import Vit, VitConfig
+from spatial_clap_jax.models.cnn import Cnn, CnnConfig, CnnOutput
+from spatial_clap_jax.models.htsat import Htsat, HtsatConfig, HtsatOutput, htsat_base
+from spatial_clap_jax.models.vit import Vit, VitConfig, VitOutput
 
 _CNN_LOG_MEL = LogMelConfig(sample_rate_hz=16_000, n_fft=512, hop=320, mels=64, high_hz=8000.0)
 # Of each encoder a small one and the published one, with their front ends.
@@ -90,6 +91,8 @@ class Augmentation:
         return hidden + mean
 
 
+# Levels as they are.
+_STILL = Augmentation(None, 0.0, None)
 ContentConfig = HtsatConfig | CnnConfig | VitConfig
 # Mean and standard deviation of the levels that the public weights of M2D take.
 _M2D_NORMALISATION = (-7.1, 4.2)
@@ -123,13 +126,130 @@ def encode_content(
 
     Reference: that a ViT's tokens are averaged is our choice; so is it M2D-CLAP's of 2024.
     """
+    output = _encoded(encoder, log_mel, augmentation, train, normalisation)
+    return output.tokens.mean(axis=1) if isinstance(output, VitOutput) else output.pooled
+
+
+def content_frames(
+    encoder: Htsat | Cnn | Vit,
+    log_mel: Float[Array, "b l m"],
+    mel: LogMelConfig,
+    normalisation: tuple[float, float] | None = None,
+    train: bool = False,
+) -> tuple[Float[Array, "b n d"], float]:
+    """What sounds at every moment, by the very computation that `encode_content` pools.
+
+    HTSAT's map and a ViT's tokens are averaged over frequency, of a CNN they are what its attention
+    pools. So HTSAT's mean over time is its pooled vector.
+
+    Args:
+      encoder: of the content.
+      log_mel: of its front end; of an HTSAT its whole window, which it would stretch other
+        lengths to.
+      mel: that front end.
+      normalisation: see `encode_content`.
+      train: whether the encoder is trained.
+
+    Returns:
+      A feature a moment, and the seconds from one to the next: moment i is about i + 0.5 of them
+      after the beginning. 0.3125 of HTSAT's window of 10 s.
+
+    Reference: that tokens and maps are averaged over frequency is our choice.
+    """
+    output = _encoded(encoder, log_mel, _STILL, train, normalisation)
+    # Frames are centred: the last one lies a window after the first.
+    window_s = (log_mel.shape[1] - 1) * mel.hop / mel.sample_rate_hz
+    step_s = frame_step_s(encoder.config, mel, window_s)
+    if isinstance(output, HtsatOutput):
+        return output.map.mean(axis=1, dtype=jnp.float32).astype(output.map.dtype), step_s
+    if isinstance(output, VitOutput):
+        assert isinstance(encoder, Vit)
+        b, _, d = output.tokens.shape
+        return output.tokens.reshape(b, encoder.config.mel_patches, -1, d).mean(axis=1), step_s
+    return output.frames, step_s
+
+
+def frame_step_s(content: ContentConfig, mel: LogMelConfig, window_s: float) -> float:
+    """Seconds from one of `content_frames` to the next.
+
+    Args:
+      content: shape of the encoder.
+      mel: its front end.
+      window_s: length of the audio that an HTSAT is given, which sees any as of one length.
+
+    Example:
+      >>> frame_step_s(HtsatConfig(), LAION_CLAP_LOG_MEL, 10.0)
+      0.3125
+    """
+    hop_s = mel.hop / mel.sample_rate_hz
+    match content:
+        case HtsatConfig():
+            return window_s / (content.segments * content.side(len(content.depths) - 1))
+        case VitConfig():
+            return content.patch[1] * hop_s
+    return content.frame_stride * hop_s
+
+
+def frames_of_audio(
+    encoder: Htsat | Cnn | Vit,
+    audio: Float[Array, "b t"],
+    mel: LogMelConfig,
+    normalisation: tuple[float, float] | None = None,
+    *,
+    window_s: float,
+    padding: Literal["repeat", "zeros"] = "repeat",
+    train: bool = False,
+) -> tuple[Float[Array, "b n d"], float]:
+    """`content_frames` of audio of any length.
+
+    An HTSAT is given whole windows behind each other. The last one is filled up as a recording is
+    that it embeds, and of the steps those are kept that the recording reaches. The other encoders
+    take any length as it is.
+
+    Args:
+      encoder: of the content.
+      audio: one channel, at the rate of `mel`.
+      mel: front end.
+      normalisation: see `encode_content`.
+      window_s: length that an HTSAT was trained on.
+      padding: what fills its window: 'repeat', as many whole repeats as fit and then zeros, or
+        'zeros'.
+      train: whether the encoder is trained.
+
+    Returns:
+      A feature a moment, and the seconds from one to the next; see `content_frames`.
+
+    Reference: windows without overlap are our choice; repeats are LAION-CLAP's (arXiv 2211.06687).
+    """
+    if not isinstance(encoder, Htsat):
+        return content_frames(encoder, features.log_mel(audio, mel), mel, normalisation, train)
+    window, samples, made, step_s = round(window_s * mel.sample_rate_hz), audio.shape[1], [], 0.0
+    for start in range(0, samples, window):
+        part = audio[:, start : start + window]
+        length = part.shape[1]
+        if padding == "repeat":
+            part = jnp.tile(part, (1, window // length))
+        part = jnp.pad(part, ((0, 0), (0, window - part.shape[1])))
+        frames, step_s = content_frames(encoder, features.log_mel(part, mel), mel, None, train)
+        # A step that the recording only just does not reach, by rounding, is none.
+        reached = math.ceil(length / mel.sample_rate_hz / step_s - 1e-6)
+        made.append(frames[:, :reached])
+    return jnp.concatenate(made, axis=1), step_s
+
+
+def _encoded(
+    encoder: Htsat | Cnn | Vit,
+    log_mel: Float[Array, "b l m"],
+    augmentation: Augmentation,
+    train: bool,
+    normalisation: tuple[float, float] | None,
+) -> HtsatOutput | CnnOutput | VitOutput:
     if isinstance(encoder, Htsat):
-        return encoder(augmentation.masked(log_mel), train).pooled
+        return encoder(augmentation.masked(log_mel), train)
     if isinstance(encoder, Vit):
         assert normalisation is not None
         mean, deviation = normalisation
-        levels = augmentation.masked((log_mel - mean) / deviation)
-        return encoder(levels, train).tokens.mean(axis=1)
+        return encoder(augmentation.masked((log_mel - mean) / deviation), train)
     level = augmentation.equalised(below_peak(log_mel))
     return encoder(augmentation.masked(level), train)
 

@@ -54,6 +54,12 @@ def test_batch_of_one_equals_a_batch_of_many():
     config = CnnConfig(channels=(8, 8), pools=((1, 2), (2, 2)), width=16, heads=2)
     x = jax.random.normal(jax.random.key(0), (4, 21, 16))
     variables = Cnn(config).init(jax.random.key(1), x, False)
-    many = Cnn(config).apply(variables, x, False)
-    one = jnp.concatenate([Cnn(config).apply(variables, row[None], False) for row in x])
-    np.testing.assert_allclose(many, one, atol=1e-6)
+    run = jax.jit(lambda x: Cnn(config).apply(variables, x, False))
+    many = run(x)
+    for row, pooled, frames in zip(x, *many, strict=True):
+        alone = run(row[None])
+        np.testing.assert_allclose(alone.pooled[0], pooled, atol=1e-6)
+        np.testing.assert_allclose(alone.frames[0], frames, atol=1e-6)
+    # 21 frames in patches of 4, and two of these pooled: the last one fills no pair.
+    assert config.frame_stride == 8
+    assert many.frames.shape == (4, 3, 16)
