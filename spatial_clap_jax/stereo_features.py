@@ -99,8 +99,7 @@ class StereoFeaturesConfig:
 
 
 BASELINE = StereoFeaturesConfig()
-# 16 frames a label step: 800 of 5 s. Of 128 bands some below 1 kHz lie between two bins and are
-# never heard; they cost nothing but their place.
+# 16 frames a label step: 800 of 5 s.
 AV_SELD = StereoFeaturesConfig(
     mel=LogMelConfig(
         sample_rate_hz=24_000, n_fft=512, hop=150, mels=128, low_hz=0.0, high_hz=12_000.0
