@@ -63,9 +63,10 @@ def cost(count: int, captions: int, size: str, fsdp: bool) -> dict[str, Any]:
 
     from spatial_clap_jax.train import hlo
     from spatial_clap_jax.train.experiment import load_config
+    from spatial_clap_jax.train.feeds import abstract_batch
     from spatial_clap_jax.train.flops import count_flops
     from spatial_clap_jax.train.sharding import MeshShape, make_mesh
-    from spatial_clap_jax.train.trainer import abstract_batch, build_state_and_step
+    from spatial_clap_jax.train.trainer import build_state_and_step
 
     experiment = load_config("spatial_clap.py", size)
     experiment = dataclasses.replace(

@@ -1,7 +1,8 @@
 """Configurations as plain JSON and back, every key and type checked.
 
 The JSON of a frozen dataclass has its fields as keys. Where a field may hold one of several
-dataclasses, their JSON carries "kind", the name of the class.
+dataclasses, their JSON carries "kind", the name of the class; without one it is of the class that
+says `kind_by_default`, if any: such JSON is older than the choice.
 """
 
 import difflib
@@ -126,11 +127,14 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _structure_union(annotation: Any, converter: cattrs.Converter) -> Callable:
     members = {member.__name__: member for member in _members(annotation)}
+    only = [name for name, member in members.items() if getattr(member, "kind_by_default", False)]
     optional = type(None) in typing.get_args(annotation)
 
     def structure(value: Any, _: Any) -> Any:
         if value is None and optional:
             return None
+        if only and isinstance(value, dict) and "kind" not in value:
+            value = {"kind": only[0], **value}
         if not isinstance(value, dict) or value.get("kind") not in members:
             raise InputError(f'{value!r} needs a "kind", one of {", ".join(members)}; add it.')
         plain = {key: item for key, item in value.items() if key != "kind"}

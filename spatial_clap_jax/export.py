@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 
 from spatial_clap_jax import __version__
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.event_export import write_locator
 from spatial_clap_jax.folders import HF_CLAP, M2D_CLAP, check_place, write_folder
 from spatial_clap_jax.inference import embedding_functions
 from spatial_clap_jax.model_card import CHANNEL_NAMES, model_card
@@ -56,6 +57,7 @@ from spatial_clap_jax.systems.attributes import AttributeRegression
 from spatial_clap_jax.systems.base import System
 from spatial_clap_jax.systems.clap import Clap
 from spatial_clap_jax.systems.m2d_clap import M2dClap
+from spatial_clap_jax.systems.seld import Seld
 from spatial_clap_jax.systems.spatial_clap import SpatialClap
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -92,6 +94,8 @@ def export(run: str | Path, out: str | Path, format: Format, step: int | None = 
 
 def write_model(model: TrainedModel, out: str | Path, format: Format) -> list[Path]:
     """Writes a model as `export` does; see there."""
+    if isinstance(model.system, Seld):
+        return write_locator(model, out, format, _common_manifest, PLATFORMS)
     width = _embedding_width(model)
     if format == HF_CLAP:
         weights = clap_weights(model)
@@ -102,7 +106,7 @@ def write_model(model: TrainedModel, out: str | Path, format: Format) -> list[Pa
         configs, tensors = {}, m2d_clap_tensors(weights)
         name = f"{published_name(weights)}.safetensors"
     elif format == "stablehlo":
-        _refuse_partial(model.system)
+        _refuse_partial(model.audio_text)
 
     def fill(folder: Path) -> None:
         if format in (HF_CLAP, M2D_CLAP):
@@ -133,7 +137,7 @@ def clap_weights(model: TrainedModel) -> ClapWeights:
 
     Reference: the zeros are our choice.
     """
-    system, arrays = model.system, flatten(model.variables)
+    system, arrays = model.audio_text, flatten(model.variables)
     if not isinstance(system, Clap | SpatialClap):
         raise InputError(
             f"hf-clap: ClapModel is monaural, and of {type(system).__name__} no monaural part "
@@ -178,7 +182,7 @@ def m2d_clap_weights(model: TrainedModel) -> M2dClapWeights:
     Raises:
       InputError: another system, or a joint space of another width than the encoder's.
     """
-    system, arrays = model.system, flatten(model.variables)
+    system, arrays = model.audio_text, flatten(model.variables)
     if not isinstance(system, M2dClap):
         raise InputError(
             f"m2d-clap: the model is {type(system).__name__}, no M2D-CLAP; take another --format."
@@ -253,7 +257,7 @@ def _refuse_partial(system: System) -> None:
 
 
 def _write_programs(model: TrainedModel, folder: Path) -> None:
-    system = model.system
+    system = model.audio_text
     audio, text = embedding_functions(system)
     # Weights held by NumPy would change the arithmetic of models, for one by float64.
     variables = jax.tree.map(jnp.asarray, model.variables)
@@ -275,26 +279,33 @@ def _write_programs(model: TrainedModel, folder: Path) -> None:
 
 
 def _manifest(model: TrainedModel, format: str, width: int) -> dict[str, Any]:
-    """What the folder says of itself, but for its files."""
-    system, tokenizer = model.system, model.tokenizer
+    """What the folder of an audio-text model says of itself, but for its files."""
+    system, tokenizer = model.audio_text, model.tokenizer
+    preprocessing = {
+        "sample_rate_hz": system.sample_rate_hz,
+        "channels": system.channels,
+        "channel_order": CHANNEL_NAMES.get(system.channels),
+        "window_samples": system.window_samples,
+        "full_scale": 1.0,
+        "padding": system.padding,
+        "max_tokens": system.max_tokens if tokenizer else 0,
+        "begin_id": tokenizer and tokenizer.begin_id,
+        "end_id": tokenizer and tokenizer.end_id,
+        "pad_id": tokenizer and tokenizer.pad_id,
+    }
+    return {
+        **_common_manifest(model, preprocessing),
+        "embedding_width": width,
+        "calling_convention": _calling_convention(model, width) if format == "stablehlo" else None,
+    }
+
+
+def _common_manifest(model: TrainedModel, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "name": model.experiment["name"],
         "step": model.step,
-        "embedding_width": width,
-        "preprocessing": {
-            "sample_rate_hz": system.sample_rate_hz,
-            "channels": system.channels,
-            "channel_order": CHANNEL_NAMES.get(system.channels),
-            "window_samples": system.window_samples,
-            "full_scale": 1.0,
-            "padding": system.padding,
-            "max_tokens": system.max_tokens if tokenizer else 0,
-            "begin_id": tokenizer and tokenizer.begin_id,
-            "end_id": tokenizer and tokenizer.end_id,
-            "pad_id": tokenizer and tokenizer.pad_id,
-        },
-        "calling_convention": _calling_convention(model, width) if format == "stablehlo" else None,
+        "preprocessing": dict(preprocessing),
         "weights_sha256": _weights_sha256(flatten(model.variables)),
         "provenance": model.provenance,
         "exported_with": {
@@ -308,13 +319,13 @@ def _manifest(model: TrainedModel, format: str, width: int) -> dict[str, Any]:
 
 
 def _embedding_width(model: TrainedModel) -> int:
-    system = model.system
+    system = model.audio_text
     batch = jax.ShapeDtypeStruct((1, system.channels, system.window_samples), jnp.float32)
     return jax.eval_shape(system.embed_audio, model.variables, batch).shape[1]
 
 
 def _calling_convention(model: TrainedModel, width: int) -> dict[str, Any]:
-    system = model.system
+    system = model.audio_text
     waveform = ["b", system.channels, system.window_samples]
     tokens = ["b", system.max_tokens]
     result = {"embedding": {"dtype": "float32", "shape": ["b", width], "norm": 1.0}}

@@ -23,6 +23,7 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import check_finite, embed_in_batches
 from spatial_clap_jax.scene_embeddings import PatchTokens, patch_tokens
 from spatial_clap_jax.stored import (
+    EVENTS,
     MANIFEST,
     PROGRAMS,
     TOKENIZER,
@@ -340,10 +341,15 @@ def load(
     folder = find_model(path)
     if (folder / MANIFEST).is_file():
         manifest = checked_manifest(folder, step)
+        if manifest.get("task") == EVENTS:
+            raise InputError(
+                f"{folder}: holds a SELD network, which locates events and embeds nothing; use "
+                "`spatial-clap detect`, or give an audio-text model."
+            )
         if manifest["format"] == "stablehlo":
             return _with_text_encoder(_load_programs(folder, manifest), text_encoder)
     model = read_trained(folder, step)
-    system = model.system
+    system = model.audio_text
     variables = jax.device_put(in_use(model.variables))
     audio, text = (jax.jit(function) for function in embedding_functions(system))
     is_m2d = isinstance(system, M2dClap)

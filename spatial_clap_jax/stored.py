@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.pretrained.owl_vit import OWL_VIT
-from spatial_clap_jax.systems.base import System, Variables, in_use
+from spatial_clap_jax.systems.base import System, Trainable, Variables, in_use
 from spatial_clap_jax.systems.m2d_clap import M2dClap
 
 # What an exported folder holds; `export` writes it.
@@ -29,6 +29,8 @@ FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, CARD = "model.json", "tokenizer.json", "README.md"
 PROGRAMS = {"audio": "audio.stablehlo", "text": "text.stablehlo"}
 TENSORS = "model.safetensors"
+# An export of a SELD network: what its manifest says under 'task', and its only program.
+EVENTS, TRACKS_PROGRAM = "events", "tracks.stablehlo"
 _MANIFEST_KEYS = {
     "format": str,
     "format_version": int,
@@ -56,11 +58,25 @@ class TrainedModel:
     """
 
     experiment: dict[str, Any]
-    system: System
+    system: Trainable
     variables: Variables
     tokenizer: Tokenizer | None
     step: int
     provenance: dict[str, Any]
+
+    @property
+    def audio_text(self) -> System:
+        """The system of an audio-text model.
+
+        Raises:
+          InputError: the model embeds nothing.
+        """
+        if not isinstance(self.system, System):
+            raise InputError(
+                f"{self.experiment['name']}: is a {type(self.system).__name__}, which locates "
+                "events and embeds nothing; use `spatial-clap detect`, or give an audio-text model."
+            )
+        return self.system
 
 
 def find_model(path: str | Path) -> Path:
@@ -138,6 +154,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def described_experiment(folder: Path) -> dict[str, Any]:
+    """The plain experiment of the model in a folder, looked up without reading its weights.
+
+    Args:
+      folder: see `find_model`.
+
+    Raises:
+      InputError: what describes the model cannot be read.
+    """
+    from spatial_clap_jax.train.description import read_description
+
+    is_export = (folder / MANIFEST).is_file()
+    found = (read_manifest(folder) if is_export else read_description(folder)).get("experiment")
+    return found if isinstance(found, dict) else {}
+
+
 def checked_manifest(folder: Path, step: int | None = None) -> dict[str, Any]:
     """`read_manifest`, and every file that it lists is what it was when it was written.
 
@@ -151,7 +183,8 @@ def checked_manifest(folder: Path, step: int | None = None) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if step is not None and step != manifest["step"]:
         raise InputError(f"{folder}: holds step {manifest['step']}, not {step}; leave --step out.")
-    needed = [*(PROGRAMS.values() if manifest["format"] == "stablehlo" else (TENSORS,))]
+    programs = [TRACKS_PROGRAM] if manifest.get("task") == EVENTS else [*PROGRAMS.values()]
+    needed = programs if manifest["format"] == "stablehlo" else [TENSORS]
     if manifest["preprocessing"]["max_tokens"]:
         needed.append(TOKENIZER)
     for name in needed:
@@ -201,14 +234,16 @@ def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
         trees, step = load_params(folder, step, ("variables", "average"))
     averaged = jax.tree.leaves(trees.get("average", {}))
     variables = trees["average" if averaged else "variables"]
-    with _naming(source):
-        tokenizer = Tokenizer.from_json(description["tokenizer"], description["max_tokens"])
+    tokenizer = None
+    if reads_texts(system):
+        with _naming(source):
+            tokenizer = Tokenizer.from_json(description["tokenizer"], description["max_tokens"])
     return TrainedModel(
         experiment=description["experiment"],
         system=system,
         # What only the training needs is not averaged.
         variables=_fitted(folder, system, flatten({**trees["variables"], **variables})),
-        tokenizer=tokenizer if reads_texts(system) else None,
+        tokenizer=tokenizer,
         step=step,
         provenance={
             "data_fingerprint": description.get("data_fingerprint"),
@@ -217,7 +252,7 @@ def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
     )
 
 
-def _first_draw(folder: Path, system: System, description: Mapping[str, Any]) -> Variables:
+def _first_draw(folder: Path, system: Trainable, description: Mapping[str, Any]) -> Variables:
     """What a run drew before its first step, which is not in its checkpoints."""
     experiment = description["experiment"]
     init = experiment.get("init", {})
@@ -257,18 +292,18 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
     )
 
 
-def reads_texts(system: System) -> bool:
-    """Whether a system embeds tokens, or only sentence embeddings of another model."""
-    return system.reads if isinstance(system, M2dClap) else True
+def reads_texts(system: Trainable) -> bool:
+    """Whether a system embeds tokens: not sentence embeddings of another model, nor nothing."""
+    return system.reads if isinstance(system, M2dClap) else isinstance(system, System)
 
 
-def _build_system(source: Path, experiment: dict[str, Any]) -> System:
+def _build_system(source: Path, experiment: dict[str, Any]) -> Trainable:
     from spatial_clap_jax.configs_io import from_plain
     from spatial_clap_jax.train.experiment import Experiment
 
     with _naming(source):
         built = from_plain(Experiment, experiment)
-    return replace(built, precision="float32").build_system()
+    return replace(built, precision="float32").build_trainable()
 
 
 def flatten(tree: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
@@ -277,7 +312,7 @@ def flatten(tree: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
 
 
 def _fitted(
-    source: Path, system: System, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+    source: Path, system: Trainable, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
 ) -> Variables:
     """The arrays as the tree that the system wants, each of its shape and dtype."""
     shapes = jax.eval_shape(system.init, jax.random.key(0))

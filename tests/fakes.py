@@ -11,6 +11,7 @@ from spatial_clap_jax.acoustics.foa import foa_gains, unit_vectors
 from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
 from spatial_clap_jax.acoustics.spatial_words import wrap_deg
 from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.sound_events import SoundEvents
 from spatial_clap_jax.data.wording import compose, member_places
 
 # category: (tone in Hz, contents)
@@ -190,3 +191,38 @@ class FakeScenes:
                 for direction in range(len(STEREO_DIRECTIONS))
             ],
         }
+
+
+class FakeClips:
+    """Clips of `data.dcase` in memory: noise, random events, and pictures of one grey each."""
+
+    sample_rate_hz, classes, fingerprint, has_video = 24_000, ("a bell", "a dog"), "fake", True
+
+    def __init__(self, clips: int = 4, duration_s: float = 0.4):
+        self.duration_s, self.labels = duration_s, round(duration_s * 10)
+        self.splits = {"train": tuple(f"clip{i}" for i in range(clips)), "test": ("clip_t",)}
+        self.decoded: list[str] = []
+
+    def _rng(self, name: str, what: str) -> np.random.Generator:
+        return np.random.default_rng([*f"{name} {what}".encode()])
+
+    def audio(self, name: str) -> np.ndarray:
+        samples = round(self.duration_s * self.sample_rate_hz)
+        return self._rng(name, "audio").normal(0, 0.1, (2, samples)).astype(np.float32)
+
+    def events(self, name: str) -> SoundEvents:
+        rng = self._rng(name, "events")
+        whole = lambda high: rng.integers(0, high, self.labels).astype(np.int32)  # noqa: E731
+        return SoundEvents(
+            np.arange(self.labels, dtype=np.int32),
+            whole(2),
+            whole(2),
+            rng.uniform(-90, 90, self.labels).astype(np.float32),
+            rng.uniform(1, 3, self.labels).astype(np.float32),
+            rng.random(self.labels) < 0.5,
+        )
+
+    def frames(self, name: str, count: int, size: tuple[int, int]) -> np.ndarray:
+        self.decoded.append(name)
+        grey = self._rng(name, "frames").integers(0, 256, (count, 1, size[1], 1))
+        return np.broadcast_to(grey, (count, *size, 3)).astype(np.uint8)

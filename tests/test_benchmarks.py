@@ -131,6 +131,11 @@ def test_input_runs():
     assert_compared(line, "clips/s")
 
 
+def test_seld_runs():
+    (line,) = run("seld.py", "--size", "quickstart", "--clips", "1")
+    assert_compared(line, "s of sound/s")
+
+
 def test_masking_runs():
     (line,) = run("masking.py", "--size", "quickstart", "--batch", "2")
     assert_compared(line, "s")

@@ -13,7 +13,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import grain
 import numpy as np
@@ -30,7 +30,7 @@ from spatial_clap_jax.data.wording import meanings, number_of
 from spatial_clap_jax.errors import InputError
 
 # Steps that an endless iterator is good for.
-_ENDLESS = 2**40
+ENDLESS = 2**40
 
 Batch = dict[str, np.ndarray]
 
@@ -93,6 +93,9 @@ class PipelineConfig:
     rewritten_share: float = 0.0
     sentences: Path | None = None
 
+    # The data of runs from before there were others.
+    kind_by_default: ClassVar[bool] = True
+
     def __post_init__(self):
         for name, smallest in (
             ("captions_per_batch", 1),
@@ -122,6 +125,26 @@ class PipelineConfig:
         for phrases in self.phrases:
             phrase_set(phrases)
 
+    @property
+    def rows(self) -> int:
+        """Rows of a global batch."""
+        return self.captions_per_batch
+
+    def with_rows(self, rows: int) -> PipelineConfig:
+        """The same for global batches of another size."""
+        return dataclasses.replace(self, captions_per_batch=rows)
+
+
+class Building(Protocol):
+    """Who builds batches, and how far ahead; see `PipelineConfig`."""
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def prefetch(self) -> int: ...
+
 
 class TrainBatches(grain.DatasetIterator[Batch]):
     """Endless iterator over batches whose state is the number of the next step.
@@ -129,7 +152,7 @@ class TrainBatches(grain.DatasetIterator[Batch]):
     A state restores with any number of workers, threads and processes.
     """
 
-    def __init__(self, steps: grain.MapDataset[Batch], config: PipelineConfig):
+    def __init__(self, steps: grain.MapDataset[Batch], config: Building):
         super().__init__()
         self._steps = steps
         self._config = config
@@ -271,7 +294,7 @@ def train_batches(
         classes=tuple(classes),
     )
     build = functools.partial(_build_batch, tuple(parts), collated)
-    return TrainBatches(grain.MapDataset.range(_ENDLESS).map(build), config)
+    return TrainBatches(grain.MapDataset.range(ENDLESS).map(build), config)
 
 
 def collate(

@@ -11,7 +11,7 @@ computes the blocks again, and equals the dense one.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,9 @@ class ContrastiveConfig:
     max_scale: float = 100.0
     block: int = BLOCK
     rival_weight: float = 0.0
+
+    # The loss of runs from before there were others.
+    kind_by_default: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= self.initial_scale <= self.max_scale < float("inf"):

@@ -136,7 +136,7 @@ class Study:
                     f"study {self.name}: {name!r} is none of its rows {', '.join(names)}."
                 )
         budgets = {
-            row.name: (row.experiment.steps, row.experiment.data.captions_per_batch)
+            row.name: (row.experiment.steps, row.experiment.data.rows)
             for row in self.rows
         }
         if len(set(budgets.values())) > 1:

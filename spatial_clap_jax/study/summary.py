@@ -65,7 +65,7 @@ def summarise(study: Study, tested: AllFindings) -> dict[str, Any]:
     return {
         "study": study.name,
         "steps": experiment.steps,
-        "captions_per_batch": experiment.data.captions_per_batch,
+        "captions_per_batch": experiment.data.rows,
         "rows": rows,
         "comparisons": [
             {

@@ -34,33 +34,8 @@ class Encoded(NamedTuple):
 
 
 @runtime_checkable
-class System(Protocol):
-    """An audio-text model as pure functions over a pytree of variables.
-
-    Attributes:
-      sample_rate_hz: rate of the audio that it takes.
-      channels: channels of the audio that it takes.
-      window_samples: length of the audio that it takes.
-      vocabulary: token ids that it knows.
-      max_tokens: length of the longest token rows that it takes.
-      labels: what its objective wants to know of each row, names of `data.pipeline.LABELS`.
-      padding: what fills audio that is shorter: whole repeats of it, then 'zeros'; or these alone.
-    """
-
-    @property
-    def sample_rate_hz(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def window_samples(self) -> int: ...
-    @property
-    def vocabulary(self) -> int: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def padding(self) -> Literal["repeat", "zeros"]: ...
+class Trainable(Protocol):
+    """What a training step knows of a system: pure functions over a pytree of variables."""
 
     def init(self, rng: jax.Array) -> Variables:
         """Draws fresh variables."""
@@ -89,6 +64,36 @@ class System(Protocol):
           A float32 scalar, and scalars to log.
         """
         ...
+
+
+@runtime_checkable
+class System(Trainable, Protocol):
+    """An audio-text model that trains on captioned scenes and embeds sound and words.
+
+    Attributes:
+      sample_rate_hz: rate of the audio that it takes.
+      channels: channels of the audio that it takes.
+      window_samples: length of the audio that it takes.
+      vocabulary: token ids that it knows.
+      max_tokens: length of the longest token rows that it takes.
+      labels: what its objective wants to know of each row, names of `data.pipeline.LABELS`.
+      padding: what fills audio that is shorter: whole repeats of it, then 'zeros'; or these alone.
+    """
+
+    @property
+    def sample_rate_hz(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def window_samples(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def padding(self) -> Literal["repeat", "zeros"]: ...
 
     def embed_audio(
         self, variables: Variables, audio: Float[Array, "b c t"]

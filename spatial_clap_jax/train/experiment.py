@@ -15,13 +15,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from spatial_clap_jax.data.pipeline import PipelineConfig
+from spatial_clap_jax.data.seld_pipeline import SeldPipelineConfig
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.losses.accdoa import AccdoaConfig
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.systems.attributes import AttributesConfig
-from spatial_clap_jax.systems.base import System
+from spatial_clap_jax.systems.base import System, Trainable
 from spatial_clap_jax.systems.clap import ClapConfig
 from spatial_clap_jax.systems.elsa import ElsaConfig
 from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
+from spatial_clap_jax.systems.seld import SeldConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.optim import OptimizerConfig
 from spatial_clap_jax.train.sharding import MeshShape
@@ -86,11 +89,11 @@ class Experiment:
     """
 
     name: str
-    model: SpatialClapConfig | ClapConfig | ElsaConfig | AttributesConfig | M2dClapConfig = field(
-        default_factory=SpatialClapConfig
-    )
-    loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
-    data: PipelineConfig = field(default_factory=PipelineConfig)
+    model: (
+        SpatialClapConfig | ClapConfig | ElsaConfig | AttributesConfig | M2dClapConfig | SeldConfig
+    ) = field(default_factory=SpatialClapConfig)
+    loss: ContrastiveConfig | AccdoaConfig = field(default_factory=ContrastiveConfig)
+    data: PipelineConfig | SeldPipelineConfig = field(default_factory=PipelineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     init: InitConfig = field(default_factory=InitConfig)
     steps: int = 100_000
@@ -120,6 +123,18 @@ class Experiment:
             raise InputError(f"ema_decay: {self.ema_decay} must be in [0, 1); give 0.999 or None.")
         if self.seed < 0:
             raise InputError(f"seed: {self.seed} is negative; give 0 or more.")
+        if isinstance(self.model, SeldConfig):
+            kinds: tuple[type, type] = (AccdoaConfig, SeldPipelineConfig)
+        else:
+            kinds = (ContrastiveConfig, PipelineConfig)
+        for name, value, kind in zip(("loss", "data"), (self.loss, self.data), kinds, strict=True):
+            if not isinstance(value, kind):
+                raise InputError(
+                    f"{name}: {type(value).__name__}, but a {type(self.model).__name__} takes a "
+                    f"{kind.__name__}; give that."
+                )
+        if isinstance(self.loss, AccdoaConfig) or isinstance(self.data, SeldPipelineConfig):
+            return
         weight, scl, rivals = self.loss.rival_weight, self.loss.scl, self.data.rivals
         if rivals != (bool(weight) and not scl):
             raise InputError(
@@ -127,9 +142,28 @@ class Experiment:
                 "weight needs SCL or data.rivals, and data.rivals need a weight and no SCL."
             )
 
+    def build_trainable(self, platform: str | None = None) -> Trainable:
+        """What is trained, in the precision that suits a platform, this machine's if None."""
+        dtype = compute_dtype(self.precision, platform)
+        if isinstance(self.model, SeldConfig):
+            assert isinstance(self.loss, AccdoaConfig)
+            return self.model.build(self.loss, dtype)
+        assert isinstance(self.loss, ContrastiveConfig)
+        return self.model.build(self.loss, dtype)
+
     def build_system(self, platform: str | None = None) -> System:
-        """The system, in the precision that suits a platform, this machine's if None."""
-        return self.model.build(self.loss, compute_dtype(self.precision, platform))
+        """The same of an audio-text model.
+
+        Raises:
+          InputError: the model embeds nothing.
+        """
+        system = self.build_trainable(platform)
+        if not isinstance(system, System):
+            raise InputError(
+                f"model: a {type(self.model).__name__} locates events and embeds nothing; give an "
+                "audio-text model, or use `spatial-clap detect`."
+            )
+        return system
 
 
 def compute_dtype(

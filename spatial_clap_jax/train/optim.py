@@ -1,4 +1,4 @@
-"""AdamW or LARS with warm-up and cosine, decay mask, clipping, and rules on parameter paths."""
+"""AdamW or LARS with warm-up, cosine or plateau, decay mask, clipping, and rules on paths."""
 
 import re
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import optax
+import optax.contrib
 
 from spatial_clap_jax.errors import InputError
 
@@ -21,7 +22,13 @@ class OptimizerConfig:
         else by momentum alone.
       learning_rate: peak of the schedule.
       warmup_steps: steps of linear rise from zero.
-      final_share: share of the peak that is left at the last step, after a half cosine.
+      schedule: after the rise, 'cosine', half of one down to the last step; or 'plateau', where
+        the rate is halved each time that the loss of training does not fall.
+      final_share: share of the peak that is left at the last step of a cosine, and the least that
+        plateaus leave.
+      plateau_steps: steps that a loss is averaged over, of 'plateau' alone.
+      plateau_patience: such averages without a new low, by a thousandth at least, that are one too
+        many.
       weight_decay: on matrices and token tables only (not on biases, norms, scales, positions and
         single tokens); with 'adamw' decoupled.
       b1: decay of the first moment; with 'lars' the momentum.
@@ -34,7 +41,10 @@ class OptimizerConfig:
     kind: Literal["adamw", "lars"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 500
+    schedule: Literal["cosine", "plateau"] = "cosine"
     final_share: float = 0.0
+    plateau_steps: int = 100
+    plateau_patience: int = 5
     weight_decay: float = 1e-4
     b1: float = 0.9
     b2: float = 0.999
@@ -47,6 +57,9 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"optimizer.{name}: {value} must be finite and not negative.")
+        for name in ("plateau_steps", "plateau_patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"optimizer.{name}: {getattr(self, name)}; give at least 1.")
         for name in ("b1", "b2"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -77,8 +90,12 @@ def _is_decayed(path: str, leaf: jax.Array) -> bool:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then a half cosine to the last step."""
+    """Learning rate by step: linear warm-up, then a half cosine to the last step, or level."""
     warmup = min(config.warmup_steps, max(steps // 2, 1))
+    if config.schedule == "plateau":
+        # optax stays at the first rate where there are no steps to rise in.
+        start = 0.0 if warmup else config.learning_rate
+        return optax.warmup_constant_schedule(start, config.learning_rate, warmup)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -108,9 +125,20 @@ def _moved_by(
     ]
 
 
+def _plateaus(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Halves updates where the loss that comes with them stays."""
+    return optax.contrib.reduce_on_plateau(
+        factor=0.5,
+        patience=config.plateau_patience,
+        rtol=1e-3,
+        accumulation_size=config.plateau_steps,
+        min_scale=config.final_share,
+    )
+
+
 def make_optimizer(
     config: OptimizerConfig, steps: int, params: Any
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The optimiser of the config over `steps` steps.
 
     Args:
@@ -119,7 +147,8 @@ def make_optimizer(
       params: the parameters or their shapes; rules are checked against their paths.
 
     Returns:
-      A transformation of gradients to updates; frozen parameters keep no moments.
+      A transformation of gradients to updates, which takes the loss as `value` besides; frozen
+      parameters keep no moments.
 
     Reference: Loshchilov and Hutter, arXiv 1711.05101; LARS, You et al., arXiv 1708.03888, with a
       trust coefficient of 0.001.
@@ -149,9 +178,10 @@ def make_optimizer(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         *_moved_by(config, make_schedule(config, steps)),
         optax.stateless(lambda updates, _: map_by_path(scaled, updates)),
+        *([_plateaus(config)] if config.schedule == "plateau" else []),
     )
     if not config.frozen:
-        return moved
+        return optax.with_extra_args_support(moved)
     labels = map_by_path(
         lambda path, _: "frozen" if matches(config.frozen, path) else "moved", params
     )

@@ -23,9 +23,10 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import hlo, sharding
 from spatial_clap_jax.train.chips import Chip, chip
 from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.feeds import abstract_batch
 from spatial_clap_jax.train.flops import count_flops
 from spatial_clap_jax.train.topology import devices_of
-from spatial_clap_jax.train.trainer import abstract_batch, build_state_and_step
+from spatial_clap_jax.train.trainer import build_state_and_step
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def plan(
     if slices > 1 and experiment.mesh.replica == 1:
         experiment = replace(experiment, mesh=replace(experiment.mesh, replica=slices))
     mesh = sharding.make_mesh(devices, experiment.mesh)
-    batch = experiment.data.captions_per_batch if global_batch is None else global_batch
+    batch = experiment.data.rows if global_batch is None else global_batch
     if batch < 1 or batch % mesh.size:
         nearest = max(round(batch / mesh.size), 1) * mesh.size
         raise InputError(
@@ -266,8 +267,7 @@ def _compile(
 
 def _trace(experiment: Experiment, mesh: Mesh, batch: int) -> tuple[Any, dict[str, int]]:
     """The training step of a batch, traced, and the bytes of its arguments on one chip."""
-    data = replace(experiment.data, captions_per_batch=batch)
-    experiment = replace(experiment, data=data)
+    experiment = replace(experiment, data=experiment.data.with_rows(batch))
     start, step = build_state_and_step(experiment, mesh)
     arrays = abstract_batch(experiment, mesh)
     state = start.eval_shape({})

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.layers import Remat, executed, held_still, rows_over
-from spatial_clap_jax.systems.base import Batch, Encoded, Following, System, Variables, in_use
+from spatial_clap_jax.systems.base import Batch, Encoded, Following, Trainable, Variables, in_use
 from spatial_clap_jax.train.optim import map_by_path, matches
 
 
@@ -35,8 +35,8 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    system: System,
-    optimizer: optax.GradientTransformation,
+    system: Trainable,
+    optimizer: optax.GradientTransformationExtraArgs,
     rng: jax.Array,
     loaded: Mapping[str, Array],
     *,
@@ -107,8 +107,8 @@ class TrainStep:
       steps: of the whole run, for what a `Following` system moves by a schedule.
     """
 
-    system: System
-    optimizer: optax.GradientTransformation
+    system: Trainable
+    optimizer: optax.GradientTransformationExtraArgs
     rng: jax.Array
     ema_decay: float | None = None
     frozen: tuple[str, ...] = ()
@@ -128,7 +128,9 @@ class TrainStep:
         """
         gradients, loss, metrics, batch_stats = self._gradients(state, batch)
         params = state.variables["params"]
-        updates, optimizer_state = self.optimizer.update(gradients, state.optimizer, params)
+        updates, optimizer_state = self.optimizer.update(
+            gradients, state.optimizer, params, value=loss
+        )
         params = optax.apply_updates(params, updates)
         variables = {**state.variables, "params": params, "batch_stats": batch_stats}
         if isinstance(self.system, Following):

@@ -43,6 +43,42 @@ def test_schedule_fits_runs_shorter_than_the_warm_up():
     assert [float(schedule(i)) for i in (0, 1, 2)] == [0.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("frozen", [(), ("^text/",)])
+def test_a_plateau_halves_the_rate(frozen):
+    """Losses of two steps are averaged; two averages without a new low are borne, a third not."""
+    config = peak(
+        weight_decay=0.0,
+        schedule="plateau",
+        plateau_steps=2,
+        plateau_patience=2,
+        final_share=0.3,
+        frozen=frozen,
+    )
+    optimizer = make_optimizer(config, 100, PARAMS)
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+
+    @jax.jit
+    def update(state, loss):
+        updates, state = optimizer.update(gradients, state, PARAMS, value=loss)
+        return updates["audio"]["bias"][0], state
+
+    state, moves = optimizer.init(PARAMS), []
+    # A first average of 1, then falling ones, then a level.
+    for loss in [1.0, 1.0, 0.5, 0.5, *[0.5] * 10]:
+        move, state = update(state, loss)
+        moves.append(float(move))
+    np.testing.assert_allclose(moves[:7], -0.1, rtol=1e-4)
+    np.testing.assert_allclose(moves[8:11], -0.05, rtol=1e-4)
+    # Not below the least share.
+    np.testing.assert_allclose(moves[-1], -0.03, rtol=1e-4)
+
+
+def test_a_plateau_rises_first():
+    config = OptimizerConfig(learning_rate=0.2, warmup_steps=4, schedule="plateau")
+    schedule = make_schedule(config, 100)
+    assert [float(schedule(i)) for i in (0, 2, 4, 99)] == pytest.approx([0, 0.1, 0.2, 0.2])
+
+
 def test_adam_moves_by_the_rate():
     moved = one_step(peak(weight_decay=0.0))
     np.testing.assert_allclose(moved["audio"]["kernel"], 2.0 - 0.1, rtol=1e-5)

@@ -18,7 +18,7 @@ from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train import sharding, trainer
+from spatial_clap_jax.train import feeds, sharding, trainer
 from spatial_clap_jax.train.checkpoint import load_params
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.metrics_log import read_metrics
@@ -145,7 +145,7 @@ def test_a_step_logs_the_loss_of_rivals(scl):
     batches.close()
     assert ("has_rival" in batch) == (not scl)
     mesh = sharding.make_mesh(shape=ours.mesh)
-    planned = trainer.abstract_batch(ours, mesh)
+    planned = feeds.abstract_batch(ours, mesh)
     assert {name: (x.shape, x.dtype) for name, x in planned.items()} == {
         name: (x.shape, x.dtype) for name, x in batch.items()
     }

@@ -17,7 +17,7 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.export import export
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.systems.attributes import AttributesConfig
-from spatial_clap_jax.train import sharding, trainer
+from spatial_clap_jax.train import feeds, sharding
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.experiment import InitConfig
 from spatial_clap_jax.train.metrics_log import read_metrics
@@ -89,7 +89,7 @@ def test_a_planned_batch_is_the_trained_one(run, scenes):
     )
     batch = next(batches)
     batches.close()
-    planned = trainer.abstract_batch(elsa, sharding.make_mesh(jax.devices()[:1]))
+    planned = feeds.abstract_batch(elsa, sharding.make_mesh(jax.devices()[:1]))
     assert {n: (x.shape, x.dtype) for n, x in planned.items()} == {
         n: (x.shape, x.dtype) for n, x in batch.items()
     }

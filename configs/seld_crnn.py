@@ -1,0 +1,37 @@
+"""The baseline of DCASE 2025 Task 3 on sound alone: convolutions, recurrence, self-attention.
+
+    spatial-clap train configs/seld_crnn.py --size small --data data/seld --workdir runs/seld_crnn
+
+It has the front end of configs/seld.py, no other tower, and as many steps. `base` has the widths of
+the public baseline and log-mel planes alone, and has not been trained by us.
+"""
+
+from dataclasses import replace
+
+from spatial_clap_jax.models.seld_encoder import RecurrentConfig, SeldEncoderConfig
+from spatial_clap_jax.stereo_features import BASELINE
+from spatial_clap_jax.systems.seld import SeldConfig
+from spatial_clap_jax.train.experiment import Experiment, load_config
+
+
+def get_config(size: str = "base") -> Experiment:
+    """The experiment at one of the sizes 'quickstart', 'small', 'base'."""
+    whole = load_config("seld.py", size)
+    model = whole.model
+    assert isinstance(model, SeldConfig)
+    is_base = size == "base"
+    encoder = replace(model.encoder, block="plain")
+    if is_base:
+        pools = ((5, 4), (1, 4), (1, 2))
+        encoder = SeldEncoderConfig(None, (64, 64, 64), pools, "plain", "flat")
+    temporal = RecurrentConfig() if is_base else RecurrentConfig(width=96, heads=4)
+    model = replace(
+        model,
+        features=BASELINE if is_base else model.features,
+        encoder=encoder,
+        temporal=temporal,
+        listens=False,
+        looks=False,
+        on_screen=False,
+    )
+    return replace(whole, name=f"seld_crnn_{size}", model=model)

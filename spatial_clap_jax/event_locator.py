@@ -1,0 +1,240 @@
+"""A trained SELD network in use, or several: clips in, tracks of events out.
+
+`load_locator` takes folders of runs or of safetensors exports. Computation is in float32 at full
+precision, in batches of one shape; the tracks of several networks are averaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+from rich.progress import track
+
+from spatial_clap_jax.configs_io import from_plain
+from spatial_clap_jax.data.audio import read_audio, resample
+from spatial_clap_jax.data.dcase import Clips
+from spatial_clap_jax.data.seld_pipeline import (
+    LabelledClip,
+    SeldPipelineConfig,
+    collate_clips,
+)
+from spatial_clap_jax.data.sound_events import no_events
+from spatial_clap_jax.data.video import frames_at
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.seld_tracks import average_outputs
+from spatial_clap_jax.stored import described_experiment, find_model, read_trained
+from spatial_clap_jax.systems.base import Variables, in_use
+from spatial_clap_jax.systems.seld import Seld, SeldConfig
+from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.seld_feed import check_clips_fit, clip_loader
+
+# Clips of every batch.
+_BATCH = 8
+Tracks = Float32[np.ndarray, "l 3 4 c"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """One network of an ensemble.
+
+    Attributes:
+      source: where it was read.
+      system: the network.
+      data: how its clips are read.
+      step: training steps behind it.
+      program: a batch without targets -> [b, l, 3, 4, c].
+    """
+
+    source: str
+    system: Seld
+    data: SeldPipelineConfig
+    step: int
+    program: Callable[[Mapping[str, Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EventLocator:
+    """Networks of the same classes, rate and length, whose tracks are averaged.
+
+    Attributes:
+      members: at least one.
+    """
+
+    members: tuple[Member, ...]
+
+    @property
+    def config(self) -> SeldConfig:
+        """Of the first member; classes, rate and length are those of all."""
+        return self.members[0].system.config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What it tells, by number."""
+        return self.members[0].system.classes
+
+    def locate_clips(
+        self, clips: Clips, names: Sequence[str], progress: bool = True
+    ) -> dict[str, Tracks]:
+        """Tracks of clips of a folder.
+
+        Args:
+          clips: opened; of the classes, rate and length of the networks.
+          names: which of them.
+          progress: show a progress bar on stderr.
+
+        Returns:
+          For each clip x, y, distance in m and probability of being on screen, of three tracks in
+          each label frame and class.
+
+        Raises:
+          InputError: the clips are not what a network takes, or its cached features are missing.
+        """
+        found: dict[str, list[Tracks]] = {name: [] for name in names}
+        for member in self.members:
+            config = member.system.config
+            check_clips_fit(clips, config)
+            loader = clip_loader(clips, config, member.data)
+            starts = range(0, len(names), _BATCH)
+            for start in track(
+                starts, description="clips located", transient=True, disable=not progress
+            ):
+                some = names[start : start + _BATCH]
+                for name, tracks in zip(
+                    some, self._located(member, [loader[name] for name in some]), strict=True
+                ):
+                    found[name].append(tracks)
+        return {name: average_outputs(each) for name, each in found.items()}
+
+    def locate_recording(self, audio: str | Path, video: str | Path | None = None) -> Tracks:
+        """Tracks of a stereo recording of any length, window by window.
+
+        Args:
+          audio: a recording of two channels, at any rate.
+          video: of it; needed where a network looks.
+
+        Returns:
+          Tracks of all label frames; the last window is filled up by silence, and what lies
+          behind the end is left out.
+
+        Raises:
+          InputError: the recording is not stereo, a video is missing, or a network takes cached
+            features alone.
+        """
+        config = self.config
+        sound, rate_hz = read_audio(audio)
+        if len(sound) != 2:
+            raise InputError(f"{audio}: has {len(sound)} channels; give a stereo recording.")
+        sound = resample(sound, rate_hz, config.sample_rate_hz)
+        window = self.members[0].system.window_samples
+        count = -(-sound.shape[1] // window)
+        padded = np.pad(sound, ((0, 0), (0, count * window - sound.shape[1])))
+        parts = np.split(padded.astype(np.float32), count, axis=1)
+        found = []
+        for member in self.members:
+            shown = self._pictures(member, video, count)
+            tracks = []
+            for start in range(0, count, _BATCH):
+                some = [
+                    LabelledClip(part, no_events(), frames, None, None)
+                    for part, frames in zip(
+                        parts[start : start + _BATCH], shown[start : start + _BATCH], strict=True
+                    )
+                ]
+                tracks += list(self._located(member, some))
+            found.append(np.concatenate(tracks))
+        heard = -(-sound.shape[1] * config.labels // window)
+        return average_outputs(found)[:heard]
+
+    def _pictures(self, member: Member, video: str | Path | None, windows: int) -> Sequence[Any]:
+        config, looked_at = member.system.config, member.system.config.looked_at
+        if "cache" in (config.heard_from, config.seen_from):
+            raise InputError(
+                f"{member.source}: takes features that are cached for clips of a folder; give such "
+                "a folder in place of a recording."
+            )
+        if looked_at is None:
+            return [None] * windows
+        if video is None:
+            raise InputError(
+                f"{member.source}: looks at pictures; give the video of the recording."
+            )
+        total = windows * looked_at.count
+        times = (np.arange(total) + 0.5) * config.duration_s / looked_at.count
+        frames = frames_at(video, times.tolist(), looked_at.size)
+        return [*frames.reshape(windows, *looked_at.shape)]
+
+    def _located(
+        self, member: Member, clips: list[LabelledClip]
+    ) -> Float32[np.ndarray, "b l 3 4 c"]:
+        filled = clips + clips[-1:] * (_BATCH - len(clips))
+        batch = collate_clips(filled, member.system.config.labels, member.system.classes)
+        del batch["targets"]
+        return np.asarray(member.program(batch))[: len(clips)]
+
+
+def load_locator(
+    runs: Sequence[str | Path],
+    step: int | None = None,
+    heard: Path | None = None,
+    seen: Path | None = None,
+) -> EventLocator:
+    """Opens one network, or several to average.
+
+    Args:
+      runs: folders of runs or safetensors exports.
+      step: checkpoint of the runs to take; None takes the newest.
+      heard: cached CLAP features, in place of those of the training.
+      seen: cached OWL-ViT features, likewise.
+
+    Raises:
+      InputError: there is none, one is no SELD network, or they differ in classes, rate or length.
+    """
+    if not runs:
+        raise InputError("runs: there is none; give the folder of at least one run.")
+    members = [_member(str(run), step, heard, seen) for run in runs]
+    first = members[0]
+    for member in members[1:]:
+        for name in ("classes", "sample_rate_hz", "duration_s"):
+            ours, theirs = (getattr(one.system.config, name) for one in (first, member))
+            if ours != theirs:
+                raise InputError(
+                    f"{member.source}: has {name} {theirs}, but {first.source} has {ours}; average "
+                    "networks that are alike in this."
+                )
+    return EventLocator(tuple(members))
+
+
+def is_locator(run: str | Path) -> bool:
+    """Whether a folder holds a SELD network rather than an audio-text model.
+
+    Raises:
+      InputError: it holds no model.
+    """
+    return described_experiment(find_model(run)).get("model", {}).get("kind") == SeldConfig.__name__
+
+
+def _member(source: str, step: int | None, heard: Path | None, seen: Path | None) -> Member:
+    trained = read_trained(source, step)
+    system = trained.system
+    if not isinstance(system, Seld):
+        raise InputError(
+            f"{source}: is a {type(system).__name__}, no SELD network; give a run of "
+            "configs/seld.py."
+        )
+    data = from_plain(Experiment, trained.experiment).data
+    assert isinstance(data, SeldPipelineConfig)
+    data = dataclasses.replace(data, heard=heard or data.heard, seen=seen or data.seen)
+    variables = jax.device_put(in_use(trained.variables))
+
+    @jax.jit
+    def locate(variables: Variables, batch: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return system.locate(variables, batch)
+
+    return Member(source, system, data, trained.step, lambda batch: locate(variables, dict(batch)))
