@@ -137,7 +137,10 @@ def test_mistakes_in_words(place, capsys):
         (("train", "--size", "small", *train[1:]), "--size: the config comes first"),
         (("train", "nowhere.py", *train[2:]), "nowhere.py: no such config"),
         (("train", place / "scenes.py", *train[2:]), "gives no experiment"),
-        (("render", place / "model.py", "--sources", "x", "--out", "y"), "gives no scene recipe"),
+        (
+            ("render", place / "model.py", "--sources", "x", "--out", "y"),
+            "gives no recipe; give a file like",
+        ),
         (("evaluate", place / "run"), "give either --data DIR or --scenes FILE.csv"),
         (
             ("evaluate", place / "run", "--data", place / "data", "--umap", "map.docx"),

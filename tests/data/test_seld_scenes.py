@@ -12,6 +12,7 @@ from spatial_clap_jax.acoustics.receivers import Foa
 from spatial_clap_jax.acoustics.rirs import RirRoom
 from spatial_clap_jax.acoustics.rooms import FloorRanges
 from spatial_clap_jax.acoustics.stereo_view import picture_position
+from spatial_clap_jax.cli import main
 from spatial_clap_jax.data import seld_drawing, seld_scenes
 from spatial_clap_jax.data.dcase import open_clips
 from spatial_clap_jax.data.scenes import RoomCounts
@@ -21,6 +22,7 @@ from spatial_clap_jax.data.seld_recipe import ClipCounts, PictureOptions, SeldRe
 from spatial_clap_jax.data.seld_scenes import render_clips
 from spatial_clap_jax.data.sources import Clip, SourceOptions
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train.experiment import load_config
 
 RECIPE = SeldRecipe(
     name="tiny",
@@ -150,6 +152,28 @@ def test_the_same_folder_is_left_and_another_refused(rendered, tmp_path, monkeyp
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="holds something that is no set of clips"):
         render_clips(RECIPE, "synthetic", tmp_path)
+
+
+def test_the_command_renders_clips(tmp_path, capsys):
+    pytest.importorskip("av")
+    (tmp_path / "clips.py").write_text(
+        "from test_seld_scenes import RECIPE\n\ndef get_config(size):\n    return RECIPE\n"
+    )
+    counts = ("--clip-counts.train", 1, "--clip-counts.validation", 0, "--clip-counts.test", 1)
+    arguments = ("--sources", "synthetic", "--out", tmp_path / "out", "--workers", 1, *counts)
+    main([str(word) for word in ("render", tmp_path / "clips.py", *arguments)])
+    assert "train 1, test 1 clips; 0 bad dry sounds skipped" in capsys.readouterr().out
+    assert open_clips(tmp_path / "out").splits["test"] == ("test_000000",)
+
+
+@pytest.mark.parametrize("size", ["quickstart", "small", "base"])
+def test_shipped_recipes_have_clips_of_every_split(size):
+    recipe = load_config("configs/seld_scenes.py", size)
+    assert isinstance(recipe, SeldRecipe)
+    assert recipe.name == size
+    assert set(recipe.splits()) == {"train", "validation", "test"}
+    # Pictures of the task's shape, so that what is off screen is off the picture too.
+    assert recipe.video.width * 9 == recipe.video.height * 16
 
 
 def test_sounds_without_classes_are_refused(tmp_path):
