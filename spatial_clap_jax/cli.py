@@ -487,7 +487,7 @@ def export_command(arguments: list[str]) -> None:
 
 
 def convert_command(arguments: list[str]) -> None:
-    """Convert published weights (CLAP, M2D-CLAP, RoBERTa, Spatial-CLAP) into a folder of ours."""
+    """Convert published weights (CLAP, M2D-CLAP, RoBERTa, OWL-ViT, ...) into a folder of ours."""
 
     def run(
         source: tyro.conf.Positional[str],
@@ -498,9 +498,9 @@ def convert_command(arguments: list[str]) -> None:
         """Reads every tensor of published weights, or says which it does not know.
 
         Args:
-          source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers) or
-            its name on the hub; a .pt, .pth or .safetensors of LAION-CLAP, Spatial-CLAP or
-            M2D-CLAP.
+          source: a folder of Hugging Face's (ClapModel, RoBERTa, BERT, sentence-transformers,
+            OwlViTForObjectDetection) or its name on the hub; a .pt, .pth or .safetensors of
+            LAION-CLAP, Spatial-CLAP or M2D-CLAP.
           out: folder to write in.
           tokenizer: a tokenizer.json, or a folder with one, where the source brings none.
           verbose: say of every tensor what became of it.
@@ -538,7 +538,7 @@ def embed_text_command(arguments: list[str]) -> None:
 
 
 def embed_command(arguments: list[str]) -> None:
-    """Cosines between a recording and texts."""
+    """Cosines between a recording and texts; features of clips for trainings."""
 
     def run(
         run: tyro.conf.Positional[Path],
@@ -546,21 +546,26 @@ def embed_command(arguments: list[str]) -> None:
         text: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         out: Path | None = None,
         kind: Literal["joint", "scene", "frames"] = "joint",
+        frames: int | None = None,
         text_encoder: str | None = None,
         plain: bool = False,
         foa_format: Literal["acn-sn3d", "acn-n3d", "fuma"] = "acn-sn3d",
         step: int | None = None,
     ) -> None:
-        """Embeds a recording of any length and rate, and says how near each text is.
+        """Embeds a recording of any length and rate, and says how near each text is; or runs a
+        frozen tower over a folder of clips, for trainings that read what it made.
 
         Args:
-          run: folder of a run or of an export.
-          audio: a recording with the channels that the model takes.
+          run: folder of a run or of an export; for clips also a converted OWL-ViT.
+          audio: a recording with the channels that the model takes; or a folder of clips in DCASE
+            form, of which --kind frames goes into a folder, --out. A start after a failure goes on
+            where it stopped.
           text: a text; may be given several times.
           out: write the embedding of the recording to this .npy file, features to this .npz file.
           kind: what --out holds: joint, the embedding that texts are compared with; or what the
             encoder of an M2D-CLAP hears, of the whole by scene (features), of every moment by
             frames (features, times_ms).
+          frames: pictures of a clip that an OWL-ViT looks at; 10 where nothing is said.
           text_encoder: of an M2D-CLAP of sentence embeddings, the encoder that made these.
           plain: the recording is mono and has no place; for a model of ambisonics.
           foa_format: order and gains of an ambisonic recording's channels.
@@ -570,6 +575,18 @@ def embed_command(arguments: list[str]) -> None:
         from spatial_clap_jax.embedding_files import save_embedding, save_features
         from spatial_clap_jax.inference import load
 
+        if audio.is_dir():
+            from spatial_clap_jax.embed_clips import embed_clips
+
+            if kind != "frames" or text or out is None:
+                raise InputError(
+                    f"embed: {audio} is a folder of clips; give --kind frames and --out alone"
+                )
+            cache = embed_clips(run, audio, out, frames)
+            print(f"{out}: {len(cache)} clips, {' x '.join(map(str, cache.shape))} numbers each")
+            return
+        if frames is not None:
+            raise InputError(f"embed: --frames {frames} is of a folder of clips; leave it out")
         if kind != "joint" and (text or out is None):
             raise InputError(f"embed: --kind {kind} goes to a file; give --out alone")
         if not text and out is None:
@@ -582,8 +599,8 @@ def embed_command(arguments: list[str]) -> None:
             elif kind == "scene":
                 features = {"features": model.embed_scene(*recording)}
             else:
-                frames, times_ms = model.embed_frames(*recording)
-                features = {"features": frames, "times_ms": times_ms}
+                moments, times_ms = model.embed_frames(*recording)
+                features = {"features": moments, "times_ms": times_ms}
         except InputError as error:
             raise InputError(f"{audio}: {error}") from error
         if out is not None and kind == "joint":
