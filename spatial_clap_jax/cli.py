@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -411,6 +411,7 @@ def evaluate_command(arguments: list[str]) -> None:
             evaluate_recordings,
             write_results,
         )
+        from spatial_clap_jax.event_locator import is_locator
         from spatial_clap_jax.inference import load
 
         if (data is None) == (scenes is None):
@@ -426,6 +427,11 @@ def evaluate_command(arguments: list[str]) -> None:
                 raise InputError(f"--umap {umap}: needs --data, and --localise above 0.")
         if probe and data is None:
             raise InputError("--probe True: needs --data with plain clips; leave it out.")
+        if is_locator(run):
+            if data is None:
+                raise InputError(f"{run}: locates events; give --data, clips in DCASE form.")
+            _detect([run], data, split, results=out, step=step, plot=plot)
+            return
         model = load(run, step=step, text_encoder=text_encoder)
         confusion = None
         if data is not None:
@@ -457,6 +463,128 @@ def evaluate_command(arguments: list[str]) -> None:
             report.plot_map(found.learnt, found.embedded[1], umap)
 
     call(run, arguments, "evaluate")
+
+
+def detect_command(arguments: list[str]) -> None:
+    """Locate sound events in clips or a recording, and score them where labels are."""
+    from spatial_clap_jax.evaluate_events import PostProcessing
+
+    def run(
+        runs: tyro.conf.Positional[tuple[Path, ...]],
+        data: Path | None = None,
+        split: str = "test",
+        audio: Path | None = None,
+        video: Path | None = None,
+        out: Path | None = None,
+        results: Path | None = None,
+        plot: Path | None = None,
+        official: bool = False,
+        tune: bool = False,
+        heard: Path | None = None,
+        seen: Path | None = None,
+        step: int | None = None,
+        after: Annotated[PostProcessing, tyro.conf.arg(name="")] = PostProcessing(),  # noqa: B008
+    ) -> None:
+        """Averages the tracks of SELD networks, and turns them into events.
+
+        Args:
+          runs: folders of runs or safetensors exports, one or more.
+          data: clips in DCASE form.
+          split: train, validation or test.
+          audio: in place of --data, a stereo recording of any length.
+          video: of that recording, for networks that look.
+          out: a new folder for a csv of each clip (frame, class, source, azimuth, distance,
+            onscreen); of a recording, the csv.
+          results: results.json to write.
+          plot: a figure to write (png, svg or pdf): of the scores; of a recording, its events.
+          official: score as the public code of DCASE 2025 Task 3 does.
+          tune: choose the threshold on the validation clips of --data first.
+          heard: cached CLAP features of the clips, where a network takes such.
+          seen: cached OWL-ViT features, likewise.
+          step: checkpoint to take; default: the newest.
+          after: what becomes of the tracks.
+        """
+        if (data is None) == (audio is None):
+            raise InputError("detect: give either --data DIR or --audio FILE")
+        if audio is None:
+            assert data is not None
+            _detect(
+                runs,
+                data,
+                split,
+                out=out,
+                results=results,
+                plot=plot,
+                official=official,
+                tune=tune,
+                caches=(heard, seen),
+                step=step,
+                after=after,
+            )
+            return
+        if results is not None or official or tune:
+            raise InputError("detect: --results, --official and --tune are of --data, with labels")
+        from spatial_clap_jax.data.event_tables import write_predictions
+        from spatial_clap_jax.event_locator import load_locator
+        from spatial_clap_jax.event_report import plot_events, print_events
+        from spatial_clap_jax.report import check_plot_path
+
+        if plot is not None:
+            check_plot_path(plot)
+        locator = load_locator(runs, step, heard, seen)
+        events = after.events(audio.stem, locator.locate_recording(audio, video), locator.classes)
+        print_events(events, locator.classes)
+        if out is not None:
+            write_predictions(out, events)
+        if plot is not None:
+            plot_events(events, locator.classes, plot)
+
+    call(run, arguments, "detect")
+
+
+def _detect(
+    runs: Sequence[Path],
+    data: Path,
+    split: str,
+    *,
+    out: Path | None = None,
+    results: Path | None = None,
+    plot: Path | None = None,
+    official: bool = False,
+    tune: bool = False,
+    caches: tuple[Path | None, Path | None] = (None, None),
+    step: int | None = None,
+    after: Any = None,
+) -> None:
+    from spatial_clap_jax import report
+    from spatial_clap_jax.data.dcase import open_clips
+    from spatial_clap_jax.evaluate_events import (
+        PostProcessing,
+        evaluate_events,
+        tuned,
+        write_events,
+    )
+    from spatial_clap_jax.event_locator import load_locator
+    from spatial_clap_jax.metrics.scores import check_results_path, write_results
+
+    if results is not None:
+        check_results_path(results)
+    if plot is not None:
+        report.check_plot_path(plot)
+    locator = load_locator(runs, step, *caches)
+    clips, after = open_clips(data), after or PostProcessing()
+    if tune:
+        after = tuned(locator, clips, after)
+        print(f"threshold {after.decoding.threshold:g}, chosen on validation clips")
+    scores, predictions = evaluate_events(locator, clips, split, after, official)
+    report.print_results(scores)
+    if results is not None:
+        write_results(scores, results)
+    if plot is not None:
+        report.plot_results(scores, plot)
+    if out is not None:
+        write_events(predictions, out)
+        print(f"{out}: {len(predictions)} tables")
 
 
 def export_command(arguments: list[str]) -> None:
@@ -623,6 +751,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "study": study_command,
     "plan": plan_command,
     "evaluate": evaluate_command,
+    "detect": detect_command,
     "export": export_command,
     "convert": convert_command,
     "embed": embed_command,

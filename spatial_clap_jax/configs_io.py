@@ -1,8 +1,9 @@
 """Configurations as plain JSON and back, every key and type checked.
 
 The JSON of a frozen dataclass has its fields as keys. Where a field may hold one of several
-dataclasses, their JSON carries "kind", the name of the class; without one it is of the class that
-says `kind_by_default`, if any: such JSON is older than the choice.
+dataclasses, their JSON carries "kind" ("class" where one of them has a field of that name), the name
+of the class; without one it is of the class that says `kind_by_default`, if any: such JSON is older
+than the choice.
 """
 
 import difflib
@@ -125,29 +126,37 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return members if len(members) > 1 and all(is_dataclass(m) for m in members) else ()
 
 
+def _tag(annotation: Any) -> str:
+    """The key that tells the class: "kind", or "class" where a field has that name."""
+    names = {field.name for member in _members(annotation) for field in fields(member)}
+    return "class" if "kind" in names else "kind"
+
+
 def _structure_union(annotation: Any, converter: cattrs.Converter) -> Callable:
     members = {member.__name__: member for member in _members(annotation)}
     only = [name for name, member in members.items() if getattr(member, "kind_by_default", False)]
-    optional = type(None) in typing.get_args(annotation)
+    optional, tag = type(None) in typing.get_args(annotation), _tag(annotation)
 
     def structure(value: Any, _: Any) -> Any:
         if value is None and optional:
             return None
-        if only and isinstance(value, dict) and "kind" not in value:
-            value = {"kind": only[0], **value}
-        if not isinstance(value, dict) or value.get("kind") not in members:
-            raise InputError(f'{value!r} needs a "kind", one of {", ".join(members)}; add it.')
-        plain = {key: item for key, item in value.items() if key != "kind"}
-        return converter.structure(plain, members[value["kind"]])
+        if only and isinstance(value, dict) and tag not in value:
+            value = {tag: only[0], **value}
+        if not isinstance(value, dict) or value.get(tag) not in members:
+            raise InputError(f'{value!r} needs a "{tag}", one of {", ".join(members)}; add it.')
+        plain = {key: item for key, item in value.items() if key != tag}
+        return converter.structure(plain, members[value[tag]])
 
     return structure
 
 
 def _unstructure_union(annotation: Any, converter: cattrs.Converter) -> Callable:
+    tag = _tag(annotation)
+
     def unstructure(value: Any) -> Any:
         if value is None:
             return None
-        return {"kind": type(value).__name__, **converter.unstructure(value)}
+        return {tag: type(value).__name__, **converter.unstructure(value)}
 
     return unstructure
 

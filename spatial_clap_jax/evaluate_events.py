@@ -159,6 +159,7 @@ def write_events(predictions: dict[str, SoundEvents], out: str | Path) -> None:
         raise InputError(
             f"{out}: holds something; nothing is overwritten: give a new or an empty folder."
         )
+    out.mkdir(parents=True, exist_ok=True)
     for name, events in predictions.items():
         write_predictions(out / f"{name}.csv", events)
 

@@ -184,7 +184,7 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
       format: of the folder.
       width: of the embeddings.
     """
-    system = model.system
+    system = model.audio_text
     monaural, reference = _REFERENCES[type(system)]
     source = model.provenance.get("converted_from")
     seconds = system.window_samples / system.sample_rate_hz

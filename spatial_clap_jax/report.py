@@ -54,11 +54,11 @@ _TASKS = {
     "angular_error_median_deg": "angular error, median",
     "distance_error_m": "distance error, mean",
     "wasserstein": "Wasserstein distance",
-    "seld_f": "sound events, F 20 deg",
-    "seld_f_on_screen": "sound events, F 20 deg, on-screen right",
-    "seld_on_screen": "sound events, on-screen accuracy",
-    "seld_doae_deg": "sound events, azimuth error",
-    "seld_rde_ratio": "sound events, relative distance error",
+    "seld_f": "events, F 20 deg",
+    "seld_f_on_screen": "events, F, on-screen right",
+    "seld_on_screen": "events, on-screen",
+    "seld_doae_deg": "events, azimuth error",
+    "seld_rde_ratio": "events, relative distance",
 }
 # Tasks whose numbers are no shares, by the end of their name, and their unit.
 _UNITS = {"_deg": "deg", "_m": "m", "_ratio": "ratio", "wasserstein": ""}
@@ -154,8 +154,12 @@ def measures_table(results: Mapping[str, Score], title: str | None = None) -> Ta
 
 
 def print_results(results: Mapping[str, Score], title: str | None = None) -> None:
-    """Prints `results_table`, and `measures_table` where there are any, to standard output."""
+    """Prints `results_table`, and `measures_table` where there are any, to standard output.
+
+    Of sound events, F of each class is shown and other measures of classes are left to the file.
+    """
     console = Console()
+    results = {key: score for key, score in results.items() if not _is_detail(key)}
     console.print(results_table(results, title))
     if _measures(results):
         console.print(measures_table(results))
@@ -295,6 +299,11 @@ def _shares(results: Mapping[str, Score]) -> dict[str, Score]:
 
 def _measures(results: Mapping[str, Score]) -> dict[str, Score]:
     return {key: score for key, score in results.items() if unit_of(key) is not None}
+
+
+def _is_detail(key: str) -> bool:
+    task, _, part = key.partition("/")
+    return part.startswith("class:") and task != "seld_f"
 
 
 def _is_change(key: str) -> bool:

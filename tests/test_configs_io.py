@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -87,6 +87,34 @@ def test_the_plain_form_by_hand():
     assert plain["encoder"] == {"kind": "Attention", "width": 3, "names": ["x"]}
     assert plain["rules"] == [["kernel", 0.5]]
     assert plain["folder"] == "runs"
+
+
+@dataclass(frozen=True)
+class Older:
+    kind: str = "mean"
+    kind_by_default: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Newer:
+    width: int = 3
+
+
+@dataclass(frozen=True)
+class Chosen:
+    one: Older | Newer = Older()
+
+
+def test_a_field_of_the_tags_name_keeps_it():
+    for config in (Chosen(), Chosen(Older("max")), Chosen(Newer(5))):
+        assert from_plain(Chosen, to_plain(config)) == config
+    assert to_plain(Chosen()) == {"one": {"class": "Older", "kind": "mean"}}
+
+
+def test_what_is_older_than_a_choice_is_of_the_first_class():
+    assert from_plain(Chosen, {"one": {"kind": "max"}}) == Chosen(Older("max"))
+    with pytest.raises(InputError, match='needs a "class", one of Older, Newer; add it'):
+        from_plain(Chosen, {"one": {"class": "Oldest"}})
 
 
 def test_missing_keys_take_their_defaults_and_whole_numbers_are_numbers():

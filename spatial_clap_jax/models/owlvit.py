@@ -247,7 +247,7 @@ class OwlVitImageTower(nn.Module):
                 f"{config.image_size[0]} x {config.image_size[1]}; resize them."
             )
         patches = self.patch(image_patches(images, config.patch))
-        b, width = len(images), config.width
+        b, width = images.shape[0], config.width
         cls = jnp.broadcast_to(self.cls_token.astype(self.dtype), (b, 1, width))
         x = jnp.concatenate([cls, patches.reshape(b, -1, width)], axis=1)
         return self.blocks(self.norm_before(x + self.positions.astype(self.dtype)))
@@ -259,7 +259,7 @@ class OwlVitImageTower(nn.Module):
           tokens: what `tokens` gave.
         """
         merged = self.merged_norm(tokens[:, 1:] * tokens[:, :1])
-        return merged.reshape(len(tokens), *self.config.grid, -1)
+        return merged.reshape(tokens.shape[0], *self.config.grid, -1)
 
 
 class OwlVitTextTower(nn.Module):

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train.checkpoint import has_checkpoints
 from spatial_clap_jax.train.description import has_description, read_description
+from spatial_clap_jax.train.experiment import Experiment
 
 # What may change from one start of a run to the next: it changes no result.
 _FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep", "keep_every", "wandb", "tokenizer")
@@ -49,7 +51,9 @@ def check_unchanged(
                 f"{workdir}/description.json: has no {key!r}; restore the file, or take "
                 "another --workdir."
             )
-    differences = _differences(_comparable(found["experiment"]), _comparable(plain))
+    # Through the classes, so that what an older description leaves out is what it is by default.
+    there = to_plain(from_plain(Experiment, found["experiment"]))
+    differences = _differences(_comparable(there), _comparable(plain))
     if found["data_fingerprint"] != fingerprint:
         differences.append("data: another recipe, seed or source")
     if differences:

@@ -175,5 +175,5 @@ def check_clips_fit(clips: Clips, model: SeldConfig) -> None:
     if model.looked_at is not None and not clips.has_video:
         raise InputError(
             "--data: the clips have no videos, but the model looks at them; give clips with "
-            "videos, or set --model.image None."
+            "videos, or leave OWL-ViT out (--model.looks False)."
         )

@@ -78,13 +78,14 @@ def brute_force(outputs, clips, config=PLAIN):
                     if len(track) == 4:
                         crossed += math.log(1 + math.exp(-track[3] if flag else track[3])) / 3
                 costs.append((near + far, near, far, config.on_screen_weight * crossed))
-            totals += min(costs)[1:]
+            weight = config.active_weight if each else 1.0
+            totals += np.array(min(costs)[1:]) * [weight, weight, 1]
     totals /= len(clips) * LABELS * CLASSES
     return [totals.sum(), *totals]
 
 
 @pytest.mark.parametrize("elements", [3, 4])
-@pytest.mark.parametrize("config", [PLAIN, AccdoaConfig(0.25, 3.0)], ids=["plain", "weighted"])
+@pytest.mark.parametrize("config", [PLAIN, AccdoaConfig(0.25, 3.0, 4.0)], ids=["plain", "weighted"])
 def test_loss_equals_brute_force(elements, config):
     clips = [sources_of(1), sources_of(2)]
     outputs, targets = outputs_of(3, elements), np.stack([targets_of(s) for s in clips])

@@ -288,8 +288,8 @@ def test_rows_have_intervals_and_the_chance_of_other_clips():
     assert not any("on_screen" in key for key in seld_results(told, true, CLASSES, LABELS))
     shares = list(results_table(results).columns[0].cells)
     errors = list(measures_table(results).columns[0].cells)
-    assert "sound events, F 20 deg, on-screen right" in shares
-    assert {"sound events, azimuth error", "sound events, relative distance error"} <= set(errors)
+    assert "events, F, on-screen right" in shares
+    assert {"events, azimuth error", "events, relative distance"} <= set(errors)
     assert set(measures_table(results).columns[5].cells) == {"deg", "ratio"}
 
 

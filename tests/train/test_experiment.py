@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax.numpy as jnp
 import pytest
@@ -15,8 +16,15 @@ from spatial_clap_jax.train.experiment import SIZES, Experiment, compute_dtype, 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_shipped_configs_survive_json(size):
-    ours = load_config("configs/spatial_clap.py", size)
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("spatial_clap", "elsa", "elsa_attributes", "m2d_clap", "m2d_clap_labels"),
+        *("m2d_clap_text", "seld", "seld_crnn"),
+    ],
+)
+def test_shipped_configs_survive_json(config, size):
+    ours = load_config(f"configs/{config}.py", size)
     assert from_plain(Experiment, json.loads(json.dumps(to_plain(ours)))) == ours
 
 
@@ -27,6 +35,20 @@ def test_scenes_fit_the_model_of_the_same_size(size):
     assert isinstance(recipe, SceneRecipe)
     assert recipe.sample_rate_hz == model.sample_rate_hz
     assert recipe.duration_s == model.window_s
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_clips_of_events_fit_the_network_of_the_same_size(size):
+    recipe = load_config("configs/seld_scenes.py", size)
+    for config in ("seld", "seld_crnn"):
+        model = load_config(f"configs/{config}.py", size).model
+        assert recipe.duration_s == model.duration_s
+        assert (recipe.video is not None) or model.looked_at is None
+        frames = model.features.frames(round(model.duration_s * model.sample_rate_hz))
+        # As many cells as label frames, none left over.
+        encoder = model.encoder
+        pooled = (encoder.patch or (1, 1))[0] * math.prod(frames for frames, _ in encoder.pools)
+        assert frames == pooled * model.labels
 
 
 def test_shipped_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):

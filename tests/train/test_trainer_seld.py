@@ -203,7 +203,7 @@ def test_the_command_line_detects(run, clips, tmp_path, capsys):
     main(["detect", str(run), *data, *options, "--plot", str(tmp_path / "scores.png")])
     printed = capsys.readouterr().out
     assert "chosen on validation clips" in printed
-    assert "sound events, F 20 deg" in printed
+    assert "events, F 20 deg" in printed
     tables = sorted(out.glob("*.csv"))
     assert [path.stem for path in tables] == ["test_0", "test_1", "test_2"]
     read_events(tables[0], classes=2, labels=4)
@@ -212,7 +212,7 @@ def test_the_command_line_detects(run, clips, tmp_path, capsys):
         main(["detect", str(run), *data, "--out", str(out)])
     assert "holds something; nothing is overwritten" in capsys.readouterr().err
     main(["evaluate", str(run), *data, "--split", "validation"])
-    assert "sound events, azimuth error" in capsys.readouterr().out
+    assert "events, azimuth error" in capsys.readouterr().out
 
 
 def test_the_command_line_detects_in_a_recording(run, clips, tmp_path, capsys):
