@@ -66,10 +66,10 @@ def small() -> Experiment:
             column_width=16,
             masks=SpecAugmentConfig(2, 20, 2, 6),
         ),
-        loss=AccdoaConfig(distance_weight=0.3),
-        data=SeldPipelineConfig(clips_per_batch=16, mix_share=0.3),
+        loss=AccdoaConfig(distance_weight=0.3, active_weight=4.0),
+        data=SeldPipelineConfig(clips_per_batch=8),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, warmup_steps=60, weight_decay=0.01, final_share=0.02
+            learning_rate=2e-3, warmup_steps=60, weight_decay=0.01, final_share=0.02
         ),
         steps=600,
         ema_decay=0.99,

@@ -135,10 +135,7 @@ class Study:
                 raise InputError(
                     f"study {self.name}: {name!r} is none of its rows {', '.join(names)}."
                 )
-        budgets = {
-            row.name: (row.experiment.steps, row.experiment.data.rows)
-            for row in self.rows
-        }
+        budgets = {row.name: (row.experiment.steps, row.experiment.data.rows) for row in self.rows}
         if len(set(budgets.values())) > 1:
             raise InputError(
                 f"study {self.name}: rows differ in (steps, captions a batch), {budgets}; give all "

@@ -23,12 +23,12 @@ from jaxtyping import Array, Float, UInt8
 
 from spatial_clap_jax import features
 from spatial_clap_jax.data.accdoa_targets import TRACKS
+from spatial_clap_jax.data.images import CLIP_DEVIATION, CLIP_MEAN
 from spatial_clap_jax.data.seld_pipeline import Pictures
 from spatial_clap_jax.data.sound_events import LABEL_STEP_S
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LAION_CLAP_LOG_MEL, LogMelConfig
 from spatial_clap_jax.losses.accdoa import AccdoaConfig, accdoa_loss
-from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.conformer import Conformer, ConformerConfig
 from spatial_clap_jax.models.cross_modal import CrossModalConfig, CrossModalConformer
 from spatial_clap_jax.models.htsat import HtsatConfig
@@ -40,7 +40,6 @@ from spatial_clap_jax.models.seld_encoder import (
     SeldEncoder,
     SeldEncoderConfig,
 )
-from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.stereo_features import AV_SELD, StereoFeaturesConfig, stereo_features
 from spatial_clap_jax.systems.base import Batch, Encoded, Variables
 from spatial_clap_jax.systems.content import (
@@ -49,11 +48,8 @@ from spatial_clap_jax.systems.content import (
     check_content,
     content_encoder,
     content_frames,
+    frame_step_s,
 )
-
-# Of CLIP, by which OWL-ViT's images are normalised.
-_IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_IMAGE_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -290,10 +286,8 @@ class SeldModule(nn.Module):
         if config.heard_from == "cache":
             assert config.heard_step_s is not None
             return config.heard_step_s
-        mel, content = config.content_mel, config.content
-        assert isinstance(content, CnnConfig | VitConfig)
-        stride = content.frame_stride if isinstance(content, CnnConfig) else content.patch[1]
-        return stride * mel.hop / mel.sample_rate_hz
+        assert config.content is not None
+        return frame_step_s(config.content, config.content_mel, config.duration_s)
 
 
 def _scaled(
@@ -313,7 +307,7 @@ def _scaled(
 
 def as_image(frames: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """Pictures as CLIP's towers take them."""
-    return (frames / 255.0 - jnp.array(_IMAGE_MEAN)) / jnp.array(_IMAGE_DEVIATION)
+    return (frames / 255.0 - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_DEVIATION)
 
 
 def at_labels(x: Float[Array, "b n d"], labels: int, step_s: float) -> Float[Array, "b l d"]:
