@@ -103,7 +103,7 @@ def decode(outputs: Float[np.ndarray, "l 3 k c"], config: DecodingConfig) -> Sou
     thresholds = np.asarray(config.threshold, np.float64)
     if thresholds.ndim and len(thresholds) != outputs.shape[3]:
         raise InputError(
-            f"threshold: {len(thresholds)} of them, {outputs.shape[3]} classes; give one a class."
+            f"threshold: {len(thresholds)} of them for {outputs.shape[3]} classes; give one each."
         )
     outputs = _smoothed(outputs.astype(np.float64), config)
     heard = np.hypot(outputs[:, :, 0], outputs[:, :, 1]) > thresholds
