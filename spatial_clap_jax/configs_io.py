@@ -2,8 +2,8 @@
 
 The JSON of a frozen dataclass has its fields as keys. Where a field may hold one of several
 dataclasses, their JSON carries "kind" ("class" where one of them has a field of that name), the
-name of the class; without one it is of the class that says `kind_by_default`, if any: such JSON is older
-than the choice.
+name of the class. Without one it is of the class that says `kind_by_default`, if any: such JSON is
+older than the choice.
 """
 
 import difflib

@@ -81,6 +81,25 @@ def test_a_planned_batch_of_clips_is_the_trained_one(ours, clips, run):
     }
 
 
+def test_the_step_of_clips_compiles_once(ours, clips):
+    """However many sources sound at once: targets are of one shape."""
+    feed = feeds.open_feed(ours, clips)
+    mesh = sharding.make_mesh(shape=ours.mesh)
+    start, step = trainer.build_state_and_step(feed.experiment, mesh)
+    state, losses = start({}), []
+    batches = feed.batches(range(4))
+    for share in (0, 1):
+        batch = next(batches)
+        # The second batch has two sources of the class everywhere.
+        batch["targets"][:, :, 1:3] = share * batch["targets"][:, :, :1]
+        batch["targets"][:, :, 0] *= 1 - share
+        state, metrics = step(state, sharding.put_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    batches.close()
+    assert step._cache_size() == 1
+    assert losses[0] != losses[1]
+
+
 def test_a_resumed_run_equals_a_straight_one(ours, clips, run, tmp_path, monkeypatch):
     halted = trainer.RunCheckpoints.save
 
