@@ -11,6 +11,7 @@ from spatial_clap_jax.acoustics.receivers import StereoPair
 from spatial_clap_jax.acoustics.rooms import RoomRanges
 from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.train.experiment import Experiment
 
 # The condition of the test scenes as they are.
@@ -32,6 +33,13 @@ class Row:
     title: str
     experiment: Experiment
     is_ours: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.experiment.loss, ContrastiveConfig):
+            raise InputError(
+                f"row {self.name!r}: trains a {type(self.experiment.model).__name__}, and a study "
+                "compares audio-text models; leave it out."
+            )
 
 
 @dataclass(frozen=True)

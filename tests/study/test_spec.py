@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import pytest
 from tiny import tiny_experiment, tiny_recipe
+from tiny_seld import tiny_seld
 
 from spatial_clap_jax.acoustics.rooms import RoomRanges
 from spatial_clap_jax.data.scenes import SceneRecipe
@@ -37,6 +38,11 @@ def study(**changes) -> Study:
 def test_what_is_no_study(changes, text):
     with pytest.raises(InputError, match=text):
         study(**changes)
+
+
+def test_a_study_is_of_audio_text_models():
+    with pytest.raises(InputError, match="row 'events': trains a SeldConfig, and a study compares"):
+        Row("events", "events", tiny_seld())
 
 
 def test_rows_are_chosen_by_name_in_the_studys_order():
