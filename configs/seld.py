@@ -80,7 +80,7 @@ def small() -> Experiment:
 
 def quickstart() -> Experiment:
     """`small` for fewer steps, on the built-in sounds."""
-    return replace(small(), name="seld_quickstart", steps=240, checkpoint_every=120)
+    return replace(small(), name="seld_quickstart", steps=360, checkpoint_every=180)
 
 
 def base() -> Experiment:
