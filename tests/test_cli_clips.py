@@ -11,12 +11,14 @@ import pytest
 from towers_on_disk import save_bert
 
 from spatial_clap_jax.cli import main
+from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.sentences import Sentences
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.stored import flatten, read_trained
 from spatial_clap_jax.train import sharding, trainer
 from spatial_clap_jax.train.experiment import load_config
+from spatial_clap_jax.train.fitting import fitted_to_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:label.. is deprecated:DeprecationWarning")
 
@@ -101,8 +103,8 @@ def test_without_its_text_encoder_it_is_probed(place, tmp_path, capsys):
 
 def test_step_0_is_what_the_run_drew(place, tmp_path):
     trained = read_trained(place / "run")
-    experiment = trainer.fitted_to_data(
-        load_config(place / "model.py", "small"), trainer.open_scenes(place / "data")
+    experiment = fitted_to_data(
+        load_config(place / "model.py", "small"), open_scenes(place / "data")
     )
     start, _ = trainer.build_state_and_step(experiment, sharding.make_mesh())
     drawn, found = flatten(start({}).variables), flatten(read_trained(place / "run", 0).variables)

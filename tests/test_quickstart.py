@@ -9,6 +9,7 @@ from tiny import tiny_experiment, tiny_recipe
 from spatial_clap_jax import quickstart as module
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.quickstart import SYSTEMS, quickstart
+from spatial_clap_jax.systems.seld import SeldConfig
 from spatial_clap_jax.train.experiment import Experiment, load_config
 
 
@@ -42,4 +43,6 @@ def test_every_system_has_its_configs(system):
     scenes, model, _ = SYSTEMS[system]
     recipe, experiment = load_config(scenes, "quickstart"), load_config(model, "quickstart")
     assert isinstance(experiment, Experiment)
-    assert recipe.duration_s == experiment.model.window_s
+    model = experiment.model
+    length_s = model.duration_s if isinstance(model, SeldConfig) else model.window_s
+    assert recipe.duration_s == length_s

@@ -187,8 +187,10 @@ def gradients_of(
     """Gradients, metrics and running statistics of a step."""
     system = Mini(None, ContrastiveConfig(kind=kind, block=5), jnp.float32, dropout)
     # The state of this optimiser is the last gradient.
-    optimizer = optax.GradientTransformation(
-        lambda params: params, lambda gradient, _, params: (gradient, gradient)
+    optimizer = optax.with_extra_args_support(
+        optax.GradientTransformation(
+            lambda params: params, lambda gradient, _, params: (gradient, gradient)
+        )
     )
     start = functools.partial(init_state, system, optimizer, jax.random.key(0), {}, averaged=False)
     state = jax.device_get(jax.jit(start)())
