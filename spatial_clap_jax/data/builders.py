@@ -33,6 +33,7 @@ from spatial_clap_jax.data.records import (
     scene_features,
 )
 from spatial_clap_jax.data.scenes import SceneRecipe
+from spatial_clap_jax.data.shard_marks import write_marks
 from spatial_clap_jax.data.sources import open_source
 from spatial_clap_jax.data.staging import is_free, refuse_other, staging
 from spatial_clap_jax.data.workers import WorkerPool
@@ -258,6 +259,7 @@ def render_scenes(
         manifest = manifest_of(recipe, source, identity, skipped, t60_s)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (whole / MANIFEST).write_text(text, encoding="utf-8")
+        write_marks(whole, manifest["fingerprint"], whole.glob("*.array_record-*"))
         whole.rename(out)
     return open_scenes(out)
 

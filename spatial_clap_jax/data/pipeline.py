@@ -8,19 +8,21 @@ workers changes what is trained on, and the whole state of the iterator is one n
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import grain
 import numpy as np
-from absl import flags
 
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data import transforms
+from spatial_clap_jax.data.bad_records import BadRecords, Replacing, StandIn
+from spatial_clap_jax.data.batch_workers import BatchWorkers, Built
 from spatial_clap_jax.data.labels import check_labels, label_rows
 from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.scenes import SceneGroup
@@ -75,6 +77,9 @@ class PipelineConfig:
         model rewrote them (`spatial-clap rewrite`), where it did; these scenes are not rotated.
       sentences: folder of sentence embeddings of the captions (`spatial-clap embed-text`), for
         models that learn from them.
+      bad_records: what becomes of a training record that cannot be read: 'stop' ends the run with
+        its name; 'skip' has another, drawn by its number, stand for it, and counts it.
+      worker_timeout_s: longest wait for a batch of a worker, its start included.
     """
 
     captions_per_batch: int = 64
@@ -92,6 +97,8 @@ class PipelineConfig:
     rotate: bool = False
     rewritten_share: float = 0.0
     sentences: Path | None = None
+    bad_records: BadRecords = "stop"
+    worker_timeout_s: float = 300.0
 
     # The data of runs from before there were others.
     kind_by_default: ClassVar[bool] = True
@@ -106,6 +113,7 @@ class PipelineConfig:
             value = getattr(self, name)
             if value < smallest:
                 raise InputError(f"{name}: {value} is too small; give at least {smallest}.")
+        check_worker_timeout(self.worker_timeout_s)
         for name in ("mixture_share", "plain_share", "rewritten_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name}: {getattr(self, name)} is no share; give 0 to 1.")
@@ -144,25 +152,65 @@ class Building(Protocol):
     def threads(self) -> int: ...
     @property
     def prefetch(self) -> int: ...
+    @property
+    def worker_timeout_s(self) -> float: ...
+
+
+def check_worker_timeout(seconds: float) -> None:
+    """Refuses a wait that no worker could keep to.
+
+    Raises:
+      InputError: it is not above 0.
+    """
+    if not seconds > 0:
+        raise InputError(
+            f"worker_timeout_s: {seconds:g} is no wait; give seconds above 0, such as 300."
+        )
 
 
 class TrainBatches(grain.DatasetIterator[Batch]):
     """Endless iterator over batches whose state is the number of the next step.
 
-    A state restores with any number of workers, threads and processes.
+    A state restores with any number of workers, threads and processes. After an error the next call
+    tries the same step again, with new workers.
+
+    Args:
+      steps: batches by step.
+      config: who builds them.
+      samples: names of what the global batch of a step is made of.
     """
 
-    def __init__(self, steps: grain.MapDataset[Batch], config: Building):
+    def __init__(
+        self,
+        steps: grain.MapDataset[Built],
+        config: Building,
+        samples: Callable[[int], list[str]],
+    ):
         super().__init__()
         self._steps = steps
         self._config = config
+        self._samples = samples
         self._next_step = 0
-        self._running: grain.DatasetIterator[Batch] | None = None
+        self._running: grain.DatasetIterator[Built] | BatchWorkers | None = None
+        self._skipped: collections.Counter[str] = collections.Counter()
 
     def __next__(self) -> Batch:
-        batch = next(self._start())
+        try:
+            batch, skipped = next(self._start())
+        except BaseException:
+            self._stop()
+            raise
         self._next_step += 1
+        self._skipped.update(skipped)
         return batch
+
+    @property
+    def skipped(self) -> collections.Counter[str]:
+        """Records that could not be read, and how often one was wanted in the batches given out.
+
+        It begins empty with each iterator, and counts the rows that are built here.
+        """
+        return self._skipped.copy()
 
     def get_state(self) -> dict[str, Any]:
         """The number of the next step, for a checkpoint."""
@@ -173,35 +221,42 @@ class TrainBatches(grain.DatasetIterator[Batch]):
         self._stop()
         self._next_step = int(state["step"])
 
+    def samples(self, step: int) -> list[str]:
+        """Names of what the global batch of a step was made of; the first step is 1."""
+        return self._samples(step - 1)
+
     def start_prefetch(self) -> None:
         """Starts building batches, so that the first one is there when it is asked for."""
-        self._start().start_prefetch()
+        running = self._start()
+        # Worker processes begin by themselves.
+        if isinstance(running, grain.DatasetIterator):
+            running.start_prefetch()
 
     def close(self) -> None:
-        """Ends threads and workers and frees their shared memory; may be called twice."""
+        """Ends threads and workers; may be called twice."""
         if not self._closed:
             self._closed = True
             self._stop()
 
-    def _start(self) -> grain.DatasetIterator[Batch]:
+    def _start(self) -> Iterator[Built]:
         self._assert_not_closed()
         if self._running is None:
             config = self._config
-            built = self._steps[self._next_step :].to_iter_dataset(
-                grain.ReadOptions(
+            if config.workers:
+                self._running = BatchWorkers(
+                    self._steps,
+                    self._next_step,
+                    workers=config.workers,
+                    threads=config.threads,
+                    ahead=config.prefetch,
+                    timeout_s=config.worker_timeout_s,
+                )
+            else:
+                options = grain.ReadOptions(
                     num_threads=config.threads,
                     prefetch_buffer_size=max(config.threads, config.prefetch),
                 )
-            )
-            if config.workers:
-                if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags.
-                    flags.FLAGS.mark_as_parsed()
-                built = built.mp_prefetch(
-                    grain.MultiprocessingOptions(
-                        num_workers=config.workers, per_worker_buffer_size=config.prefetch
-                    )
-                )
-            self._running = iter(built)
+                self._running = iter(self._steps[self._next_step :].to_iter_dataset(options))
         return self._running
 
     def _stop(self) -> None:
@@ -294,7 +349,8 @@ def train_batches(
         classes=tuple(classes),
     )
     build = functools.partial(_build_batch, tuple(parts), collated)
-    return TrainBatches(grain.MapDataset.range(ENDLESS).map(build), config)
+    steps = grain.MapDataset.range(ENDLESS).map(build)
+    return TrainBatches(steps, config, functools.partial(_samples, tuple(parts)))
 
 
 def collate(
@@ -369,15 +425,26 @@ def _by_group(rows: Sequence[int], members: int) -> tuple[tuple[int, tuple[int, 
 
 def _build_batch(
     parts: Sequence[_Part], collated: Callable[[list[SceneGroup]], Batch], step: int
-) -> Batch:
-    groups = []
+) -> Built:
+    groups, skipped = [], []
     for part in parts:
         for index, members in part.wanted:
             # Grain's elements may be None, where a filter dropped one; there is no filter here.
             group = cast(SceneGroup, part.groups[step * part.per_step + index])
+            if isinstance(group, StandIn):
+                skipped += group.instead_of
             is_whole = len(members) == len(group.captions)
             groups.append(group if is_whole else transforms.take_members(group, members))
-    return collated(groups)
+    return Built(collated(groups), tuple(skipped))
+
+
+def _samples(parts: Sequence[_Part], step: int) -> list[str]:
+    """Ids of the scene groups of a global batch."""
+    return [
+        cast(SceneGroup, part.groups[step * part.per_step + index]).scene_id
+        for part in parts
+        for index in range(part.per_step)
+    ]
 
 
 def _plain_captions(scenes: Scenes, config: PipelineConfig) -> int:
@@ -426,7 +493,10 @@ def _augmented(
     """The groups of a split without end, reshuffled and drawn anew in each epoch."""
     # Not seed + k: the order of one seed's mixtures must not be that of the next seed's singles.
     split_seed = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)[0]
-    groups = grain.MapDataset.source(_source(scenes, split)).seed(int(split_seed))
+    source = _source(scenes, split)
+    if config.bad_records == "skip":
+        source = Replacing(source)
+    groups = grain.MapDataset.source(source).seed(int(split_seed))
     groups = groups.shuffle().repeat()
     # Where no caption of theirs is wanted, the others are dropped before work is done on them.
     if members == 1 and not config.rivals:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from spatial_clap_jax.acoustics.bands import BANDS_HZ
+from spatial_clap_jax.data.bad_records import BadRecord, BadRecords, Replacing
+from spatial_clap_jax.data.drawing import group_seed
 from spatial_clap_jax.data.scenes import SceneGroup
+from spatial_clap_jax.data.shard_marks import mark_of, read_marks
 from spatial_clap_jax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -116,28 +121,136 @@ def _fields_of_format_1(example: dict[str, Any]) -> dict[str, Any]:
 
 
 class SceneSource(Sequence[SceneGroup]):
-    """Random access to the groups of one split; opened at first use, travels by pickle."""
+    """Random access to the groups of one split; opened at first use, travels by pickle.
 
-    def __init__(self, data_dir: Path, split: str, count: int) -> None:
-        self.data_dir, self.split, self._count = data_dir, split, count
+    Each shard is held to its mark when it is first read, each group to its number, rate and seed:
+    a file that is cut while it is open gives empty or other records without an error.
+
+    Args:
+      data_dir: the folder.
+      split: name of the split.
+      manifest: of the folder.
+    """
+
+    def __init__(self, data_dir: Path, split: str, manifest: dict[str, Any]) -> None:
+        self.data_dir, self.split, self._manifest = data_dir, split, manifest
+        self._checked: set[Path] = set()
 
     def __len__(self) -> int:
-        return self._count
+        return self._manifest["groups"][self.split]
 
     def __getitem__(self, record_key: SupportsIndex) -> SceneGroup:  # pyright: ignore[reportIncompatibleMethodOverride]
-        index = range(self._count)[record_key]
-        return decode_group(self._records[index])
+        """A group by its number.
+
+        Raises:
+          BadRecord: it cannot be read, or is another one.
+        """
+        index = range(len(self))[record_key]
+        records = self._records
+        shard, position = self._place(index)
+        try:
+            self._check(shard)
+            group = decode_group(records[index])
+        except Exception as error:
+            raise self._unreadable(index, shard, position, error) from error
+        seed = group_seed(self._manifest["recipe"]["seed"], *_split_and_k(self.split), index)
+        rate_hz = self._manifest["recipe"]["sample_rate_hz"]
+        for what, found, wanted in (
+            ("scene", group.scene_id, self._scene_id(index)),
+            ("a scene of seed", group.seed, seed),
+            ("a scene of rate", group.sample_rate_hz, rate_hz),
+        ):
+            if found != wanted:
+                error = ValueError(f"it holds {what} {found}, not {wanted}")
+                raise self._unreadable(index, shard, position, error)
+        return group
+
+    def check_shards(self) -> None:
+        """Sees that all shards are there and are those of the manifest.
+
+        Raises:
+          InputError: it names the first that is not.
+        """
+        for shard in self._shards:
+            try:
+                self._check(shard)
+            except OSError as error:
+                what = f"lacks {shard.name}" if not shard.exists() else f"{shard.name}: {error}"
+                raise InputError(
+                    f"{self.data_dir}: {what}; copy the whole folder or render the scenes again."
+                ) from error
+            except ValueError as error:
+                raise InputError(
+                    f"{shard}: {error}; copy the whole folder or render the scenes again."
+                ) from error
 
     def __repr__(self) -> str:
-        return f"SceneSource({str(self.data_dir)!r}, {self.split!r}, {self._count})"
+        return f"SceneSource({str(self.data_dir)!r}, {self.split!r}, {len(self)})"
+
+    def __reduce__(self):
+        return SceneSource, (self.data_dir, self.split, self._manifest)
+
+    def _check(self, shard: Path) -> None:
+        if shard in self._checked:
+            return
+        marks = self._marks
+        if marks and mark_of(shard) != marks.get(shard.name):
+            raise ValueError("is a shard of other scenes, or damaged at its start or end")
+        if not shard.is_file():
+            raise FileNotFoundError("no such file")
+        self._checked.add(shard)
+
+    def _place(self, index: int) -> tuple[Path, int]:
+        """The shard of a group, and its number in there."""
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return self._shards[shard], index - self._starts[shard]
+
+    def _scene_id(self, index: int) -> str:
+        return f"{self.split}/{index:07d}"
+
+    def _unreadable(self, index: int, shard: Path, position: int, error: Exception) -> InputError:
+        told = " ".join(str(error).split()) or type(error).__name__
+        if "Too many open files" in told:
+            return InputError(f"{shard}: {told}; raise `ulimit -n`, or give fewer data.workers.")
+        name = f"{shard.name}: record {position} ({self._scene_id(index)})"
+        return BadRecord(
+            f"{self.data_dir / name} cannot be read: {told}; copy the file again or render the "
+            "scenes again; --data.bad-records skip trains without it.",
+            name,
+        )
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        try:
+            return tfds.builder_from_directory(self.data_dir)
+        except Exception as error:
+            raise InputError(
+                f"{self.data_dir}: {' '.join(str(error).split())}; copy the whole folder or "
+                "render again."
+            ) from error
+
+    @functools.cached_property
+    def _shards(self) -> list[Path]:
+        return [Path(path) for path in self._builder.info.splits[self.split].filepaths]
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """Number of the first group of each shard."""
+        lengths = self._builder.info.splits[self.split].shard_lengths
+        return [*itertools.accumulate(lengths, initial=0)][:-1]
+
+    @functools.cached_property
+    def _marks(self) -> dict[str, str]:
+        return read_marks(self.data_dir, self._manifest["fingerprint"])
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
-        builder: Any = tfds.builder_from_directory(self.data_dir)
-        return builder.as_data_source(self.split)
+        return self._builder.as_data_source(self.split)
 
-    def __reduce__(self):
-        return SceneSource, (self.data_dir, self.split, self._count)
+
+def _split_and_k(name: str) -> tuple[str, int]:
+    split, k = name.split("_k")
+    return split, int(k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +261,20 @@ class SceneData:
       data_dir: the folder.
       manifest: its `manifest.json`: the recipe, the source of the clips, versions, counts,
         skipped clips, categories, caption corpus, reverberation times.
+      bad_records: what becomes of training groups that cannot be read, see `Replacing`; those of
+        other splits are never replaced, because what is measured on them must not change.
     """
 
     data_dir: Path
     manifest: dict[str, Any]
+    bad_records: BadRecords = "stop"
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits: `train_k1`, `train_k2`, ... `test_k3`, `test_k0`."""
         return tuple(self.manifest["groups"])
 
-    def source(self, split: str) -> SceneSource:
+    def source(self, split: str) -> SceneSource | Replacing:
         """Random access to the groups of a split.
 
         Raises:
@@ -168,14 +284,35 @@ class SceneData:
             raise InputError(
                 f"{self.data_dir}: there is no split {split!r}; it holds {', '.join(self.splits)}."
             )
-        return SceneSource(self.data_dir, split, self.manifest["groups"][split])
+        source = self._stored(split)
+        return Replacing(source) if self._replaces(split) else source
+
+    def check_shards(self) -> None:
+        """Sees that all shards are there and of these scenes, but for those that are replaced.
+
+        Raises:
+          InputError: it names the first that is not.
+        """
+        for split in self.splits:
+            if not self._replaces(split):
+                self._stored(split).check_shards()
+
+    def _stored(self, split: str) -> SceneSource:
+        # Without the long lists: it travels to every worker.
+        needed = {key: self.manifest[key] for key in ("groups", "recipe", "fingerprint")}
+        return SceneSource(self.data_dir, split, needed)
+
+    def _replaces(self, split: str) -> bool:
+        return self.bad_records == "skip" and split.startswith("train_")
 
 
-def open_scenes(data_dir: str | Path) -> SceneData:
+def open_scenes(data_dir: str | Path, bad_records: BadRecords = "stop") -> SceneData:
     """Open a folder that `render_scenes` wrote.
 
     Args:
       data_dir: the folder.
+      bad_records: 'skip' has other groups stand for training groups that cannot be read, missing
+        shards and those of other scenes included.
 
     Returns:
       Its manifest and the way to its groups.
@@ -204,13 +341,15 @@ def open_scenes(data_dir: str | Path) -> SceneData:
     try:
         found = tfds.builder_from_directory(data_dir).info.splits
         stored = {name: split.num_examples for name, split in found.items()}
-        names = [Path(path) for split in found.values() for path in split.filepaths]
-        missing = [path.name for path in names if not path.is_file()]
     except Exception as error:
         raise InputError(
             f"{data_dir}: {' '.join(str(error).split())}; copy the whole folder or render again."
         ) from error
-    if missing or stored != lengths:
-        what = f"lacks {missing[0]}" if missing else f"groups {stored}, its manifest says {lengths}"
-        raise InputError(f"{data_dir}: {what}; copy the whole folder or render the scenes again.")
-    return SceneData(data_dir, manifest)
+    if stored != lengths:
+        raise InputError(
+            f"{data_dir}: groups {stored}, its manifest says {lengths}; copy the whole folder or "
+            "render the scenes again."
+        )
+    scenes = SceneData(data_dir, manifest, bad_records)
+    scenes.check_shards()
+    return scenes

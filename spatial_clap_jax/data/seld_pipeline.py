@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from spatial_clap_jax.data.accdoa_targets import adpit_targets
-from spatial_clap_jax.data.pipeline import ENDLESS, Batch, TrainBatches
+from spatial_clap_jax.data.bad_records import BadRecord, BadRecords, read_or_replace
+from spatial_clap_jax.data.batch_workers import Built
+from spatial_clap_jax.data.pipeline import ENDLESS, Batch, TrainBatches, check_worker_timeout
 from spatial_clap_jax.data.sound_events import SoundEvents
 from spatial_clap_jax.data.tower_cache import TowerCache
 from spatial_clap_jax.errors import InputError
@@ -61,6 +63,9 @@ class SeldPipelineConfig:
       workers: processes that build batches; 0 builds them in threads of this process.
       threads: threads that build batches, in each worker or, without workers, here.
       prefetch: batches built ahead, in each worker or, without workers, here.
+      bad_records: what becomes of a clip that cannot be read: 'stop' ends the run with its name;
+        'skip' has another, drawn by its name, stand for it, and counts it.
+      worker_timeout_s: longest wait for a batch of a worker, its start included.
     """
 
     clips_per_batch: int = 32
@@ -73,6 +78,8 @@ class SeldPipelineConfig:
     workers: int = 0
     threads: int = 1
     prefetch: int = 2
+    bad_records: BadRecords = "stop"
+    worker_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         for name, smallest in (
@@ -85,6 +92,7 @@ class SeldPipelineConfig:
             value = getattr(self, name)
             if value < smallest:
                 raise InputError(f"{name}: {value} is too small; give at least {smallest}.")
+        check_worker_timeout(self.worker_timeout_s)
         if not 0.0 <= self.mix_share <= 1.0:
             raise InputError(f"mix_share: {self.mix_share} is no share; give 0 to 1.")
         low, high = self.gain_db
@@ -129,6 +137,7 @@ class LabelledClip:
       frames: its pictures; None where nobody looks.
       heard: cached features of its audio; None for none.
       seen: cached features of its pictures; None for none.
+      instead_of: names of clips that could not be read, in whose place it stands.
     """
 
     audio: Float32[np.ndarray, "2 t"]
@@ -136,6 +145,7 @@ class LabelledClip:
     frames: UInt8[np.ndarray, "v h w 3"] | None
     heard: Float32[np.ndarray, "n e"] | None
     seen: Float32[np.ndarray, "v w e"] | None
+    instead_of: tuple[str, ...] = ()
 
     def mirrored(self) -> LabelledClip:
         """Left for right in sound, labels and pictures.
@@ -149,6 +159,7 @@ class LabelledClip:
             None if self.frames is None else self.frames[:, :, ::-1],
             self.heard,
             None if self.seen is None else self.seen[:, ::-1],
+            self.instead_of,
         )
 
     def scaled(self, gain: float) -> LabelledClip:
@@ -174,6 +185,7 @@ class LabelledClip:
             frames,
             _mean(self.heard, other.heard),
             _mean(self.seen, other.seen),
+            self.instead_of + other.instead_of,
         )
 
 
@@ -208,14 +220,21 @@ class ClipLoader:
         self._kept: dict[str, UInt8[np.ndarray, "v h w 3"]] = {}
 
     def __getitem__(self, name: str) -> LabelledClip:
-        """A clip by name, as it is on disk."""
-        return LabelledClip(
-            self.clips.audio(name),
-            self.clips.events(name),
-            None if self.pictures is None else self._frames(name, self.pictures),
-            None if self.heard is None else self.heard[name],
-            None if self.seen is None else self.seen[name],
-        )
+        """A clip by name, as it is on disk.
+
+        Raises:
+          BadRecord: a file of it is missing, or cannot be used.
+        """
+        try:
+            return LabelledClip(
+                self.clips.audio(name),
+                self.clips.events(name),
+                None if self.pictures is None else self._frames(name, self.pictures),
+                None if self.heard is None else self.heard[name],
+                None if self.seen is None else self.seen[name],
+            )
+        except InputError as error:
+            raise BadRecord(str(error), name) from error
 
     def _frames(self, name: str, pictures: Pictures) -> UInt8[np.ndarray, "v h w 3"]:
         if name not in self._kept:
@@ -268,7 +287,12 @@ def seld_batches(
         wanted,
         functools.partial(collate_clips, labels=loader.clips.labels, classes=loader.clips.classes),
     )
-    return TrainBatches(grain.MapDataset.range(ENDLESS).map(build), config)
+
+    def samples(step: int) -> list[str]:
+        first = step * config.clips_per_batch
+        return [str(order[first + row]) for row in range(config.clips_per_batch)]
+
+    return TrainBatches(grain.MapDataset.range(ENDLESS).map(build), config, samples)
 
 
 def collate_clips(clips: Sequence[LabelledClip], labels: int, classes: Sequence[str]) -> Batch:
@@ -296,8 +320,9 @@ def _build_batch(
     wanted: tuple[int, ...],
     collated: Callable[[list[LabelledClip]], Batch],
     step: int,
-) -> Batch:
-    return collated([examples[step * per_step + row] for row in wanted])
+) -> Built:
+    clips = [examples[step * per_step + row] for row in wanted]
+    return Built(collated(clips), tuple(name for clip in clips for name in clip.instead_of))
 
 
 def _augmented(
@@ -312,10 +337,20 @@ def _augmented(
     mixes, swaps = rng.random() < config.mix_share, rng.random(2) < 0.5
     other_name = names[int(rng.integers(len(names)))]
     gains = 10 ** (rng.uniform(*config.gain_db, 2) / 20)
-    clip = _varied(loader[name], bool(swaps[0]) and config.swap, gains[0])
+    clip = _varied(_read(loader, name, names, config), bool(swaps[0]) and config.swap, gains[0])
     if mixes and other_name != name:
-        clip = clip.mixed(_varied(loader[other_name], bool(swaps[1]) and config.swap, gains[1]))
+        other = _read(loader, other_name, names, config)
+        clip = clip.mixed(_varied(other, bool(swaps[1]) and config.swap, gains[1]))
     return clip
+
+
+def _read(
+    loader: ClipLoader, name: str, names: Sequence[str], config: SeldPipelineConfig
+) -> LabelledClip:
+    if config.bad_records == "stop":
+        return loader[name]
+    clip, bad = read_or_replace(loader.__getitem__, name, names, seed=[*name.encode()])
+    return dataclasses.replace(clip, instead_of=bad)
 
 
 def _varied(clip: LabelledClip, swap: bool, gain: float) -> LabelledClip:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Shaped
 
@@ -106,6 +107,60 @@ class Kind:
                 f"{folder}: lacks {lacking[0]}; run {self.command} again, which goes on where it "
                 "stopped."
             )
+
+
+@dataclasses.dataclass
+class _Shard:
+    """A file of records, as ArrayRecord's reader wants it told: it is opened when it is read."""
+
+    filename: str
+    examples_in_shard: int
+    take: int
+    skip: int = 0
+
+
+class ShardRecords:
+    """Random access to the records of a finished folder.
+
+    Args:
+      kind: of the folder.
+      folder: where the shards lie.
+      header: of the folder.
+    """
+
+    def __init__(self, kind: Kind, folder: Path, header: Mapping[str, Any]) -> None:
+        self._kind, self._in_shard = kind, header["in_shard"]
+        self._shards = [folder / name for name in kind.shards(header)]
+        sizes = [
+            min(self._in_shard, header["count"] - number * self._in_shard)
+            for number in range(len(self._shards))
+        ]
+        self._records = ArrayRecordDataSource(
+            [_Shard(str(path), n, n) for path, n in zip(self._shards, sizes, strict=True)]
+        )
+
+    def read(self, numbers: Sequence[int], dtype: str) -> list[tuple[str, Any]]:
+        """Names and arrays of some records; see `read_record`.
+
+        Raises:
+          InputError: one cannot be read; its shard and number are named.
+        """
+        try:
+            return [read_record(record, dtype) for record in self._records.__getitems__(numbers)]
+        except Exception:
+            # Which of them it was is not told; one by one, the culprit is alone.
+            return [self._one(number, dtype) for number in numbers]
+
+    def _one(self, number: int, dtype: str) -> tuple[str, Any]:
+        try:
+            return read_record(self._records[number], dtype)
+        except Exception as error:
+            shard, position = divmod(number, self._in_shard)
+            raise InputError(
+                f"{self._shards[shard]}: record {position} cannot be read: "
+                f"{' '.join(str(error).split())}; copy the file again, or remove it and run "
+                f"{self._kind.command} again."
+            ) from error
 
 
 @contextlib.contextmanager

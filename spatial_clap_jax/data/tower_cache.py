@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Float32
 
-from spatial_clap_jax.data.shards import Kind, read_record, replacing, write_shard
+from spatial_clap_jax.data.shards import Kind, ShardRecords, replacing, write_shard
 from spatial_clap_jax.errors import InputError
 
 NAMES = "names.json"
@@ -153,15 +152,14 @@ class TowerCache:
         """Features of a clip.
 
         Raises:
-          InputError: it has none.
+          InputError: it has none, or they cannot be read.
         """
         if name not in self._rows:
             raise InputError(
                 f"{self.folder}: has no features of the clip {name!r}; run embed again on these "
                 "clips, with another --out."
             )
-        (record,) = self._records.__getitems__([self._rows[name]])
-        held, numbers = read_record(record, "<f2")
+        ((held, numbers),) = self._records.read([self._rows[name]], "<f2")
         # Guards names and shards against each other.
         if held != name or numbers.size != np.prod(self.shape):
             raise InputError(f"{self.folder}: {NAMES} and its shards disagree; embed again.")
@@ -183,8 +181,8 @@ class TowerCache:
         return {name: row for row, name in enumerate(names)}
 
     @functools.cached_property
-    def _records(self) -> ArrayRecordDataSource:
-        return ArrayRecordDataSource([str(self.folder / n) for n in _KIND.shards(self.header)])
+    def _records(self) -> ShardRecords:
+        return ShardRecords(_KIND, self.folder, self.header)
 
 
 def _stored(name: str, features: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -49,7 +49,7 @@ class SceneFeed:
         cls, experiment: Experiment, data: str | Path, resumed: Mapping[str, Any] | None
     ) -> SceneFeed:
         """Opens scenes and towers; see `train.feeds.open_feed`."""
-        scenes = open_scenes(data)
+        scenes = open_scenes(data, experiment.data.bad_records)
         experiment = fitted_to_data(experiment, scenes, resumed)
         experiment, towers = warm_start.adopt(experiment, resumed)
         return cls(experiment, data, scenes, towers)
