@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ SAMPLE_RATE_HZ = 24_000
 AUDIO, LABELS, VIDEO = "stereo_dev", "metadata_dev", "video_dev"
 # What a folder that this library rendered says of itself.
 MANIFEST = "clips.json"
+# And the checksums of its sound and video, which have none of their own.
+CHECKSUMS = "checksums.json"
 # Of the training recordings, where no group is for validation.
 VALIDATION_SHARE = 0.1
 # Fewer than this are looked at within seconds.
@@ -84,11 +87,13 @@ class Clips:
         """Samples of a clip, L and R.
 
         Raises:
-          InputError: the file changed since the folder was opened, or is cut short.
+          InputError: the file changed since the folder was opened, is cut short, or is not as it
+            was rendered.
         """
         path = self._path(AUDIO, name)
         samples, rate_hz = read_audio(path)
         _check_audio(path, len(samples), rate_hz, samples.shape[1], self.length)
+        _check_content(self.folder, path)
         return samples
 
     def events(self, name: str) -> SoundEvents:
@@ -113,8 +118,8 @@ class Clips:
           RGB.
 
         Raises:
-          InputError: there is no video, PyAV is not installed, or the file cannot be used; see
-            `video.frames_at`.
+          InputError: there is no video, PyAV is not installed, or the file cannot be used, see
+            `video.frames_at`, or is not as it was rendered.
         """
         if not self.has_video:
             raise InputError(
@@ -122,7 +127,10 @@ class Clips:
                 "does not look."
             )
         times_s = [(i + 0.5) * self.duration_s / count for i in range(count)]
-        return frames_at(self._path(VIDEO, name), times_s, size, at_least_s=self.duration_s)
+        path = self._path(VIDEO, name)
+        frames = frames_at(path, times_s, size, at_least_s=self.duration_s)
+        _check_content(self.folder, path)
+        return frames
 
     def _path(self, kind: str, name: str) -> Path:
         return _path(self.folder, kind, self.groups[name], name)
@@ -203,6 +211,42 @@ def _manifest(folder: Path) -> dict[str, Any]:
             "or remove the file if they are DCASE's."
         ) from error
     return manifest
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the checksums of all sound and video of a folder of clips into it."""
+    paths = [path for kind in (AUDIO, VIDEO) for path in (folder / kind).glob("*/*")]
+    sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in sorted(paths)}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=0) + "\n", encoding="utf-8")
+
+
+def _checksum(path: Path) -> int:
+    # Against damage, not against people: CRC-32 costs less than a tenth of reading the file.
+    return zlib.crc32(path.read_bytes())
+
+
+@functools.lru_cache(maxsize=4)
+def _checksums(folder: Path) -> dict[str, int]:
+    """Checksums by path; none where others made the clips, or before there were any."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): int(value) for name, value in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is not readable as checksums of clips ({' '.join(str(error).split())}); copy "
+            "the whole folder again."
+        ) from error
+
+
+def _check_content(folder: Path, path: Path) -> None:
+    wanted = _checksums(folder).get(path.relative_to(folder).as_posix())
+    if wanted is not None and _checksum(path) != wanted:
+        raise InputError(
+            f"{path}: is not as it was rendered (another checksum); copy it again, or render the "
+            "clips again."
+        )
 
 
 def _groups_of_clips(folder: Path) -> dict[str, str]:

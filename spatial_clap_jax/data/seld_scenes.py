@@ -25,6 +25,7 @@ from spatial_clap_jax.data.dcase import (
     VIDEO,
     Clips,
     open_clips,
+    write_checksums,
 )
 from spatial_clap_jax.data.event_tables import write_predictions
 from spatial_clap_jax.data.manifests import digest, recipe_as_json, versions
@@ -141,6 +142,7 @@ def render_clips(
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (whole / MANIFEST).write_text(text, encoding="utf-8")
+        write_checksums(whole)
         whole.rename(out)
     return open_clips(out)
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -139,6 +140,31 @@ def test_again_is_the_same_whatever_the_workers(rendered, tmp_path):
     again = render_clips(RECIPE, "synthetic", tmp_path / "again", workers=2, progress=False)
     assert contents_of(tmp_path / "again") == contents_of(rendered)
     assert again.fingerprint == open_clips(rendered).fingerprint
+
+
+def test_damage_to_sound_or_video_is_noticed(rendered, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(rendered, damaged)
+    clips = open_clips(damaged)
+    name = clips.splits["test"][0]
+    for path in damaged.glob(f"*/*/{name}.*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        if path.suffix != ".csv":
+            path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}\.wav: is not as it was rendered .*; copy it a"):
+        clips.audio(name)
+    # A decoder may notice it, too.
+    with pytest.raises(InputError, match=rf"{name}\.mp4: "):
+        clips.frames(name, 2, (18, 32))
+    clips.audio(clips.splits["test"][1])
+    # Folders of others, and those from before, have no checksums.
+    shutil.copytree(damaged, tmp_path / "old", ignore=shutil.ignore_patterns("checksums.json"))
+    assert open_clips(tmp_path / "old").audio(name).shape == (2, 24_000)
+    shutil.copytree(damaged, tmp_path / "bad")
+    (tmp_path / "bad" / "checksums.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"checksums\.json: is not readable as checksums of clips"):
+        open_clips(tmp_path / "bad").audio(name)
 
 
 def test_the_same_folder_is_left_and_another_refused(rendered, tmp_path, monkeypatch, capsys):
