@@ -1,0 +1,123 @@
+"""What a tree of processes holds, read from Linux's /proc, and whether it grows."""
+
+import contextlib
+import dataclasses
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What was held at a moment.
+
+    Attributes:
+      at: seconds, or a number of restarts.
+      memory_mb: resident memory; what several processes share is counted once.
+      files: open file descriptors.
+      threads: of all processes.
+      processes: the tree.
+    """
+
+    at: float
+    memory_mb: float
+    files: int
+    threads: int
+    processes: int
+
+
+# What is read of a sample, its unit, and how far it may rise over the time that is looked at: a
+# share of its median, and a number. One more file or thread is a state that was met late.
+LIMITS = {
+    "memory_mb": ("MB", 0.03, 20.0),
+    "files": ("files", 0.0, 1.5),
+    "threads": ("threads", 0.0, 1.5),
+}
+
+
+def tree_of(pid: int) -> list[int]:
+    """A process and all below it."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):
+                # The name, in brackets, may hold anything.
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                parents[int(folder.name)] = int(fields[1])
+    tree = [pid]
+    for member in tree:
+        tree += [child for child, parent in parents.items() if parent == member]
+    return tree
+
+
+def sample(at: float, pid: int | None = None) -> Sample:
+    """What a process and all below it hold now.
+
+    Args:
+      at: when that is.
+      pid: of the process; this one when None.
+    """
+    memory_kb, files, threads, processes = 0, 0, 0, 0
+    for member in tree_of(pid or os.getpid()):
+        folder = Path("/proc") / str(member)
+        # It may end meanwhile.
+        with contextlib.suppress(OSError):
+            shares = (folder / "smaps_rollup").read_text().splitlines()
+            memory_kb += next(int(line.split()[1]) for line in shares if line.startswith("Pss:"))
+            files += len(os.listdir(folder / "fd"))
+            threads += len(os.listdir(folder / "task"))
+            processes += 1
+    return Sample(at, memory_kb / 1024, files, threads, processes)
+
+
+def slope(samples: Sequence[Sample], name: str) -> float:
+    """Rise of a reading from one unit of `at` to the next, by least squares."""
+    times = [one.at for one in samples]
+    readings = [float(getattr(one, name)) for one in samples]
+    return statistics.linear_regression(times, readings).slope
+
+
+def growing(samples: Sequence[Sample]) -> dict[str, str]:
+    """Which readings rise over some samples by more than `LIMITS` allows, with their rise."""
+    span = samples[-1].at - samples[0].at
+    found = {}
+    for name, (unit, share, number) in LIMITS.items():
+        middle = statistics.median(getattr(one, name) for one in samples)
+        rise, allowed = slope(samples, name) * span, max(share * middle, number)
+        if rise > allowed:
+            found[name] = f"rises by {rise:.1f} {unit}, more than {allowed:.1f}"
+    return found
+
+
+def report(samples: Sequence[Sample], warm_up: float, per: float, of: str, step: int) -> int:
+    """Prints a table, slopes and a verdict.
+
+    Args:
+      samples: in order.
+      warm_up: up to here nothing is looked at.
+      per: how many units of `at` make up the unit of the slopes.
+      of: name of that unit.
+      step: every how many samples a row is printed.
+
+    Returns:
+      0 where all that was held is flat, else 1.
+    """
+    print(f"{'at':>8} {'memory MB':>10} {'files':>6} {'threads':>8} {'processes':>10}")
+    for one in samples[::step]:
+        print(
+            f"{one.at:8.0f} {one.memory_mb:10.1f} {one.files:6} {one.threads:8} {one.processes:10}"
+        )
+    warm = [one for one in samples if one.at >= warm_up]
+    print(f"after {warm_up:g}, {len(warm)} samples:")
+    for name, (unit, _, _) in LIMITS.items():
+        middle = statistics.median(getattr(one, name) for one in warm)
+        print(f"  {slope(warm, name) * per:+.3f} {unit}/{of} (median {middle:.1f})")
+    return verdict(growing(warm))
+
+
+def verdict(found: Mapping[str, str], besides: Iterable[str] = ()) -> int:
+    """Prints what is wrong; returns the exit status."""
+    faults = [f"{name} {what}" for name, what in found.items()] + list(besides)
+    print("flat" if not faults else "NOT flat: " + "; ".join(faults))
+    return int(bool(faults))
