@@ -6,12 +6,13 @@ name of the class. Without one it is of the class that says `kind_by_default`, i
 older than the choice.
 """
 
+import contextlib
 import difflib
 import functools
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union
@@ -27,6 +28,29 @@ from cattrs.errors import (
 from spatial_clap_jax.errors import InputError
 
 T = TypeVar("T")
+# By the end of a key, the first that fits, the largest number that is built: constants are made of
+# these (bands, windows, grids), and loops.
+_LARGEST = (
+    ("n_fft", 2**16),
+    ("fft_window_size", 2**16),
+    ("layers", 512),
+    ("depths", 512),
+    ("window_size", 64),
+    ("window", 64),
+    ("spec_size", 1024),
+    ("image_size", 4096),
+    ("mels", 4096),
+    ("num_mel_bins", 4096),
+    ("feature_size", 4096),
+    ("window_s", 3600),
+    ("duration_s", 3600),
+    ("max_length_s", 3600),
+    ("max_tokens", 2**20),
+    ("max_position_embeddings", 2**20),
+)
+# Vocabularies are below it, and rates.
+_LARGEST_OTHER = 2**24
+_LONGEST_LIST = 1000
 
 
 def to_plain(config: Any) -> dict:
@@ -70,6 +94,59 @@ def from_plain(cls: type[T], data: Any) -> T:
         keys, expected, cause = _first_cause(error)
         message = _message(keys, expected or cls, cause, data)
         raise InputError(f"{_name(cls)}: {message}") from error
+
+
+@contextlib.contextmanager
+def describing(source: object) -> Iterator[None]:
+    """Turns whatever a file's description of a model leads to into one line that names the file.
+
+    Args:
+      source: of the description.
+
+    Raises:
+      InputError: the description cannot be built; the cause is told.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    # A number in a wrong place may raise anything, in our code, in JAX's or in NumPy's.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"{source}: describes no model that can be built ({reason}); restore its files."
+        ) from error
+
+
+def refuse_outsized(description: Any, source: object, keys: Collection[str] | None = None) -> None:
+    """Refuses numbers that no model has, before arrays and loops are made of them.
+
+    Args:
+      description: of a model, plain JSON under the names of ours or of Hugging Face's.
+      source: for errors.
+      keys: that are looked at, at any depth; None looks at all.
+
+    Raises:
+      InputError: a number is no size of a model; its key is named.
+    """
+    pending = [("", description)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(str(name), item) for name, item in value.items()]
+        elif keys is not None and key not in keys:
+            continue
+        elif isinstance(value, list) and len(value) <= _LONGEST_LIST:
+            pending += [(key, item) for item in value]
+        elif isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise InputError(f"{source}: {key} lists {len(value)} items; restore the file.")
+        elif isinstance(value, int | float):
+            most = next((most for end, most in _LARGEST if key.endswith(end)), _LARGEST_OTHER)
+            if not abs(value) <= most:
+                raise InputError(
+                    f"{source}: {key} {value!r} is no size of a model; it must lie within "
+                    f"{-most:,} and {most:,}: restore the file."
+                )
 
 
 def _first_cause(error: BaseException) -> tuple[tuple[Any, ...], Any, BaseException]:

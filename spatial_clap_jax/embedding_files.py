@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -40,12 +40,13 @@ def save_features(path: str | Path, **arrays: Shaped[np.ndarray, "..."]) -> None
 
     def is_like_it(path: Path) -> bool:
         # Anything but a zip file is none of ours, whatever its name says.
-        if not is_zipfile(path):
+        if not path.is_file() or not is_zipfile(path):
             return False
         try:
-            with np.load(path, allow_pickle=False) as held:
-                return set(held.files) == arrays.keys()
-        except (OSError, ValueError, EOFError, BadZipFile):
+            with ZipFile(path) as held:
+                return {name.removesuffix(".npy") for name in held.namelist()} == arrays.keys()
+        # Of a damaged archive; its directory alone is read.
+        except (OSError, ValueError, NotImplementedError, BadZipFile):
             return False
 
     held: dict[str, Any] = dict(arrays)
@@ -77,9 +78,14 @@ def _write(
 
 
 def _is_embedding(path: Path) -> bool:
+    # A pipe or a device may never end.
+    if not path.is_file():
+        return False
     try:
-        held = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        # Mapped, so that nothing is made of the size that a header says.
+        held = np.load(path, mmap_mode="r", allow_pickle=False)
+    # A header is a literal of Python, and each fault of it an error of its own.
+    except Exception:
         return False
     if not isinstance(held, np.ndarray) or held.dtype != np.float32 or held.ndim not in (1, 2):
         return False

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from spatial_clap_jax import __version__
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.folders import write_folder
+from spatial_clap_jax.shown import markdown, markdown_code
 from spatial_clap_jax.stored import (
     CARD,
     EVENTS,
@@ -47,7 +48,7 @@ m, and the probability of being in the picture{silent}. Directions lie in the fr
 
 ## Training data
 
-Clips with labelled events. Fingerprint of the data: `{fingerprint}`. All settings stand in
+Clips with labelled events. Fingerprint of the data: {fingerprint}. All settings stand in
 `model.json` under `experiment`.
 
 ## License
@@ -169,7 +170,7 @@ def _card(model: TrainedModel, system: Seld, format: str, inputs: dict[str, Any]
         call = "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}"
         use = _PROGRAM_USE.format(inputs=", ".join(told), rate=config.sample_rate_hz, call=call)
     return _CARD.format(
-        name=model.experiment["name"],
+        name=markdown(model.experiment["name"]),
         pictures=" and its video" if config.seen_from else "",
         shown=", and whether they are in the picture" if config.on_screen else "",
         silent="" if config.on_screen else " (0 here: it was not trained to tell)",
@@ -177,9 +178,9 @@ def _card(model: TrainedModel, system: Seld, format: str, inputs: dict[str, Any]
         version=__version__,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"])),
         format=format,
-        classes=", ".join(f"{i} {name}" for i, name in enumerate(system.classes)),
+        classes=", ".join(f"{i} {markdown(name)}" for i, name in enumerate(system.classes)),
         use=use,
         labels=config.labels,
         count=len(system.classes),
-        fingerprint=model.provenance.get("data_fingerprint") or "unknown",
+        fingerprint=markdown_code(model.provenance.get("data_fingerprint") or "unknown"),
     )

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Int
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from spatial_clap_jax.data.sound_events import LABEL_STEP_S, SoundEvents
 from spatial_clap_jax.report import check_plot_path, save_figure
+from spatial_clap_jax.shown import cell, label
 
 
 class Stretch(NamedTuple):
@@ -65,7 +65,7 @@ def event_table(events: SoundEvents, classes: Sequence[str]) -> Table:
         table.add_row(
             f"{stretch.begin_s:.1f}",
             f"{stretch.end_s:.1f}",
-            escape(classes[int(part.category[0])]),
+            cell(classes[int(part.category[0])]),
             f"{np.median(part.azimuth_deg):.0f}",
             f"{np.median(part.distance_m):.1f}",
             "yes" if part.on_screen.mean() > 0.5 else "no",
@@ -105,7 +105,7 @@ def plot_events(events: SoundEvents, classes: Sequence[str], path: str | Path) -
             "linestyle": "-" if part.on_screen.mean() > 0.5 else ":",
             "linewidth": 3,
             # matplotlib leaves out of the legend what starts with '_'.
-            "label": f"_{category}" if category in named else classes[category].replace("$", r"\$"),
+            "label": f"_{category}" if category in named else label(classes[category]),
         }
         named.add(category)
         # To the end of the last frame, so that a single one is seen.

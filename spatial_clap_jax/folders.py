@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of, sealed
 from spatial_clap_jax.stored import CARD, MANIFEST, one_line, sha256
 
 HF_CLAP, M2D_CLAP = "hf-clap", "m2d-clap"
@@ -45,7 +46,7 @@ def write_folder(
             fill(fresh)
             files = {path.name: sha256(path) for path in sorted(fresh.iterdir())}
             whole = {"library": "spatial_clap_jax", "format": format, **manifest, "files": files}
-            text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(sealed(whole), indent=2, ensure_ascii=False, allow_nan=False)
             (fresh / manifest_name(format)).write_text(text + "\n", encoding="utf-8")
             names = sorted(path.name for path in fresh.iterdir())
             if target.exists():
@@ -82,7 +83,7 @@ def check_place(out: str | Path, format: str) -> Path:
         return target
     name = manifest_name(format)
     try:
-        manifest = json.loads((target / name).read_text(encoding="utf-8"))
+        manifest = json_of(target / name)
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -5,7 +5,8 @@ precision on every device, in batches of one shape, so that an answer depends ne
 is embedded at the same time nor on the machine.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from spatial_clap_jax.metrics.embed import check_finite, embed_in_batches
 from spatial_clap_jax.scene_embeddings import PatchTokens, patch_tokens
 from spatial_clap_jax.stored import (
     EVENTS,
+    LONGEST_WINDOW,
     MANIFEST,
     PROGRAMS,
     TOKENIZER,
@@ -447,26 +449,68 @@ def embedding_functions(system: System) -> tuple[Callable[..., Any], Callable[..
 
 
 def _load_programs(folder: Path, manifest: dict[str, Any]) -> AudioTextModel:
-    programs = {name: _read_program(folder / file) for name, file in PROGRAMS.items()}
     held = manifest["preprocessing"]
+    tokens = (held["max_tokens"],)
+    takes = {
+        "audio": [((held["channels"], held["window_samples"]), "float32")],
+        "text": [(tokens, "int32"), (tokens, "bool")],
+    }
+    programs = {name: _read_program(folder / file, takes[name]) for name, file in PROGRAMS.items()}
+    if not 1 <= held["window_samples"] <= LONGEST_WINDOW:
+        raise InputError(
+            f"{folder / MANIFEST}: a window of {held['window_samples']} samples; it must lie "
+            f"within 1 and {LONGEST_WINDOW}: copy the export again."
+        )
+    if not LOWEST_RATE_HZ <= held["sample_rate_hz"] <= HIGHEST_RATE_HZ or (
+        held.get("padding", "zeros") not in ("zeros", "repeat")
+    ):
+        raise InputError(
+            f"{folder / MANIFEST}: sample_rate_hz {held['sample_rate_hz']} and padding "
+            f"{held.get('padding')!r}; a rate within {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} and "
+            "'zeros' or 'repeat' are known: copy the export again."
+        )
     return AudioTextModel(
         sample_rate_hz=held["sample_rate_hz"],
         channels=held["channels"],
         window_samples=held["window_samples"],
         tokenizer=Tokenizer.from_file(folder / TOKENIZER, held["max_tokens"]),
         step=manifest["step"],
-        audio_program=jax.jit(programs["audio"].call),
-        text_program=jax.jit(programs["text"].call),
+        audio_program=programs["audio"],
+        text_program=programs["text"],
         padding=held.get("padding", "zeros"),
     )
 
 
-def _read_program(path: Path) -> jax_export.Exported:
-    try:
-        return jax_export.deserialize(bytearray(path.read_bytes()))
-    # The reader raises whatever a foreign or newer layout leads it to.
-    except Exception as error:
+def _read_program(
+    path: Path, takes: Sequence[tuple[tuple[int, ...], str]]
+) -> Callable[..., Float32[np.ndarray, "b d"]]:
+    """A compiled program that takes arrays of these shapes (but for the batch) and types."""
+
+    @contextlib.contextmanager
+    def reading() -> Iterator[None]:
+        try:
+            yield
+        # The reader raises whatever a foreign or newer layout leads it to; what is inside is
+        # parsed when it is first run.
+        except Exception as error:
+            raise InputError(
+                f"{path}: cannot be read by jax {jax.__version__} ({one_line(error)}); update jax, "
+                "or export the model again."
+            ) from error
+
+    with reading():
+        exported = jax_export.deserialize(bytearray(path.read_bytes()))
+        inputs = [(tuple(aval.shape[1:]), str(aval.dtype)) for aval in exported.in_avals]
+        outputs = [(len(aval.shape), str(aval.dtype)) for aval in exported.out_avals]
+    if inputs != list(takes) or outputs != [(2, "float32")]:
         raise InputError(
-            f"{path}: cannot be read by jax {jax.__version__} ({one_line(error)}); update jax, "
-            "or export the model again."
-        ) from error
+            f"{path}: takes {inputs} a row, and {MANIFEST} tells of {list(takes)} and of one "
+            "embedding each; copy the export again."
+        )
+    program = jax.jit(exported.call)
+
+    def run(*arrays: Any) -> Float32[np.ndarray, "b d"]:
+        with reading():
+            return np.asarray(program(*arrays))
+
+    return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from spatial_clap_jax.acoustics.stereo_view import HORIZONTAL_FIELD_DEG
 from spatial_clap_jax.data.sound_events import SoundEvents
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of
 
 # COCO's 17 key points: nose, eyes and ears; wrists; ankles.
 _POINTS = 17
@@ -86,12 +86,12 @@ def read_persons(path: str | Path) -> Persons:
     Reference: COCO's key point format, Lin et al., arXiv 1405.0312.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json_of(path)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); give a JSON file of key points."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); write it anew.") from error
     if not isinstance(found, dict) or not isinstance(found.get("annotations"), list):
         raise InputError(

@@ -6,6 +6,7 @@ from spatial_clap_jax import __version__
 from spatial_clap_jax.folders import HF_CLAP, M2D_CLAP
 from spatial_clap_jax.pretrained.owl_vit import OWL_VIT, OwlVitWeights
 from spatial_clap_jax.pretrained.towers import TextTower
+from spatial_clap_jax.shown import markdown, markdown_code
 from spatial_clap_jax.stored import TEXT_ENCODER, TrainedModel
 from spatial_clap_jax.systems.attributes import AttributeRegression
 from spatial_clap_jax.systems.clap import Clap
@@ -156,7 +157,7 @@ _SPATIAL_LIMITS = """\
 """
 
 _TRAINED_ON = """\
-Scenes rendered from clips with captions. Fingerprint of the rendered data: `{fingerprint}`. The
+Scenes rendered from clips with captions. Fingerprint of the rendered data: {fingerprint}. The
 fingerprint names one recipe, seed and source of clips; the `manifest.json` beside the scenes has it
 too, and lists them. All settings stand in `model.json` under `experiment`."""
 
@@ -189,7 +190,7 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
     source = model.provenance.get("converted_from")
     seconds = system.window_samples / system.sample_rate_hz
     facts = {
-        "name": model.experiment["name"],
+        "name": markdown(model.experiment["name"]),
         "library": "transformers" if format == HF_CLAP else "spatial_clap_jax",
         "tag": "" if monaural else "spatial-audio, ",
         "channels": "1 channel" if system.channels == 1 else f"{system.channels} channels",
@@ -197,7 +198,7 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
         "width": width,
         "and_where": "" if monaural else " and where",
         "system": reference,
-        "made": f"converted from `{source}` by spatial_clap_jax {__version__}"
+        "made": f"converted from {markdown_code(source)} by spatial_clap_jax {__version__}"
         if source
         else f"trained for {model.step} steps with spatial_clap_jax {__version__}",
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"])),
@@ -205,7 +206,9 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
         "data_title": "Origin" if source else "Training data",
         "data": "Published weights in another form; their own card tells what they were trained on."
         if source
-        else _TRAINED_ON.format(fingerprint=model.provenance.get("data_fingerprint") or "unknown"),
+        else _TRAINED_ON.format(
+            fingerprint=markdown_code(model.provenance.get("data_fingerprint") or "unknown")
+        ),
         "long": _told_of_length(system, seconds),
         "limits": "" if monaural else _LIMITS[system.channels] + _SPATIAL_LIMITS,
         "tokens": f"- At most {system.max_tokens} tokens a text.\n" if model.tokenizer else "",
@@ -253,7 +256,7 @@ tags: [text, jax]
 # {name}
 
 A text encoder of {width} dimensions ({layers} layers, pooled by `{pooling}`, at most {max_tokens}
-tokens), converted from `{source}` by spatial_clap_jax {version}; format `{format}`. The weights'
+tokens), converted from {source} by spatial_clap_jax {version}; format `{format}`. The weights'
 own license and card apply.
 
 ```python
@@ -270,12 +273,12 @@ def text_card(name: str, tower: TextTower) -> str:
     """The text of a text encoder's card."""
     config = tower.config
     return _TEXT_CARD.format(
-        name=name,
+        name=markdown(name),
         width=config.width,
         layers=config.layers,
         pooling=config.pooling,
         max_tokens=config.max_tokens,
-        source=tower.report.source,
+        source=markdown_code(tower.report.source),
         version=__version__,
         format=TEXT_ENCODER,
     )
@@ -290,7 +293,7 @@ tags: [image, object-detection, jax]
 # {name}
 
 An OWL-ViT (Minderer et al., arXiv 2205.06230) for images of {height} x {width} pixels in patches of
-{patch} ({layers} layers of width {image_width}), converted from `{source}` by spatial_clap_jax
+{patch} ({layers} layers of width {image_width}), converted from {source} by spatial_clap_jax
 {version}; format `{format}`. The weights' own license and card apply.
 
 ```python
@@ -307,13 +310,13 @@ def owl_vit_card(name: str, weights: OwlVitWeights) -> str:
     """The text of an OWL-ViT's card."""
     image = weights.config.image
     return _OWL_VIT_CARD.format(
-        name=name,
+        name=markdown(name),
         height=image.image_size[0],
         width=image.image_size[1],
         patch=image.patch,
         layers=image.layers,
         image_width=image.width,
-        source=weights.report.source,
+        source=markdown_code(weights.report.source),
         version=__version__,
         format=OWL_VIT,
     )

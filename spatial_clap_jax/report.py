@@ -21,6 +21,7 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.attributes import answers
 from spatial_clap_jax.metrics.embedded import EmbeddedSplit
 from spatial_clap_jax.metrics.scores import Score
+from spatial_clap_jax.shown import cell, label
 
 _TASKS = {
     "t2a_r1": "text to audio, R@1",
@@ -91,7 +92,7 @@ def results_table(results: Mapping[str, Score], title: str | None = None) -> Tab
       One row a score, by task and number of sources; a score whose interval lies above chance
       is green.
     """
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title and cell(title), box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task")
     table.add_column("sources", justify="right")
     for name in ("score %", "95 % interval", "chance %", "n"):
@@ -105,8 +106,8 @@ def results_table(results: Mapping[str, Score], title: str | None = None) -> Tab
         previous = task.partition("_")[0]
         style = "green" if score["low"] > score["chance"] else "yellow"
         table.add_row(
-            _TASKS.get(task, task),
-            sources,
+            cell(_TASKS.get(task, task)),
+            cell(sources),
             f"[{style}]{100 * score['value']:.1f}[/]",
             f"{100 * score['low']:.1f} - {100 * score['high']:.1f}",
             f"{100 * score['chance']:.1f}",
@@ -126,7 +127,7 @@ def measures_table(results: Mapping[str, Score], title: str | None = None) -> Ta
       One row a measure, with its unit; green where the interval lies wholly on the better side of
       chance: below it for an error, above it for the distance of two clusters.
     """
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title and cell(title), box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("measure")
     table.add_column("scenes")
     for name in ("value", "95 % interval", "chance", "unit", "n"):
@@ -142,8 +143,8 @@ def measures_table(results: Mapping[str, Score], title: str | None = None) -> Ta
         digits = 1 if unit == "deg" else 2
         better = score["high"] < score["chance"] if unit else score["low"] > score["chance"]
         table.add_row(
-            _TASKS.get(task, task),
-            "all" if part == "1" else part,
+            cell(_TASKS.get(task, task)),
+            cell("all" if part == "1" else part),
             f"[{'green' if better else 'yellow'}]{score['value']:.{digits}f}[/]",
             f"{score['low']:.{digits}f} - {score['high']:.{digits}f}",
             f"{score['chance']:.{digits}f}",
@@ -284,7 +285,10 @@ def save_figure(figure: Any, path: str | Path) -> None:
       InputError: it cannot be written there.
     """
     try:
-        figure.savefig(path, dpi=150)
+        with warnings.catch_warnings():
+            # Names may be of scripts that the font has no letters of.
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -327,8 +331,9 @@ def _in_order(results: Mapping[str, Score]) -> list[str]:
 
 
 def _draw_scores(axes, results: Mapping[str, Score]) -> None:
-    labels = [key.partition("/") for key in results]
-    _draw_bars(axes, results, 100, [f"{_TASKS.get(task, task)} ({k})" for task, _, k in labels])
+    keys = [key.partition("/") for key in results]
+    labels = [label(f"{_TASKS.get(task, task)} ({k})") for task, _, k in keys]
+    _draw_bars(axes, results, 100, labels)
     axes.set_xlim(0, 100)
     axes.set_xlabel("score %, 95 % interval; in brackets: sources")
 
@@ -337,7 +342,7 @@ def _draw_errors(axes, results: Mapping[str, Score]) -> None:
     labels = []
     for key in results:
         task, _, part = key.partition("/")
-        labels.append(_TASKS.get(task, task) if part == "1" else part)
+        labels.append(label(_TASKS.get(task, task) if part == "1" else part))
     _draw_bars(axes, results, 1, labels)
     axes.set_xlim(left=0)
     axes.set_xlabel("angular error in degrees, 95 % interval")

@@ -6,7 +6,7 @@ both through here.
 
 import contextlib
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,11 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from spatial_clap_jax.configs_io import describing, from_plain, refuse_outsized
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.pretrained.owl_vit import OWL_VIT
+from spatial_clap_jax.small_files import json_of, unsealed
 from spatial_clap_jax.systems.base import System, Trainable, Variables, in_use
 from spatial_clap_jax.systems.m2d_clap import M2dClap
 
@@ -40,6 +42,8 @@ _MANIFEST_KEYS = {
     "files": dict,
     "experiment": dict,
 }
+# Samples: ten minutes at the highest rate of audio files.
+LONGEST_WINDOW = 600 * 384_000
 _PREPROCESSING_KEYS = ("sample_rate_hz", "channels", "window_samples", "max_tokens")
 
 
@@ -86,8 +90,9 @@ def find_model(path: str | Path) -> Path:
       InputError: it holds no model, or exports of different weights.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
+    # Not `Path.is_dir`, which raises for a name that is too long.
+    if not os.path.isdir(folder):
+        what = "is a file" if os.path.exists(folder) else "no such folder"
         raise InputError(f"{path}: {what}; give the folder of a run or of an export.")
     if (folder / "description.json").is_file() or (folder / MANIFEST).is_file():
         return folder
@@ -117,7 +122,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json_of(path)
+        if isinstance(manifest, dict):
+            manifest = unsealed(manifest)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read as JSON ({one_line(error)}); copy the export again."
@@ -130,10 +137,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not wrong:
         held = manifest["preprocessing"]
         wrong = [
-            f"preprocessing.{key}"
-            for key in _PREPROCESSING_KEYS
-            if not isinstance(held.get(key), int)
+            f"preprocessing.{key}" for key in _PREPROCESSING_KEYS if not _is_count(held.get(key))
         ]
+        wrong += [] if _is_count(manifest["step"]) else ["step"]
     if isinstance(manifest, dict) and manifest.get("format") == OWL_VIT:
         raise InputError(
             f"{folder}: holds an OWL-ViT, which embeds no audio; spatial_clap_jax.load_detector "
@@ -167,7 +173,8 @@ def described_experiment(folder: Path) -> dict[str, Any]:
 
     is_export = (folder / MANIFEST).is_file()
     found = (read_manifest(folder) if is_export else read_description(folder)).get("experiment")
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    return {**found, "model": found["model"] if isinstance(found.get("model"), dict) else {}}
 
 
 def checked_manifest(folder: Path, step: int | None = None) -> dict[str, Any]:
@@ -237,7 +244,12 @@ def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
     tokenizer = None
     if reads_texts(system):
         with _naming(source):
+            if not isinstance(description["tokenizer"], str) or not _is_count(
+                description["max_tokens"]
+            ):
+                raise InputError("tokenizer is no text, or max_tokens no count; restore the file.")
             tokenizer = Tokenizer.from_json(description["tokenizer"], description["max_tokens"])
+            _check_vocabulary(tokenizer, system)
     return TrainedModel(
         experiment=description["experiment"],
         system=system,
@@ -262,7 +274,7 @@ def _first_draw(folder: Path, system: Trainable, description: Mapping[str, Any])
             f"{folder}: step 0 is what a run draws, and this one started from --init.{given[0]} "
             f"{init[given[0]]}; give that."
         )
-    return system.init(jax.random.key(experiment["seed"]))
+    return system.init(jax.random.key(experiment.get("seed", 0)))
 
 
 def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
@@ -276,19 +288,25 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
 
     try:
         tensors = load_file(folder / TENSORS)
-    except (SafetensorError, OSError) as error:
+    # NumPy has no name for some of its types.
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder / TENSORS}: cannot be read ({one_line(error)}); copy the export again."
         ) from error
     system = _build_system(folder / MANIFEST, manifest["experiment"])
-    max_tokens = manifest["preprocessing"]["max_tokens"]
+    provenance = manifest.get("provenance")
+    max_tokens, tokenizer = manifest["preprocessing"]["max_tokens"], None
+    if max_tokens:
+        tokenizer = Tokenizer.from_file(folder / TOKENIZER, max_tokens)
+        with _naming(folder / TOKENIZER):
+            _check_vocabulary(tokenizer, system)
     return TrainedModel(
         experiment=manifest["experiment"],
         system=system,
         variables=_fitted(folder / TENSORS, system, tensors),
-        tokenizer=Tokenizer.from_file(folder / TOKENIZER, max_tokens) if max_tokens else None,
+        tokenizer=tokenizer,
         step=manifest["step"],
-        provenance=manifest.get("provenance", {}),
+        provenance=provenance if isinstance(provenance, dict) else {},
     )
 
 
@@ -297,13 +315,41 @@ def reads_texts(system: Trainable) -> bool:
     return system.reads if isinstance(system, M2dClap) else isinstance(system, System)
 
 
+def _check_vocabulary(tokenizer: Tokenizer, system: Any) -> None:
+    """An id beyond the table of embeddings would be read as another, in silence."""
+    known, longest = system.vocabulary, system.max_tokens
+    if tokenizer.vocabulary_size > known or tokenizer.max_tokens > longest:
+        raise InputError(
+            f"{tokenizer.vocabulary_size} tokens in texts of {tokenizer.max_tokens}, and the model "
+            f"knows {known} in texts of {longest}; give the files of one model."
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LONGEST_WINDOW
+
+
 def _build_system(source: Path, experiment: dict[str, Any]) -> Trainable:
-    from spatial_clap_jax.configs_io import from_plain
     from spatial_clap_jax.train.experiment import Experiment
 
+    described = experiment.get("model") if isinstance(experiment, dict) else None
+    refuse_outsized(described, source)
     with _naming(source):
         built = from_plain(Experiment, experiment)
-    return replace(built, precision="float32").build_trainable()
+    with describing(source):
+        system = replace(built, precision="float32").build_trainable()
+    _refuse_long_windows(source, system)
+    return system
+
+
+def _refuse_long_windows(source: Path, system: Any) -> None:
+    """Recordings are filled up to the window, so that none may be longer than memory."""
+    samples = getattr(system, "window_samples", 0)
+    if not 0 <= samples <= LONGEST_WINDOW:
+        raise InputError(
+            f"{source}: a window of {samples} samples; it must lie within 1 and {LONGEST_WINDOW}: "
+            "restore the file."
+        )
 
 
 def flatten(tree: Any) -> dict[str, Shaped[np.ndarray, "..."]]:
@@ -315,7 +361,8 @@ def _fitted(
     source: Path, system: Trainable, arrays: Mapping[str, Shaped[np.ndarray, "..."]]
 ) -> Variables:
     """The arrays as the tree that the system wants, each of its shape and dtype."""
-    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    with describing(source):
+        shapes = jax.eval_shape(system.init, jax.random.key(0))
     there = {path.split("/")[0] for path in arrays}
     # What only a training needs may be left out, but not in part.
     shapes = in_use(shapes) | {name: tree for name, tree in shapes.items() if name in there}

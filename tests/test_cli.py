@@ -207,7 +207,7 @@ def test_a_damaged_description(place, tmp_path, capsys):
     path = tmp_path / "run" / "description.json"
     whole = json.loads(path.read_text())
     train = ("train", place / "model.py", "--data", place / "data", "--workdir", tmp_path / "run")
-    del whole["tokenizer"]
+    del whole["tokenizer"], whole["sha256"]
     path.write_text(json.dumps(whole))
     assert "description.json: has no 'tokenizer'" in refused(capsys, *train, "--steps", 2)
     path.unlink()

@@ -10,6 +10,8 @@ import spatial_clap_jax
 PACKAGE = Path(spatial_clap_jax.__file__).parent
 ORDER = (
     "errors",
+    "shown",
+    "small_files",
     "configs_io",
     "shapes",
     "acoustics",

@@ -1,6 +1,7 @@
 """Measured room impulse responses: a csv of sound files and SOFA files, read and checked."""
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -14,9 +15,15 @@ from jaxtyping import Float, Float32
 
 from spatial_clap_jax.acoustics.rirs import RirRoom, measured_t60_s, stack_responses
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import text_of
 
 _COLUMNS = ("filename", "azimuth_deg", "elevation_deg", "distance_m", "room")
 _MAX_SOFA_ELEVATION_DEG = 30.0
+_LOWEST_HZ, _HIGHEST_HZ = 4_000, 384_000
+# Longer than any room sounds, and numbers in a SOFA file: 2 GiB of float64.
+_LONGEST_S, _MOST_NUMBERS = 60, 2**28
+# DEFLATE, HDF5's own filter, makes nothing smaller than this.
+_DENSEST = 1100
 
 
 def load_measured_rirs(csv_path: str | os.PathLike[str], sample_rate_hz: int) -> list[RirRoom]:
@@ -93,22 +100,23 @@ def _measured_room(name: str, places: list[_Place], sample_rate_hz: int) -> RirR
 def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of the CSV, each with 'file: row number' (the header is row 1) for errors."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [one for one in _COLUMNS if one not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{path.name}: column {missing[0]!r} is missing; the columns must be "
-                    f"{', '.join(_COLUMNS)}."
-                )
-            rows = [
-                (
-                    f"{path.name}: row {reader.line_num}",
-                    {column: (row[column] or "").strip() for column in _COLUMNS},
-                )
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(text_of(path), newline=""), strict=True)
+        missing = [one for one in _COLUMNS if one not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(
+                f"{path.name}: column {missing[0]!r} is missing; the columns must be "
+                f"{', '.join(_COLUMNS)}."
+            )
+        rows = [
+            (
+                f"{path.name}: row {reader.line_num}",
+                {column: (row[column] or "").strip() for column in _COLUMNS},
+            )
+            for row in reader
+        ]
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path.name}: cannot be read ({error}); give a CSV in UTF-8 with the columns "
             f"{', '.join(_COLUMNS)}."
@@ -124,14 +132,15 @@ def _file_inside(folder: Path, filename: str, where: str) -> Path:
     file = folder / filename
     try:
         # Links are followed, so that none leads out.
-        inside = file.resolve().is_relative_to(folder.resolve()) and not os.path.isabs(filename)
+        real = Path(os.path.realpath(file))
     except (OSError, ValueError):
-        inside = False
-    if not inside:
+        real = None
+    if real is None or os.path.isabs(filename) or not real.is_relative_to(os.path.realpath(folder)):
         raise InputError(
             f"{where}: filename {filename!r} leaves the csv's folder; give paths inside it."
         )
-    if not file.is_file():
+    # Not `Path.is_file`, which raises for a name that is too long.
+    if not os.path.isfile(file):
         raise InputError(f"{where}: filename {filename!r} does not exist; correct the path.")
     return file
 
@@ -160,12 +169,30 @@ def _read_sound(file: Path, label: str) -> tuple[Float32[np.ndarray, "c r"], flo
     try:
         with soundfile.SoundFile(file) as sound:
             declared, rate_hz = sound.frames, float(sound.samplerate)
+            _refuse_header(label, declared, sound.channels, rate_hz)
             audio = sound.read(dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+    # A name like `.raw` asks for more arguments.
+    except (soundfile.SoundFileError, TypeError) as error:
         raise InputError(f"{label} cannot be read ({error}); give a whole wav file.") from error
     if len(audio) < declared:
         raise InputError(f"{label} is truncated ({len(audio)} of {declared} samples); copy anew.")
     return np.ascontiguousarray(audio.T), rate_hz
+
+
+def _refuse_header(label: str, samples: int, channels: int, rate_hz: float) -> None:
+    """Before anything of the size that a header says is made."""
+    if not _LOWEST_HZ <= rate_hz <= _HIGHEST_HZ:
+        raise InputError(
+            f"{label}: sample rate {rate_hz:g} Hz must lie within {_LOWEST_HZ} and {_HIGHEST_HZ} "
+            "Hz; correct the file."
+        )
+    if channels != 2:
+        raise InputError(f"{label} has {channels} channels; a stereo response has 2 (L, R).")
+    if samples > _LONGEST_S * rate_hz:
+        raise InputError(
+            f"{label}: {samples} samples, above {_LONGEST_S} s; cut the response where it has "
+            "died away."
+        )
 
 
 def _refuse_truncated_wav(file: Path, label: str) -> None:
@@ -194,27 +221,32 @@ def _read_sofa(
     try:
         with h5py.File(file, "r") as opened:
             sofa: Any = opened
-            rirs = np.asarray(sofa["Data.IR"][()], np.float64)
-            rates_hz = np.unique(sofa["Data.SamplingRate"][()])
-            delays = np.atleast_2d(sofa["Data.Delay"][()] if "Data.Delay" in sofa else [[0.0]])
+            rirs = _numbers(sofa, "Data.IR")
+            rates_hz = np.unique(_numbers(sofa, "Data.SamplingRate"))
+            delays = _numbers(sofa, "Data.Delay") if "Data.Delay" in sofa else np.zeros(1)
             kind = sofa["SourcePosition"].attrs.get("Type", b"spherical")
-            positions = np.atleast_2d(sofa["SourcePosition"][()]).astype(np.float64)
-            receivers = sofa["ReceiverPosition"][()] if "ReceiverPosition" in sofa else None
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+            kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+            positions = np.atleast_2d(_numbers(sofa, "SourcePosition"))
+            receivers = _numbers(sofa, "ReceiverPosition") if "ReceiverPosition" in sofa else None
+    except InputError:
+        raise
+    # The library raises many kinds for a damaged file.
+    except Exception as error:
         raise InputError(f"{label} cannot be read ({error}); give a whole SOFA file.") from error
     if rirs.ndim != 3 or rirs.shape[1] != 2:
         raise InputError(
             f"{label}: Data.IR of shape {rirs.shape} must be (measurements, 2 receivers, samples)."
         )
-    if (kind.decode() if isinstance(kind, bytes) else str(kind)).lower() != "spherical":
+    if kind.lower() != "spherical":
         raise InputError(f"{label}: SourcePosition is {kind!r}; it must be spherical, in degrees.")
     if positions.shape not in ((1, 3), (len(rirs), 3)) or not np.isfinite(positions).all():
         raise InputError(
             f"{label}: SourcePosition of shape {positions.shape} must hold azimuth, elevation and "
             f"distance of {len(rirs)} measurements."
         )
-    if rates_hz.size != 1 or not 0 < rates_hz[0] < np.inf:
-        raise InputError(f"{label}: Data.SamplingRate {rates_hz} must be one rate above 0.")
+    if rates_hz.size != 1:
+        raise InputError(f"{label}: Data.SamplingRate {rates_hz} must be one rate.")
+    _refuse_header(label, rirs.shape[2], rirs.shape[1], float(rates_hz[0]))
     if delays.any():
         raise InputError(f"{label}: Data.Delay is not zero; write the delays into Data.IR.")
     if receivers is not None and receivers.shape[:2] == (2, 3):
@@ -242,12 +274,21 @@ def _read_sofa(
     ], float(rates_hz[0])
 
 
+def _numbers(sofa: Any, name: str) -> Float[np.ndarray, "..."]:
+    """A dataset of a SOFA file, which must lie in the file itself and be as large as it says."""
+    held = sofa[name]
+    if held.file != sofa.file or held.external or held.is_virtual:
+        raise ValueError(f"{name} lies in another file")
+    stored = held.id.get_storage_size()
+    if held.size > _MOST_NUMBERS or held.nbytes > 2**16 + _DENSEST * stored:
+        raise ValueError(f"{name} of shape {held.shape} is more than its {stored} bytes can hold")
+    return np.asarray(held[()], np.float64)
+
+
 def _usable(
     rir: Float[np.ndarray, "c r"], rate_hz: float, sample_rate_hz: int, label: str
 ) -> Float32[np.ndarray, "c r_out"]:
     """A checked response at the wanted rate."""
-    if rir.shape[0] != 2:
-        raise InputError(f"{label} has {rir.shape[0]} channels; a stereo response has 2 (L, R).")
     if not rir.size:
         raise InputError(f"{label} has zero length; give a response that holds samples.")
     if not np.isfinite(rir).all():

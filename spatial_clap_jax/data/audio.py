@@ -16,6 +16,9 @@ from spatial_clap_jax.errors import InputError
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 384_000
 LONGEST_S = 24 * 3600
+# Bytes of samples that a file is believed to hold whatever its size, and for each byte of its own:
+# silence in FLAC comes to several thousand.
+_SMALL, _DENSEST = 2**24, 20_000
 # A decoder drops up to a frame at the end of an MP3 whose header gives no gapless trimming.
 MP3_FRAME = 1152
 # Length fields at or above this one are what writers into a pipe leave: length unknown.
@@ -40,7 +43,8 @@ def read_audio(path: str | Path) -> tuple[Float32[np.ndarray, "c t"], int]:
 
     Raises:
       InputError: the file is missing, empty, cut short, no audio, holds no samples, NaN or
-        infinite ones, or has a sample rate outside 4 to 384 kHz.
+        infinite ones, has a sample rate outside 4 to 384 kHz, or a header that promises more
+        samples than a file of its size can hold.
 
     Reference: RIFF/WAVE and AIFF chunk sizes; RFC 3533 (Ogg pages). The limits are our choice.
     """
@@ -57,7 +61,7 @@ def read_audio(path: str | Path) -> tuple[Float32[np.ndarray, "c t"], int]:
     try:
         with soundfile.SoundFile(path) as file:
             rate_hz, promised = file.samplerate, file.frames
-            _refuse_header(path, rate_hz, promised)
+            _refuse_header(path, rate_hz, promised, file.channels, size)
             audio = file.read(dtype="float32", always_2d=True)
             tolerance = MP3_FRAME if file.format in ("MP3", "MPEG") else 0
     except (soundfile.SoundFileError, TypeError, MemoryError) as error:
@@ -101,7 +105,7 @@ def resample(
     return np.ascontiguousarray(resampled.T).reshape(*audio.shape[:-1], -1)
 
 
-def _refuse_header(path: str | Path, rate_hz: int, frames: int) -> None:
+def _refuse_header(path: str | Path, rate_hz: int, frames: int, channels: int, size: int) -> None:
     if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
         raise InputError(
             f"{path}: sample rate {rate_hz} Hz; it must lie within {LOWEST_RATE_HZ} and "
@@ -111,6 +115,11 @@ def _refuse_header(path: str | Path, rate_hz: int, frames: int) -> None:
         raise InputError(
             f"{path}: its header promises {frames} frames, above {LONGEST_S // 3600} hours, or "
             "no length; cut the file or write it again."
+        )
+    if frames * channels * 4 > _SMALL + _DENSEST * size:
+        raise InputError(
+            f"{path}: its header promises {frames} frames of {channels} channel(s), more than its "
+            f"{size} bytes can hold; {WHOLE_COPY}."
         )
 
 

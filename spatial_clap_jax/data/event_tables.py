@@ -9,9 +9,12 @@ from jaxtyping import Int64
 
 from spatial_clap_jax.data.sound_events import SoundEvents
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import bytes_of
 
 COLUMNS = ("frame", "class", "source", "azimuth", "distance", "onscreen")
 _HEADER = ",".join(COLUMNS)
+# No frame, place or class comes near; arrays of integers hold it.
+_LARGEST = 10**9
 
 
 def read_events(path: str | Path, classes: int, labels: int) -> SoundEvents:
@@ -32,9 +35,10 @@ def read_events(path: str | Path, classes: int, labels: int) -> SoundEvents:
     Reference: DCASE 2025 Challenge, Task 3.
     """
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a csv file.") from error
+        content = bytes_of(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({reason}); give a csv file.") from error
     rows = check_table(path, content, classes, labels)
     frame, category, source, azimuth, distance, on_screen = rows.T
     return SoundEvents(
@@ -142,9 +146,12 @@ def _cells(path: str | Path, number: int, line: str) -> list[int]:
             f"{_HEADER}."
         )
     try:
-        return [int(cell) for cell in cells]
+        numbers = [int(cell) for cell in cells]
+        if any(abs(number) > _LARGEST for number in numbers):
+            raise ValueError
+        return numbers
     except ValueError:
         raise InputError(
-            f"{path}: line {number}: {line!r} holds what is no integer; round to whole degrees "
-            "and centimetres."
+            f"{path}: line {number}: {line!r} holds what is no integer, or a huge one; round to "
+            "whole degrees and centimetres."
         ) from None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import text_of
 
 RECORDING_COLUMNS = ("filename", "caption", "wrong_captions")
 
@@ -46,13 +48,12 @@ def read_recordings(csv_path: str | Path) -> list[Recording]:
     """
     path = Path(csv_path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or ()
-            table = list(reader)
+        reader = csv.DictReader(io.StringIO(text_of(path), newline=""), strict=True)
+        columns = reader.fieldnames or ()
+        table = list(reader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a csv file.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a UTF-8 csv table ({error}); save it as one.") from error
     missing = [column for column in RECORDING_COLUMNS if column not in columns]
     if missing:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from spatial_clap_jax.acoustics.spatial_words import SpatialWords
 from spatial_clap_jax.data.records import MANIFEST
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of, parsed_json, text_of
 
 REWRITTEN = "rewritten.jsonl"
 FORMAT = "rewritten captions 1"
@@ -45,16 +45,15 @@ def read_rewrites(folder: str | Path) -> dict[tuple[str, int], Rewritten]:
         return {}
     found: dict[tuple[str, int], Rewritten] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header = json.loads(lines[0])
+        # Not at the line ends of Unicode, which a caption may hold.
+        lines = text_of(path).removesuffix("\n").split("\n")
+        header = parsed_json(lines[0])
         known = header["format"] == FORMAT
         for line in lines[1:]:
-            row = json.loads(line)
+            row = parsed_json(line)
             said = Rewritten(SpatialWords(**row["words"]), tuple(map(str, row["captions"])))
             found[str(row["scene_id"]), int(row["member"])] = said
-        fingerprint = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))[
-            "fingerprint"
-        ]
+        fingerprint = json_of(Path(folder) / MANIFEST)["fingerprint"]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"{path}: is not readable as rewrites of these scenes ({error}); remove it."

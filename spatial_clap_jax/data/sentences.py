@@ -151,7 +151,19 @@ class Sentences:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.header = _KIND.read(self.folder)
+        self._check_counts()
         _KIND.check_whole(self.folder, self.header, INDEX)
+
+    def _check_counts(self) -> None:
+        """Refuses counts that the index cannot hold: lists of that length are made of them."""
+        index = self.folder / INDEX
+        most = index.stat().st_size // 8 if index.is_file() else 0
+        for name, high in (("count", most), ("in_shard", 2**31), ("width", 2**20)):
+            if index.is_file() and not 1 <= self.header[name] <= high:
+                raise InputError(
+                    f"{self.folder / _KIND.header}: {name} {self.header[name]} must lie within 1 "
+                    f"and {high}; embed again."
+                )
 
     @property
     def width(self) -> int:
@@ -171,13 +183,25 @@ class Sentences:
         if not known.all():
             raise self._missing(captions[int(np.argmin(known))])
         distinct, place = np.unique(rows, return_inverse=True)
-        records = [
-            read_record(record, "<f4") for record in self._records.__getitems__(distinct.tolist())
-        ]
+        try:
+            held = self._records.__getitems__(distinct.tolist())
+            records = [read_record(record, "<f4") for record in held]
+        # ArrayRecord has many kinds of errors for a damaged file.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.folder}: its shards cannot be read ({reason}); embed again."
+            ) from error
         for caption, index in zip(captions, place, strict=True):
+            name, vector = records[index]
             # Guards index and shards against each other.
-            if records[index][0] != plain_caption(caption):
+            if name != plain_caption(caption) or vector.shape != (self.width,):
                 raise InputError(f"{self.folder}: {INDEX} and its shards disagree; embed again.")
+            if not np.isfinite(vector).all():
+                raise InputError(
+                    f"{self.folder}: the vector of {name!r} holds NaN or infinite numbers; embed "
+                    "again."
+                )
         return np.stack([vector for _, vector in records])[place]
 
     def check(self, captions: Sequence[str]) -> None:
@@ -211,7 +235,20 @@ class Sentences:
 
     @functools.cached_property
     def _hashes(self) -> UInt64[np.ndarray, "n"]:
-        return np.load(self.folder / INDEX, mmap_mode="r")
+        path = self.folder / INDEX
+        try:
+            # The header of the file is checked against its size before anything is mapped.
+            hashes = np.load(path, mmap_mode="r")
+        # A header is a literal of Python, and each fault of it an error of its own.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: cannot be read ({reason}); embed again.") from error
+        if hashes.dtype != np.uint64 or hashes.shape != (len(self),) or not len(self):
+            raise InputError(
+                f"{path}: holds {hashes.dtype}{list(hashes.shape)}, and {_KIND.header} tells of "
+                f"{len(self)} captions; embed again."
+            )
+        return hashes
 
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:

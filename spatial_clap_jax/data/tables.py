@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import bytes_of
 
 # Spellings in a split column and at the end of a csv's name. 'development' is Clotho's training
 # set, while 'dev' is a validation set nearly everywhere else.
@@ -21,6 +22,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+_LONGEST_FOLD = 9
 _ESC_NAME = re.compile(r"\d+-(\d+)-[A-Z](-\d+)?\.\w+")
 
 
@@ -63,13 +65,15 @@ def read_table(path: Path) -> Table:
       InputError: it is missing, empty, not UTF-8 or no valid csv, a column stands twice, or a row
         has not as many fields as the header.
     """
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "no such file"
+    # Not `Path.is_file`, which raises for a name that is too long.
+    if not os.path.isfile(path):
+        kind = "is a folder" if os.path.isdir(path) else "no such file"
         raise InputError(f"{path}: {kind}; give a csv file, or 'synthetic' for the built-in bank.")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the file.") from error
+        content = bytes_of(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({reason}); check the file.") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -89,6 +93,11 @@ def read_table(path: Path) -> Table:
                 continue
             if not header:
                 header = [field.lower() for field in fields]
+                if any("\0" in name for name in header):
+                    raise InputError(
+                        f"{path}: the header holds NUL bytes, as UTF-16 does; save the csv as "
+                        "UTF-8."
+                    )
                 twice = sorted({name for name in header if name and header.count(name) > 1})
                 if twice:
                     raise InputError(
@@ -158,6 +167,11 @@ def read_entries(path: Path, table: Table, caption_columns: Sequence[str]) -> li
             split, fold = _split_of(where, row["split"]), ""
         else:
             fold = row.get("fold", "")
+            # Python refuses to make a number of thousands of digits.
+            if len(fold) > _LONGEST_FOLD:
+                raise InputError(
+                    f"{where}: fold {fold[:_LONGEST_FOLD]!r}... is no fold; number the folds."
+                )
             split = "" if "fold" in header else SPLIT_WORDS.get(word, "")
         entries.append(
             Entry(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tokenizers import (
 )
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of, text_of
 
 # (begin, end, padding) by name: RoBERTa's, which the trained tokenizer takes too, BERT's, and
 # CLIP's with the padding of OWL-ViT, which has the id 0.
@@ -33,6 +33,8 @@ _SPECIAL_TOKENS = (
 )
 # What CLIP's vocabulary takes for one word.
 _CLIP_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Tables of embeddings have a row for each id.
+_LARGEST_ID = 2**24
 _ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 
 
@@ -126,8 +128,8 @@ class Tokenizer:
           InputError: the file is missing, is no tokenizer, or lacks the special tokens.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = text_of(path)
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: cannot be read as a tokenizer ({error}); give a tokenizer.json."
             ) from error
@@ -171,10 +173,9 @@ class Tokenizer:
                     strip_accents=settings.get("strip_accents"),
                     handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
                 )
-        except Exception as error:  # The library raises a bare Exception.
-            raise InputError(
-                f"{folder}: its vocabulary cannot be read ({error}); restore its files."
-            ) from error
+        except BaseException as error:
+            said = f"{folder}: its vocabulary cannot be read ({{}}); restore its files."
+            raise _refusal(error, said) from error
         return _parse(built.to_str(), max_tokens, str(folder))
 
     @classmethod
@@ -223,10 +224,11 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             raise InputError(f"texts: {_shorten(texts)} is one text; give a list of texts.")
-        bodies = [
-            encoding.ids
-            for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        try:
+            encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        except BaseException as error:
+            raise _refusal(error, _naming_text(texts)) from error
+        bodies = [encoding.ids for encoding in encoded]
         ids = np.full((len(bodies), self.max_tokens), self.pad_id, np.int32)
         mask = np.zeros(ids.shape, bool)
         for row, (text, body) in enumerate(zip(texts, bodies, strict=True)):
@@ -272,9 +274,28 @@ def _settings(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+        return dict(json_of(path).items())
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); restore the file.") from error
+
+
+def _refusal(error: BaseException, said: str) -> BaseException:
+    """What to raise for an error of the library: `said` with its reason, or itself if not its own.
+
+    The library raises bare exceptions; a panic of its Rust code is none of Python's `Exception`.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return InputError(said.replace("{}", reason))
+
+
+def _naming_text(texts: Sequence[str]) -> str:
+    """The words for a failure over texts: half a surrogate pair is what a text may be guilty of."""
+    for row, text in enumerate(texts):
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            return f"text {row}: {_shorten(text)} is no Unicode ({{}}); write it in UTF-8."
+    return "tokenizer: cannot read texts ({}); give an undamaged tokenizer.json."
 
 
 def _shorten(text: str, length: int = 40) -> str:
@@ -284,13 +305,21 @@ def _shorten(text: str, length: int = 40) -> str:
 def _parse(text: str, max_tokens: int, name: str) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # The library raises a bare Exception.
-        raise InputError(
-            f"{name}: is not a tokenizer ({error}); give the content of a tokenizer.json."
-        ) from error
+    except BaseException as error:
+        said = f"{name}: is not a tokenizer ({{}}); give the content of a tokenizer.json."
+        raise _refusal(error, said) from error
     # A file may bring a length of its own; ours is the only one.
     backend.no_truncation()
     backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        # One text must have one meaning.
+        backend.model.dropout = None  # pyright: ignore[reportAttributeAccessIssue]
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest > _LARGEST_ID:
+        raise InputError(
+            f"{name}: has the token id {largest}, above {_LARGEST_ID}; give the tokenizer.json of "
+            "the text encoder."
+        )
     return _wrap(backend, max_tokens, name)
 
 

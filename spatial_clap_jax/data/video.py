@@ -22,6 +22,14 @@ _CODEC = "mpeg4"
 _QUANTISERS = 2, 6
 # A video may end this much before its audio; time stamps are rounded to milliseconds.
 _LEEWAY_S = LABEL_STEP_S + 1e-3
+# FFmpeg tells formats by what a file holds, and some of them are lists of other files and
+# addresses, which it would open.
+_CONTAINERS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,nut,m4v",
+}
+# Pixels of a picture: 8K, doubled.
+_LARGEST = 2**26
 
 
 def frames_at(
@@ -123,16 +131,25 @@ def _opened(path: str | Path) -> Iterator[Any]:
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such video file; check the path.")
     try:
-        with av.open(str(path)) as container:
+        # An absolute path of the protocol `file`: a name like 'concat:a|b' is a name.
+        with av.open(f"file:{os.path.abspath(path)}", options=_CONTAINERS) as container:
             if not container.streams.video:
                 raise InputError(f"{path}: holds no video stream; give a file with pictures.")
             stream = container.streams.video[0]
+            codec = stream.codec_context
+            if codec is None:
+                raise InputError(f"{path}: is of no known codec; write the video as mp4.")
+            if codec.width * codec.height > _LARGEST:
+                raise InputError(
+                    f"{path}: pictures of {codec.width} x {codec.height}, above {_LARGEST} pixels; "
+                    "make them smaller."
+                )
             # One thread: training reads many small files at once.
-            stream.codec_context.thread_count = 1
+            codec.thread_count = 1
             yield stream
-    except (av.FFmpegError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(
             f"{path}: cannot be decoded as video ({' '.join(str(error).split())}); give a whole "
             "copy of the file, as mp4."

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.intervals import share_interval
 from spatial_clap_jax.metrics.resampling import bootstrap_interval
+from spatial_clap_jax.small_files import json_of
 
 
 class Outcome(NamedTuple):
@@ -123,7 +124,7 @@ def write_results(results: Mapping[str, Score], path: str | Path) -> None:
 
 def _holds_results(path: Path) -> bool:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(path)
     except (OSError, ValueError):
         return False
     keys = set(Score.__annotations__)

@@ -6,7 +6,6 @@ by `torch.load(weights_only=True)`, which refuses everything else; what it refus
 
 import argparse
 import contextlib
-import json
 import pickle
 import re
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ import numpy as np
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.pretrained.mapping import Tensors
+from spatial_clap_jax.small_files import json_of
 
 _SMALL_FILES = ["*.json", "*.txt", "*/config.json"]
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
       InputError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_of(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); restore the file.") from error
 
@@ -137,7 +137,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         # NumPy itself knows no bfloat16.
         with safe_open(path, framework="flax") as file:
             return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    # NumPy has no name for some of its types.
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy the file again.") from error
 
 
@@ -252,6 +253,23 @@ def _download(name: str, patterns: list[str], local: bool = False) -> Path:
 
 def _has_weights(folder: Path) -> bool:
     return any(any(folder.rglob(f"*{suffix}")) for suffix in (".safetensors", ".bin"))
+
+
+def count_numbered(tensors: Tensors, pattern: str) -> int:
+    """How many numbers, 0 and up, `pattern` finds at the start of names.
+
+    Args:
+      tensors: by name.
+      pattern: a regular expression whose first group is the number.
+
+    Raises:
+      ValueError: there is none, or one of them is beyond the number of tensors.
+    """
+    numbers = [int(found[1]) for name in tensors if (found := re.match(pattern, name))]
+    # Each has a tensor at least; loops run to the highest.
+    if not numbers or max(numbers) >= len(tensors):
+        raise ValueError(f"{pattern} counts {1 + max(numbers, default=-1)}")
+    return 1 + max(numbers)
 
 
 def common_prefix(tensors: Tensors, suffix: str, source: str) -> str:

@@ -4,12 +4,15 @@ Reference: transformers' `modeling_clap.py` and `feature_extraction_clap.py` for
   defaults.
 """
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from spatial_clap_jax.configs_io import describing, refuse_outsized
+from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import CLAP_FUSION_LOG_MEL, LAION_CLAP_LOG_MEL, LogMelConfig
 from spatial_clap_jax.models.htsat import HtsatConfig, relative_position_index
@@ -108,20 +111,21 @@ def read_hf_clap(source: str | Path) -> ClapWeights:
             f"{source}: projection_hidden_act is {config['projection_hidden_act']!r}, our "
             "projections have 'relu' only; give a model of that kind."
         )
-    audio = _htsat_config(_AUDIO_DEFAULTS | (config.get("audio_config") or {}), str(source))
-    text = text_config(
-        _TEXT_DEFAULTS | (config.get("text_config") or {}), "pooler", f"{source}: text_config"
-    )
-    mel, window_s, padding = _front_end(opened, audio)
-    joint = config.get("projection_dim", 512)
+    sizes = {"projection_dim", *_AUDIO_DEFAULTS, *_TEXT_DEFAULTS}
+    refuse_outsized(config, f"{source}: config.json", sizes)
+    with describing(f"{source}: config.json"):
+        audio = _htsat_config(_AUDIO_DEFAULTS | (config.get("audio_config") or {}), str(source))
+        text = text_config(
+            _TEXT_DEFAULTS | (config.get("text_config") or {}), "pooler", f"{source}: text_config"
+        )
+        joint = operator.index(config.get("projection_dim", 512))
+        shapes = htsat_shapes(audio), text_shapes(text), head_shapes(audio.width, text.width, joint)
+    with describing(f"{source}: preprocessor_config.json"):
+        mel, window_s, padding = _front_end(opened, audio)
     taking = Taking(str(source), opened.tensors())
-    audio_arrays = taking.take(
-        htsat_entries(audio, AUDIO_PREFIX, HUGGING_FACE), htsat_shapes(audio)
-    )
-    text_arrays = taking.take(text_entries(text, TEXT_PREFIX), text_shapes(text))
-    arrays = taking.take(
-        head_entries("linear1", "linear2"), head_shapes(audio.width, text.width, joint)
-    )
+    audio_arrays = taking.take(htsat_entries(audio, AUDIO_PREFIX, HUGGING_FACE), shapes[0])
+    text_arrays = taking.take(text_entries(text, TEXT_PREFIX), shapes[1])
+    arrays = taking.take(head_entries("linear1", "linear2"), shapes[2])
     report = taking.finish([*TEXT_LEFT, *HTSAT_LEFT])
     return ClapWeights(
         audio=AudioTower(audio, mel, audio_arrays, report),
@@ -343,6 +347,14 @@ def _front_end(
     # Newer folders keep the extractor's settings in the processor's file.
     given = given or (source.json("processor_config.json") or {}).get("feature_extractor", {})
     held = _EXTRACTOR_DEFAULTS | given
+    refuse_outsized(held, f"{source.name}: preprocessor_config.json", _EXTRACTOR_DEFAULTS)
+    rate_hz = operator.index(held["sampling_rate"])
+    if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ or not held["max_length_s"] > 0:
+        raise InputError(
+            f"{source.name}: preprocessor_config.json has sampling_rate {rate_hz} and max_length_s "
+            f"{held['max_length_s']}; a rate within {LOWEST_RATE_HZ} and {HIGHEST_RATE_HZ} Hz and "
+            "a length above 0 are needed: restore the file."
+        )
     truncation = held.get("truncation", "fusion" if audio.fusion else "rand_trunc")
     if (truncation == "fusion") != audio.fusion or held["padding"] not in ("repeatpad", "pad"):
         raise InputError(
@@ -352,10 +364,10 @@ def _front_end(
         )
     base = CLAP_FUSION_LOG_MEL if audio.fusion else LAION_CLAP_LOG_MEL
     mel = LogMelConfig(
-        sample_rate_hz=held["sampling_rate"],
-        n_fft=held["fft_window_size"],
-        hop=held["hop_length"],
-        mels=held["feature_size"],
+        sample_rate_hz=rate_hz,
+        n_fft=operator.index(held["fft_window_size"]),
+        hop=operator.index(held["hop_length"]),
+        mels=operator.index(held["feature_size"]),
         low_hz=float(held["frequency_min"]),
         high_hz=float(held["frequency_max"]),
         norm=base.norm,

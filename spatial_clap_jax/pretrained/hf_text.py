@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from spatial_clap_jax.configs_io import describing, refuse_outsized
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.text import TextConfig, TextEncoder
@@ -70,6 +71,7 @@ def read_hf_text(source: str | Path) -> TextTower:
     config = transformer.json("config.json")
     if not isinstance(config, dict):
         raise InputError(f"{source}: holds no config.json; give a folder of Hugging Face's.")
+    refuse_outsized(config, f"{source}: config.json", _NEEDED)
     tensors = renamed(transformer.tensors(), current_name)
     prefix = common_prefix(tensors, "embeddings.word_embeddings.weight", str(source))
     taking = Taking(str(source), tensors)
@@ -81,8 +83,10 @@ def read_hf_text(source: str | Path) -> TextTower:
     else:
         pooling = "first"
         taking.make("pooling", "the first token: the source has no pooler")
-    text = text_config(config, pooling, str(source))
-    arrays = taking.take(text_entries(text, prefix), text_shapes(text))
+    with describing(f"{source}: config.json"):
+        text = text_config(config, pooling, str(source))
+        shapes = text_shapes(text)
+    arrays = taking.take(text_entries(text, prefix), shapes)
     return TextTower(
         config=text,
         arrays=arrays,
@@ -117,7 +121,7 @@ def text_config(
     if kind not in ROBERTA_TYPES + BERT_TYPES:
         known = ", ".join(ROBERTA_TYPES + BERT_TYPES)
         raise InputError(f"{source}: model_type {kind!r} is none of {known}; give one of these.")
-    lacking = [key for key in _NEEDED if not isinstance(config.get(key), int)]
+    lacking = [key for key in _NEEDED if type(config.get(key)) is not int]
     if lacking:
         raise InputError(f"{source}: config.json lacks {', '.join(lacking)}; restore the file.")
     # A decoder has the same tensors, and sees no word to its right.
@@ -216,7 +220,7 @@ def _sentence_pooling(source: Source) -> tuple[str, Literal["mean", "first"] | N
         return "", None
     try:
         kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-        paths = [module["path"] for module in modules]
+        paths = [module["path"] + "" for module in modules]
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{source.name}: modules.json lists no modules ({error}); restore the file."
@@ -226,7 +230,8 @@ def _sentence_pooling(source: Source) -> tuple[str, Literal["mean", "first"] | N
             f"{source.name}: is made of {', '.join(kinds) or 'nothing'}; a transformer with "
             "pooling (and normalisation) is read: give one of that kind."
         )
-    held = source.below(paths[1]).json("config.json") or {}
+    held = source.below(paths[1]).json("config.json")
+    held = held if isinstance(held, dict) else {}
     flags = [
         key for key, value in held.items() if key.startswith("pooling_mode_") and value is True
     ]

@@ -19,7 +19,7 @@ from spatial_clap_jax.features import (
 )
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.text import TextConfig
-from spatial_clap_jax.pretrained.files import open_source
+from spatial_clap_jax.pretrained.files import count_numbered, open_source
 from spatial_clap_jax.pretrained.hf_clap import head_entries, head_shapes
 from spatial_clap_jax.pretrained.hf_text import (
     TEXT_LEFT,
@@ -103,7 +103,7 @@ def htsat_shape(tensors: Tensors, prefix: str, source: str) -> HtsatConfig:
     try:
         block = f"{prefix}layers.0.blocks.0."
         embed_dim, _, patch, _ = tensors[f"{prefix}patch_embed.proj.weight"].shape
-        stages = _count(tensors, rf"{re.escape(prefix)}layers\.(\d+)\.")
+        stages = count_numbered(tensors, rf"{re.escape(prefix)}layers\.(\d+)\.")
         tables = [
             tensors[f"{prefix}layers.{stage}.blocks.0.{LAION.position_bias}"]
             for stage in range(stages)
@@ -121,7 +121,7 @@ def htsat_shape(tensors: Tensors, prefix: str, source: str) -> HtsatConfig:
             patch=patch,
             embed_dim=embed_dim,
             depths=tuple(
-                _count(tensors, rf"{re.escape(prefix)}layers\.{stage}\.blocks\.(\d+)\.")
+                count_numbered(tensors, rf"{re.escape(prefix)}layers\.{stage}\.blocks\.(\d+)\.")
                 for stage in range(stages)
             ),
             heads=tuple(table.shape[1] for table in tables),
@@ -130,7 +130,7 @@ def htsat_shape(tensors: Tensors, prefix: str, source: str) -> HtsatConfig:
             fusion=fusion,
             fusion_reduction=embed_dim // len(tensors[reduce]) if fusion else 4,
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{source}: the shape of its HTSAT cannot be told ({error} is missing or odd); give a "
             "whole checkpoint."
@@ -153,7 +153,8 @@ def roberta_shape(tensors: Tensors, prefix: str, source: str) -> TextConfig:
         rows = len(tensors[f"{prefix}embeddings.position_embeddings.weight"])
         types = len(tensors[f"{prefix}embeddings.token_type_embeddings.weight"])
         mlp_width = len(tensors[f"{prefix}encoder.layer.0.intermediate.dense.weight"])
-    except (KeyError, ValueError) as error:
+        layers = count_numbered(tensors, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.")
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{source}: the shape of its text encoder cannot be told ({error} is missing or odd); "
             "give a whole checkpoint."
@@ -161,7 +162,7 @@ def roberta_shape(tensors: Tensors, prefix: str, source: str) -> TextConfig:
     return TextConfig(
         vocabulary=vocabulary,
         width=width,
-        layers=_count(tensors, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
+        layers=layers,
         # No tensor tells the heads; every RoBERTa that was published has them this wide.
         heads=max(width // _WIDTH_OF_A_HEAD, 1),
         mlp_width=mlp_width,
@@ -198,7 +199,3 @@ def laion_front_end(tensors: Tensors, prefix: str, audio: HtsatConfig, source: s
 
 def _plain_name(name: str) -> str:
     return current_name(name.removeprefix("module."))
-
-
-def _count(tensors: Tensors, pattern: str) -> int:
-    return 1 + max(int(found[1]) for name in tensors if (found := re.match(pattern, name)))

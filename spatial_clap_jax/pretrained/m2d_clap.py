@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import M2D_LOG_MEL, LogMelConfig
 from spatial_clap_jax.models.m2d import Masks, Predictor, PredictorConfig, TokenProjection
 from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.models.vit import Vit, VitConfig, sincos_positions, vit_blocks
-from spatial_clap_jax.pretrained.files import common_prefix, open_source
+from spatial_clap_jax.pretrained.files import common_prefix, count_numbered, open_source
 from spatial_clap_jax.pretrained.hf_text import (
     TEXT_LEFT,
     current_name,
@@ -62,7 +63,7 @@ _ROBERTA_OFFSET = 2
 # Positions further off than this are others than ours.
 _SAME_POSITION = 1e-4
 # ...-80x1001p16x16p16k...: mels and frames of the input, of a patch, and the rate.
-_SIZES = re.compile(r"-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+)k)?")
+_SIZES = re.compile(r"-(\d{1,6})x(\d{1,6})p(\d{1,6})x(\d{1,6})(?:p(\d{1,6})k)?")
 _LEFT = (
     *TEXT_LEFT,
     Left(r"(.*\.)?(decoder_)?pos_embed", "positions, which are constants here"),
@@ -155,7 +156,13 @@ def m2d_clap_of(tensors: Tensors, name: str) -> M2dClapWeights:
         texts = bert, taking.take(text_entries(bert, _TEXT), text_shapes(bert))
     normalisation = _normalisation(taking, prefix)
     report = taking.finish(_LEFT)
-    mel = m2d_log_mel(config.mels, _told_by(name, 5, 16) * 1000)
+    rate_khz = _told_by(name, 5, 16)
+    if not LOWEST_RATE_HZ <= rate_khz * 1000 <= HIGHEST_RATE_HZ:
+        raise InputError(
+            f"{name}: its name tells of {rate_khz} kHz; a rate within {LOWEST_RATE_HZ} and "
+            f"{HIGHEST_RATE_HZ} Hz is read: rename the file."
+        )
+    mel = m2d_log_mel(config.mels, rate_khz * 1000)
     return M2dClapWeights(
         audio=AudioTower(config, mel, content, report, normalisation),
         text=None if texts is None else TextTower(*texts, None, report),
@@ -354,7 +361,7 @@ def _vit_config(tensors: Tensors, prefix: str, name: str) -> VitConfig:
             heads=max(width // _HEAD, 1),
             mlp_ratio=len(tensors[f"{prefix}blocks.0.mlp.fc1.weight"]) / width,
         )
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{name}: the shape of its ViT cannot be told ({error} is missing or odd); give a "
             "whole checkpoint of M2D."
@@ -370,7 +377,7 @@ def _predictor_config(tensors: Tensors, prefix: str, name: str) -> PredictorConf
             heads=max(width // _PREDICTOR_HEAD, 1),
             mlp_ratio=len(tensors[f"{prefix}decoder_blocks.0.mlp.fc1.weight"]) / width,
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise InputError(
             f"{name}: the shape of its decoder cannot be told ({error} is missing or odd); give a "
             "whole checkpoint of M2D."
@@ -389,8 +396,7 @@ def _bert_config(tensors: Tensors, name: str) -> TextConfig:
 
 
 def _layers(tensors: Tensors, theirs: str) -> int:
-    pattern = rf"{re.escape(theirs)}\.(\d+)\."
-    return 1 + max(int(found[1]) for name in tensors if (found := re.match(pattern, name)))
+    return count_numbered(tensors, rf"{re.escape(theirs)}\.(\d+)\.")
 
 
 def _told_by(name: str, group: int, otherwise: int) -> int:

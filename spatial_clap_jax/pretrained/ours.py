@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spatial_clap_jax.configs_io import from_plain
+from spatial_clap_jax.configs_io import describing, from_plain, refuse_outsized
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
@@ -74,7 +74,8 @@ def audio_tower_of(source: str, model: Mapping[str, Any], arrays: Tensors) -> Au
       InputError: it has none, or another than HTSAT or ViT.
     """
     # A field that may hold several kinds says which.
-    content = dict(model.get("content") or {})
+    content = model.get("content")
+    content = dict(content) if isinstance(content, dict) else {}
     is_m2d = model.get("kind") == "M2dClapConfig"
     kind = content.pop("kind", "VitConfig" if is_m2d else "HtsatConfig")
     if not content or kind not in ("HtsatConfig", "VitConfig"):
@@ -85,14 +86,19 @@ def audio_tower_of(source: str, model: Mapping[str, Any], arrays: Tensors) -> Au
     front_end, scaling = ("mel", "normalisation") if is_m2d else _CONTENT_FIELDS
     if not isinstance(model.get(front_end), dict):
         raise InputError(f"{source}: describes no {front_end}; copy it again.")
+    refuse_outsized(model, source)
     mel = from_plain(LogMelConfig, model[front_end])
     if kind == "VitConfig":
         vit = from_plain(VitConfig, content)
-        taken, report = take_part(source, arrays, "content", vit_shapes(vit))
-        mean, deviation = model.get(scaling) or (0.0, 1.0)
+        with describing(source):
+            shapes = vit_shapes(vit)
+            mean, deviation = map(float, model.get(scaling) or (0.0, 1.0))
+        taken, report = take_part(source, arrays, "content", shapes)
         return AudioTower(vit, mel, taken, report, (mean, deviation))
     htsat = from_plain(HtsatConfig, content)
-    taken, report = take_part(source, arrays, "content", htsat_shapes(htsat))
+    with describing(source):
+        shapes = htsat_shapes(htsat)
+    taken, report = take_part(source, arrays, "content", shapes)
     return AudioTower(htsat, mel, taken, report)
 
 
@@ -105,9 +111,12 @@ def read_exported_text(folder: Path) -> TextTower:
     model = _model(folder)
     if not isinstance(model.get("text"), dict):
         raise InputError(f"{folder}: has no text encoder; give the export of a model with one.")
+    refuse_outsized(model["text"], folder / MANIFEST)
     config = from_plain(TextConfig, model["text"])
+    with describing(folder / MANIFEST):
+        shapes = text_shapes(config)
     tensors = read_tensors(folder / TENSORS)
-    arrays, report = take_part(str(folder), tensors, "text", text_shapes(config))
+    arrays, report = take_part(str(folder), tensors, "text", shapes)
     tokenizer = Tokenizer.from_folder(folder, config.max_tokens)
     return TextTower(config, arrays, tokenizer, report)
 
@@ -140,7 +149,7 @@ def take_part(
       InputError: an array is missing, has another shape or holds NaN or infinity.
     """
     # What a target network has under the part's name is no part of the model that is used.
-    is_own = lambda path: path.split("/")[1] == part and not path.startswith("target/")  # noqa: E731
+    is_own = lambda path: path.split("/")[1:2] == [part] and not path.startswith("target/")  # noqa: E731
     own = inside({path: array for path, array in arrays.items() if is_own(path)}, part)
     rest = {f"other/{path}": array for path, array in arrays.items() if not is_own(path)}
     taking = Taking(source, {**own, **rest})

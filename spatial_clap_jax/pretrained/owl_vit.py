@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_clap_jax.configs_io import from_plain
+from spatial_clap_jax.configs_io import describing, from_plain, refuse_outsized
 from spatial_clap_jax.data.images import CLIP_DEVIATION, CLIP_MEAN
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
@@ -114,10 +114,15 @@ def read_owl_vit(source: str | Path) -> OwlVitWeights:
             f"{source}: model_type {kind!r} is not 'owlvit'; give an OwlViTForObjectDetection "
             "folder, or one that `spatial-clap convert` made of it."
         )
-    shape = _config(config, str(source))
-    _check_preprocessing(opened, shape)
+    sizes = {"projection_dim", *_IMAGE_DEFAULTS, *_TEXT_DEFAULTS}
+    refuse_outsized(config, f"{source}: config.json", sizes)
+    with describing(f"{source}: config.json"):
+        shape = _config(config, str(source))
+        shapes = owl_vit_shapes(shape)
+    with describing(f"{source}: preprocessor_config.json"):
+        _check_preprocessing(opened, shape)
     taking = Taking(str(source), renamed(opened.tensors(), _current_name))
-    arrays = taking.take(owl_vit_entries(shape), owl_vit_shapes(shape))
+    arrays = taking.take(owl_vit_entries(shape), shapes)
     report = taking.finish(_LEFT)
     return OwlVitWeights(shape, arrays, read_tokenizer(opened, shape.text.max_tokens), report)
 
@@ -142,8 +147,11 @@ def _read_converted(folder: Path) -> OwlVitWeights:
     held = read_json(folder / _MANIFEST).get("config")
     if not isinstance(held, dict):
         raise InputError(f"{folder / _MANIFEST}: describes no model; convert the weights again.")
+    refuse_outsized(held, folder / _MANIFEST)
     config = from_plain(OwlVitConfig, held)
-    taking, shapes = Taking(str(folder), read_tensors(folder / _TENSORS)), owl_vit_shapes(config)
+    with describing(folder / _MANIFEST):
+        shapes = owl_vit_shapes(config)
+    taking = Taking(str(folder), read_tensors(folder / _TENSORS))
     arrays = taking.take([Entry(path, (path,)) for path in shapes], shapes)
     tokenizer = read_tokenizer(Source(str(folder), folder), config.text.max_tokens)
     return OwlVitWeights(config, arrays, tokenizer, taking.finish())

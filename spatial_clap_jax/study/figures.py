@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
+from spatial_clap_jax.shown import label
 from spatial_clap_jax.study.outcomes import SceneMap
 from spatial_clap_jax.study.spec import PLAIN, Study
 from spatial_clap_jax.study.summary import COLUMNS, AllFindings
@@ -78,7 +79,7 @@ def _scores(results: Mapping[str, Any], rows: list[str]) -> Any:
             seeds = [100 * share for share in score["by_seed"]]
             axes.plot(seeds, [height] * len(seeds), "|", color="white", markersize=6)
             axes.axvline(100 * score["chance"], color="#e45756", linestyle="dashed", linewidth=1)
-        titles = [results["rows"][name]["title"] for name in rows]
+        titles = [label(results["rows"][name]["title"]) for name in rows]
         axes.set_yticks(heights, titles if index % 3 == 0 else [""] * len(rows))
         axes.set_xlim(0, 100)
         axes.set_title(COLUMNS[task])
@@ -87,7 +88,7 @@ def _scores(results: Mapping[str, Any], rows: list[str]) -> Any:
 
 
 def _conditions(study: Study, results: Mapping[str, Any], rows: list[str]) -> Any:
-    names = {PLAIN: "as trained", **{c.name: c.title for c in study.conditions}}
+    names = {PLAIN: "as trained", **{c.name: label(c.title) for c in study.conditions}}
     held = [n for n in names if any(n in results["rows"][row]["scores"] for row in rows)]
     if len(held) < 2:
         return None
@@ -100,7 +101,7 @@ def _conditions(study: Study, results: Mapping[str, Any], rows: list[str]) -> An
                 shares[r, c] = 100 * score["value"]
         _heat(axes, shares, 20, 100, "{:.0f}")
         axes.set_xticks(range(len(held)), [names[n] for n in held], rotation=30, ha="right")
-        titles = [results["rows"][row]["title"] for row in rows]
+        titles = [label(results["rows"][row]["title"]) for row in rows]
         axes.set_yticks(range(len(rows)), titles if axes is panels[0] else [""] * len(rows))
         axes.set_title(f"{COLUMNS[task]} (%)")
     return figure
@@ -117,18 +118,19 @@ def _heat(axes: Any, values: np.ndarray, low: float, high: float, form: str) -> 
 
 def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path) -> Any:
     figure, panels = _figure(1, len(_CURVES), 6.0, 4.0)
+    titles = {row: label(results["rows"][row]["title"]) for row in rows}
     for index, row in enumerate(rows):
         folders = sorted((workdir / "runs" / row).glob("seed*/training/metrics.jsonl"))
         logs = [log for log in (read_metrics(file.parent) for file in folders) if log]
-        for axes, (quantity, label) in zip(panels, _CURVES.items(), strict=True):
+        for axes, (quantity, unit) in zip(panels, _CURVES.items(), strict=True):
             curves = [{r["step"]: r[quantity] for r in log if quantity in r} for log in logs]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
             means = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
             if np.isfinite(means).any():
                 style = "-" if index < 10 else "--"
-                axes.plot(steps, means, style, label=results["rows"][row]["title"], linewidth=1.2)
+                axes.plot(steps, means, style, label=titles[row], linewidth=1.2)
             axes.set_xlabel("step")
-            axes.set_ylabel(label)
+            axes.set_ylabel(unit)
             axes.set_ylim(0, 1)
     panels[0].legend(fontsize=7)
     return figure
@@ -148,7 +150,7 @@ def _directions(results: Mapping[str, Any], tested: AllFindings, rows: list[str]
     names = [direction.name for direction in STEREO_DIRECTIONS]
     for axes, (row, count) in zip(panels, counts.items(), strict=False):
         _heat(axes, 100 * count / np.maximum(count.sum(axis=1, keepdims=True), 1), 0, 100, "{:.0f}")
-        axes.set_title(results["rows"][row]["title"], fontsize=8)
+        axes.set_title(label(results["rows"][row]["title"]), fontsize=8)
         axes.set_xticks(range(5), names, rotation=40, ha="right", fontsize=7)
         axes.set_yticks(range(5), names, fontsize=7)
     for axes in panels[len(counts) :]:
@@ -193,12 +195,13 @@ def draw_map(scenes: SceneMap, title: str) -> Any:
     ):
         names = sorted(set(labels), key=lambda name: (order.get(name, 0), name))
         for index, name in enumerate(names):
+            told = name if name in order else label(name)
             here = points[[label == name for label in labels]]
             shade = colors(order[name] if kind == "place" else index % 20)
-            axes.plot(here[:, 0], here[:, 1], ".", color=shade, label=name, markersize=5)
+            axes.plot(here[:, 0], here[:, 1], ".", color=shade, label=told, markersize=5)
         axes.legend(fontsize=7, markerscale=2)
         axes.set_title(f"by {kind}")
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.suptitle(title)
+    figure.suptitle(label(title))
     return figure

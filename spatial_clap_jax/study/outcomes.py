@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,12 @@ from jaxtyping import Float, Int
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import Evaluation, Outcome
+from spatial_clap_jax.small_files import bytes_of, parsed_json
 from spatial_clap_jax.train.description import write_atomically
 
 _FILE = "tests.npz"
+# DEFLATE makes nothing smaller than this.
+_DENSEST = 1100
 
 
 @dataclass(frozen=True)
@@ -104,22 +108,43 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        content = bytes_of(path)
+        _refuse_inflated(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        index = json.loads(str(arrays["index"]))
+        index = parsed_json(str(arrays["index"]))
+        found = index["identity"]
         tested = {
             condition: _tested(condition, chances, arrays)
             for condition, chances in index["chances"].items()
         }
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    # Archives, array headers and JSON each have errors of their own.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{path}: is damaged ({error}); remove it to have it made anew."
+            f"{path}: is damaged ({reason}); remove it to have it made anew."
         ) from error
-    if identity is not None and index["identity"] != identity:
+    if identity is not None and found != identity:
         raise InputError(
             f"{path}: tells of a training with other settings or data; take another --workdir."
         )
     return tested
+
+
+def _refuse_inflated(content: bytes) -> None:
+    """An array is as large as its header says before any of it is read."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                    version, np.lib.format.read_array_header_2_0
+                )
+                shape, _, kind = read(file)
+            if math.prod(shape) * kind.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} of shape {shape} is cut short")
+            if entry.file_size > _DENSEST * entry.compress_size + 2**16:
+                raise ValueError(f"{entry.filename} holds more than its bytes can")
 
 
 def _tested(condition: str, chances: dict[str, float], arrays: dict[str, np.ndarray]) -> Findings:

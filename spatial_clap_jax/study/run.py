@@ -19,6 +19,7 @@ from spatial_clap_jax.data.records import SceneData
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import evaluate_in_detail
 from spatial_clap_jax.inference import load
+from spatial_clap_jax.shown import plain
 from spatial_clap_jax.study.conditions import open_conditions, open_data
 from spatial_clap_jax.study.figures import draw_figures
 from spatial_clap_jax.study.outcomes import Findings, read_findings, write_findings
@@ -71,13 +72,15 @@ def run_study(
     conditions, missing = open_conditions(study, scenes, workdir / "scenes", sources, progress)
     if missing and progress:
         console.print(
-            f"{study.name}: without {', '.join(missing)}; --sources renders their scenes."
+            plain(f"{study.name}: without {', '.join(missing)}; --sources renders their scenes."),
+            markup=False,
         )
     results: dict[str, Any] = {}
     todo = [(seed, row) for seed in range(seeds) for row in chosen]
     for number, (seed, row) in enumerate(todo, 1):
         if progress:
-            console.print(f"{study.name}: {number} of {len(todo)}: {row.title}, seed {seed}")
+            line = plain(f"{study.name}: {number} of {len(todo)}: {row.title}, seed {seed}")
+            console.print(line, markup=False)
         folder = workdir / "runs" / row.name / f"seed{seed}"
         if train_and_test(study, row, seed, folder, scenes, conditions, gallery, progress):
             results = write_summary(study, scenes, workdir, missing)
@@ -139,7 +142,8 @@ def train_and_test(
         tested[name] = Findings.of(found, with_map=name == PLAIN)
         write_findings(folder, identity, tested)
     minutes = (time.perf_counter() - began) / 60
-    console.print(f"{row.title}, seed {seed}: trained and tested in {minutes:.1f} min")
+    line = plain(f"{row.title}, seed {seed}: trained and tested in {minutes:.1f} min")
+    console.print(line, markup=False)
     jax.clear_caches()
     return True
 

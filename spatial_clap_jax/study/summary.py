@@ -10,6 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from spatial_clap_jax import shown
 from spatial_clap_jax.evaluate import Outcome
 from spatial_clap_jax.metrics.resampling import bootstrap, share_by_run
 from spatial_clap_jax.study.outcomes import Findings
@@ -137,19 +138,19 @@ def _differences(tested: AllFindings, better: str, worse: str, condition: str) -
 
 def table(study: Study, results: Mapping[str, Any]) -> Table:
     """The main scores of every row for the terminal, without intervals."""
-    shown = Table(title=study.name, box=box.SIMPLE_HEAD, pad_edge=False)
+    found = Table(title=shown.cell(study.name), box=box.SIMPLE_HEAD, pad_edge=False)
     header, *lines = _main_rows(study, results, intervals=False)
     for index, name in enumerate(header):
-        shown.add_column(name, justify="left" if index == 0 else "right")
+        found.add_column(shown.cell(name), justify="left" if index == 0 else "right")
     for line in lines:
-        shown.add_row(*line)
-    return shown
+        found.add_row(*map(shown.cell, line))
+    return found
 
 
 def markdown(study: Study, results: Mapping[str, Any]) -> str:
     """All tables of a study as Markdown."""
     parts = [
-        f"# {study.name}",
+        f"# {shown.markdown(study.name)}",
         f"{results['steps']} steps of {results['captions_per_batch']} captions a training. Means "
         "over seeds in percent, in brackets 95 % intervals (bootstrap over scenes and seeds); rows "
         "with a * go past the paper.",
@@ -239,5 +240,6 @@ def _difference(score: Mapping[str, Any] | None) -> str:
 
 def _grid(lines: list[list[str]]) -> str:
     header, *rest = lines
-    ruled = [header, ["---"] * len(header), *rest]
+    told = [[shown.markdown(text) for text in line] for line in (header, *rest)]
+    ruled = [told[0], ["---"] * len(header), *told[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in ruled)

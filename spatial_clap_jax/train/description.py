@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of, sealed, unsealed
 
 _FILE = "description.json"
 _DESCRIBED_LIBRARIES = ("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
@@ -28,7 +29,7 @@ def write_description(workdir: str | Path, description: dict) -> None:
     """
     described = {**description, "versions": _versions()}
     if jax.process_index() == 0:
-        text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(sealed(described), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(run_folder(workdir) / _FILE, text + "\n")
 
 
@@ -45,7 +46,7 @@ def read_description(workdir: str | Path) -> dict:
     """Reads what `write_description` wrote.
 
     Raises:
-      InputError: the file is missing or is not a JSON object.
+      InputError: the file is missing, is not a JSON object, or was changed since.
     """
     path = run_folder(workdir) / _FILE
     if not path.is_file():
@@ -54,12 +55,17 @@ def read_description(workdir: str | Path) -> dict:
             "give the --workdir of a training."
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        description = json_of(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); restore the file.") from error
     if not isinstance(description, dict):
         raise InputError(f"{path}: holds no JSON object; restore the file.")
-    return description
+    try:
+        return unsealed(description)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: {error}; restore the file, or take that entry out if you meant the change."
+        ) from error
 
 
 def run_folder(workdir: str | Path) -> Path:

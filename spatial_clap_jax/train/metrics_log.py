@@ -12,6 +12,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import bytes_of, parsed_json
 from spatial_clap_jax.train.description import run_folder, write_atomically
 
 _FILE = "metrics.jsonl"
@@ -92,14 +93,17 @@ def read_metrics(workdir: str | Path) -> list[dict]:
     path = run_folder(workdir) / _FILE
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the --workdir of a training.")
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = bytes_of(path).split(b"\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore the file.") from error
     rows = []
     # What follows the last line end is empty, or a row whose writing was cut short.
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = parsed_json(line)
             rows.append({"step": int(row.pop("step")), **{k: _decoded(v) for k, v in row.items()}})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"{path}: line {number} is no metrics row ({error}); remove that line."
             ) from error
@@ -116,7 +120,11 @@ def _line(row: dict) -> str:
 
 
 def _decoded(value: Any) -> float | int:
-    return float(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return float(value)
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
 
 
 def _number(value: Any) -> float | int:

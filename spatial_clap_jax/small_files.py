@@ -1,0 +1,87 @@
+"""Text and JSON files of a user, read so that nothing in them can hang, fill or topple a program.
+
+Only OSError and ValueError come out of here; callers say what the file was meant to be.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+# Tokenizers and vocabularies of many languages are below 40 MB, logs of long runs below 500.
+LARGEST = 2**30
+# Where the checksum of a JSON object stands in it.
+_SEAL = "sha256"
+
+
+def bytes_of(path: str | Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+      OSError: it is missing, cannot be read, or is a folder, a pipe or a device, which may never
+        end.
+      ValueError: it holds more than `LARGEST` bytes, or its name is none of a file system.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = "is a folder" if stat.S_ISDIR(found.st_mode) else "is a pipe or a device"
+        raise OSError(errno.EINVAL, kind, str(path))
+    if found.st_size > LARGEST:
+        raise ValueError(f"holds {found.st_size:,} bytes, more than {LARGEST:,}")
+    with open(path, "rb") as file:
+        # As large a buffer as is asked for is made first.
+        return file.read(found.st_size)
+
+
+def text_of(path: str | Path) -> str:
+    """The content of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+      OSError, ValueError: see `bytes_of`; or it is not UTF-8.
+    """
+    return bytes_of(path).decode("utf-8-sig")
+
+
+def json_of(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      OSError, ValueError: see `text_of`; or it is no JSON.
+    """
+    return parsed_json(text_of(path))
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+      ValueError: it is no JSON, or nested deeper than a program can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def sealed(tree: dict[str, Any]) -> dict[str, Any]:
+    """An object of plain JSON with a checksum of all else in it."""
+    return {**tree, _SEAL: _checksum(tree)}
+
+
+def unsealed(tree: dict[str, Any]) -> dict[str, Any]:
+    """What was sealed, without its checksum; an object that has none is as old as it looks.
+
+    Raises:
+      ValueError: it was changed since.
+    """
+    rest = {key: value for key, value in tree.items() if key != _SEAL}
+    if _SEAL in tree and tree[_SEAL] != _checksum(rest):
+        raise ValueError(f"its {_SEAL} is of another content, so it is damaged or edited")
+    return rest
+
+
+def _checksum(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
