@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from spatial_clap_jax.arguments import call, one_line, peek, with_content
+from spatial_clap_jax import shown
+from spatial_clap_jax.arguments import call, peek, with_content
 from spatial_clap_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except InputError as error:
-        print(f"spatial-clap: {one_line(str(error))}", file=sys.stderr)
+        print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         # A full disk, a folder that may not be written: where and what, no traceback.
         place = f"{error.filename}: " if error.filename else ""
-        print(f"spatial-clap: {place}{error.strerror or one_line(str(error))}", file=sys.stderr)
+        print(f"spatial-clap: {shown.plain(f'{place}{error.strerror or error}')}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("spatial-clap: interrupted", file=sys.stderr)
@@ -150,7 +151,7 @@ def _render_scenes(arguments: list[str], recipe_default: "SceneRecipe") -> None:
         )
         groups = ", ".join(f"{split} {len(data.source(split))}" for split in data.splits)
         skipped = len(data.manifest["skipped_clips"])
-        print(f"{out}: {groups} scene groups; {skipped} bad clips skipped")
+        print(f"{shown.plain(out)}: {groups} scene groups; {skipped} bad clips skipped")
 
     call(run, arguments, "render")
 
@@ -180,7 +181,7 @@ def _render_clips(arguments: list[str], recipe_default: "SeldRecipe") -> None:
         clips = render_clips(recipe, sources, out, workers=workers)
         counts = ", ".join(f"{split} {len(names)}" for split, names in clips.splits.items())
         skipped = len(clips.manifest["skipped_clips"])
-        print(f"{out}: {counts} clips; {skipped} bad dry sounds skipped")
+        print(f"{shown.plain(out)}: {counts} clips; {skipped} bad dry sounds skipped")
 
     call(run, arguments, "render")
 
@@ -227,10 +228,10 @@ def rewrite_command(arguments: list[str]) -> None:
             workers=workers,
         )
         refused = {reason: count for reason, count in counts.items() if reason != "rewritten"}
-        print(f"{data / REWRITTEN}: {counts['rewritten']} rewrites")
+        print(f"{shown.plain(data / REWRITTEN)}: {counts['rewritten']} rewrites")
         print(f"{sum(refused.values())} refused, their templates stay")
         for reason, count in sorted(refused.items(), key=lambda item: -item[1]):
-            print(f"  {count:>6}  {reason}")
+            print(f"  {count:>6}  {shown.plain(reason)}")
 
     call(run, arguments, "rewrite")
 
@@ -270,7 +271,7 @@ def train_command(arguments: list[str]) -> None:
         """
         result = train(experiment, data, workdir)
         if is_first_process():
-            print(f"{result.workdir}: trained to step {result.step}")
+            print(f"{shown.plain(result.workdir)}: trained to step {result.step}")
 
     call(run, arguments, "train")
 
@@ -311,7 +312,7 @@ def study_command(arguments: list[str]) -> None:
           rows: name of a row to train and test; may be given several times. Default: all.
         """
         run_study(study, data, workdir, seeds=seeds, sources=sources, rows=rows)
-        print(f"{workdir}: results.json, table.md and figures")
+        print(f"{shown.plain(workdir)}: results.json, table.md and figures")
 
     call(run, arguments, "study")
 
@@ -584,7 +585,7 @@ def _detect(
         report.plot_results(scores, plot)
     if out is not None:
         write_events(predictions, out)
-        print(f"{out}: {len(predictions)} tables")
+        print(f"{shown.plain(out)}: {len(predictions)} tables")
 
 
 def export_command(arguments: list[str]) -> None:
@@ -609,7 +610,7 @@ def export_command(arguments: list[str]) -> None:
         from spatial_clap_jax.export import export
 
         for path in export(run, out, format, step=step):
-            print(path)
+            print(shown.plain(path, None))
 
     call(run, arguments, "export")
 
@@ -637,9 +638,9 @@ def convert_command(arguments: list[str]) -> None:
 
         files, report = convert(source, out, tokenizer)
         for line in report.lines if verbose else [report.summary]:
-            print(line)
+            print(shown.plain(line))
         for path in files:
-            print(path)
+            print(shown.plain(path, None))
 
     call(run, arguments, "convert")
 
@@ -660,7 +661,7 @@ def embed_text_command(arguments: list[str]) -> None:
         from spatial_clap_jax.embed_sentences import embed_sentences
 
         found = embed_sentences(captions, text_encoder, out)
-        print(f"{out}: {len(found)} sentence embeddings of width {found.width}")
+        print(f"{shown.plain(out)}: {len(found)} sentence embeddings of width {found.width}")
 
     call(run, arguments, "embed-text")
 
@@ -711,7 +712,8 @@ def embed_command(arguments: list[str]) -> None:
                     f"embed: {audio} is a folder of clips; give --kind frames and --out alone"
                 )
             cache = embed_clips(run, audio, out, frames)
-            print(f"{out}: {len(cache)} clips, {' x '.join(map(str, cache.shape))} numbers each")
+            shape = " x ".join(map(str, cache.shape))
+            print(f"{shown.plain(out)}: {len(cache)} clips, {shape} numbers each")
             return
         if frames is not None:
             raise InputError(f"embed: --frames {frames} is of a folder of clips; leave it out")
@@ -738,7 +740,7 @@ def embed_command(arguments: list[str]) -> None:
         if text:
             cosines = model.embed_text(list(text)) @ embedding
             for cosine, line in sorted(zip(cosines.tolist(), text, strict=True), reverse=True):
-                print(f"{cosine:+.4f}  {line}")
+                print(f"{cosine:+.4f}  {shown.plain(line)}")
 
     call(run, arguments, "embed")
 
