@@ -24,8 +24,9 @@ fi
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 
 pids=()
+asked=0
 # Signals reach all; the processes save and stop together.
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+trap 'asked=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 for ((i = 0; i < processes; i++)); do
     (
         export JAX_PROCESS_ID=$i
@@ -35,14 +36,20 @@ for ((i = 0; i < processes; i++)); do
     pids+=($!)
 done
 
-# The first that fails ends the others: they would wait for it for ever.
+# The first that fails ends the others: they would wait for it for ever. One that was interrupted
+# (75) has told them.
 status=0
-for ((left = processes; left > 0; left--)); do
+left=$processes
+while ((left > 0)); do
     code=0
+    before=$asked
     wait -n || code=$?
+    # A signal ends the waiting, and no process.
+    if ((asked != before)); then continue; fi
+    left=$((left - 1))
     if ((code != 0 && status == 0)); then
         status=$code
-        kill -TERM "${pids[@]}" 2>/dev/null || true
+        if ((code != 75 && !asked)); then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
     fi
 done
 exit "$status"

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from spatial_clap_jax import shown
-from spatial_clap_jax.arguments import call, peek, with_content
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.arguments import call, one_line, peek, with_content
+from spatial_clap_jax.errors import InputError, RunStopped
+from spatial_clap_jax.train.interruption import EXIT_STATUS, Interrupted, Interruption, leave
 
 if TYPE_CHECKING:
     from spatial_clap_jax.data.scenes import SceneRecipe
@@ -28,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(arguments)
+    except Interrupted as error:
+        print(f"spatial-clap: {one_line(str(error))}", file=sys.stderr)
+        leave(EXIT_STATUS)
+    except RunStopped as error:
+        print(f"spatial-clap: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(3) from None
     except InputError as error:
         print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -238,13 +245,23 @@ def rewrite_command(arguments: list[str]) -> None:
 
 def train_command(arguments: list[str]) -> None:
     """Train a system on rendered scenes; resumes by itself."""
+    # Before the imports, which take seconds: a signal must find its listener.
+    with Interruption() as interruption:
+        _train(arguments, interruption)
+
+
+def _train(arguments: list[str], interruption: Interruption) -> None:
     config, size = peek(arguments, default="spatial_clap.py")
-    from spatial_clap_jax.train.experiment import Experiment, load_config
-    from spatial_clap_jax.train.processes import is_first_process, join_processes
-    from spatial_clap_jax.train.trainer import train
+    with interruption.abandonable():
+        from spatial_clap_jax.train.experiment import Experiment, load_config
+        from spatial_clap_jax.train.processes import is_first_process, join_processes
+        from spatial_clap_jax.train.trainer import train
+        from spatial_clap_jax.validation import Validation
 
     if not {"-h", "--help"} & set(arguments):
         join_processes()
+        # JAX listens for SIGTERM, too, where there are several processes.
+        interruption.listen()
     experiment_default = load_config(config, size)
     if not isinstance(experiment_default, Experiment):
         raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
@@ -255,9 +272,14 @@ def train_command(arguments: list[str]) -> None:
         data: Path,
         workdir: Path,
         size: str = "small",
+        accept: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = experiment_default,
     ) -> None:
-        """Trains a config's experiment; goes on from the newest checkpoint in --workdir.
+        """Trains a config's experiment; goes on from the newest whole checkpoint in --workdir.
+
+        At SIGTERM or Ctrl-C it saves and exits with status 75: the same command goes on. A second
+        signal exits at once. Status 3: the numbers of the run went wrong, and what happened is in
+        --workdir.
 
         Of a system with a choice of content encoders, --model.content htsat, cnn or m2d takes
         another one, untrained, with its front end; --init.audio a trained one.
@@ -267,9 +289,11 @@ def train_command(arguments: list[str]) -> None:
           data: folder that `render` wrote.
           workdir: folder for checkpoints and logs.
           size: quickstart, small or base.
+          accept: what may differ from the run that --workdir holds: 'dataset', or a key such as
+            optimizer.learning_rate; may be given several times.
           experiment: everything that decides the run.
         """
-        result = train(experiment, data, workdir)
+        result = train(experiment, data, workdir, accept=accept, validation=Validation)
         if is_first_process():
             print(f"{shown.plain(result.workdir)}: trained to step {result.step}")
 

@@ -7,3 +7,11 @@ class InputError(ValueError):
     The message is one line: the file or argument, its value, the rule it breaks and
     the remedy. The command line prints it without a traceback and exits with status 2.
     """
+
+
+class RunStopped(RuntimeError):
+    """A training cannot go on, though nothing that a user gave is wrong.
+
+    The message is one line: what happened, what was kept, and where to look. The command line
+    prints it without a traceback and exits with status 3.
+    """

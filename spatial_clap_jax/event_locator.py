@@ -7,6 +7,7 @@ precision, in batches of one shape; the tracks of several networks are averaged.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,11 +231,30 @@ def _member(source: str, step: int | None, heard: Path | None, seen: Path | None
     data = from_plain(Experiment, trained.experiment).data
     assert isinstance(data, SeldPipelineConfig)
     data = dataclasses.replace(data, heard=heard or data.heard, seen=seen or data.seen)
-    variables = jax.device_put(in_use(trained.variables))
+    return trained_member(source, system, in_use(trained.variables), data, trained.step)
 
+
+def trained_member(
+    source: str, system: Seld, variables: Variables, data: SeldPipelineConfig, step: int
+) -> Member:
+    """A network with its variables, ready for use; its program is compiled once a network.
+
+    Args:
+      source: what it is called in messages.
+      system: the network.
+      variables: those in use.
+      data: how its clips are read.
+      step: training steps behind it.
+    """
+    locate, on_device = _jitted(system), jax.device_put(variables)
+    return Member(source, system, data, step, lambda batch: locate(on_device, dict(batch)))
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted(system: Seld) -> Callable[..., Any]:
     @jax.jit
     def locate(variables: Variables, batch: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             return system.locate(variables, batch)
 
-    return Member(source, system, data, trained.step, lambda batch: locate(variables, dict(batch)))
+    return locate

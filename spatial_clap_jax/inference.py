@@ -8,7 +8,7 @@ is embedded at the same time nor on the machine.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ from spatial_clap_jax.windows import fusion_views, log_mel_on_host, window_of, w
 
 __all__ = [
     "AudioTextModel",
+    "audio_text_model",
     "embedding_functions",
     "load",
     "load_text",
@@ -351,16 +352,32 @@ def load(
         if manifest["format"] == "stablehlo":
             return _with_text_encoder(_load_programs(folder, manifest), text_encoder)
     model = read_trained(folder, step)
-    system = model.audio_text
-    variables = jax.device_put(in_use(model.variables))
-    audio, text = (jax.jit(function) for function in embedding_functions(system))
+    loaded = audio_text_model(
+        model.audio_text, in_use(model.variables), model.tokenizer, model.step
+    )
+    return _with_text_encoder(loaded, text_encoder)
+
+
+def audio_text_model(
+    system: System, variables: Variables, tokenizer: Tokenizer | None, step: int
+) -> AudioTextModel:
+    """A system with its variables, ready for use; its programs are compiled once a system.
+
+    Args:
+      system: of the model.
+      variables: those in use.
+      tokenizer: of its texts.
+      step: training steps behind it.
+    """
+    variables = jax.device_put(variables)
+    audio, text = _jitted(system)
     is_m2d = isinstance(system, M2dClap)
-    loaded = AudioTextModel(
+    return AudioTextModel(
         sample_rate_hz=system.sample_rate_hz,
         channels=system.channels,
         window_samples=system.window_samples,
-        tokenizer=model.tokenizer,
-        step=model.step,
+        tokenizer=tokenizer,
+        step=step,
         audio_program=partial(audio, variables),
         text_program=partial(text, variables),
         padding=system.padding,
@@ -370,7 +387,12 @@ def load(
         sentence_program=_sentence_program(system, variables) if is_m2d else None,
         classes=system.classes if is_m2d else (),
     )
-    return _with_text_encoder(loaded, text_encoder)
+
+
+@lru_cache(maxsize=4)
+def _jitted(system: System) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    audio, text = embedding_functions(system)
+    return jax.jit(audio), jax.jit(text)
 
 
 def _with_text_encoder(model: AudioTextModel, source: str | Path | None) -> AudioTextModel:

@@ -41,6 +41,7 @@ ORDER = (
     "event_locator",
     "event_report",
     "evaluate_events",
+    "validation",
     "folders",
     "event_export",
     "model_card",

@@ -2,14 +2,16 @@
 
 A run's folder holds, beside its description,
 
-    checkpoints/<step>/     state (arrays) and data_state (one JSON file a process)
+    checkpoints/<step>/     state (arrays), data_state (the place in the data) and digests
+    set_aside/<step>/       checkpoints that were found damaged, never deleted
 
 We take Orbax's v1 API. A trial of 0.12.8 saw it do all that is needed: saves in the
 background that a donated step cannot disturb, retention of the newest N and every K-th,
 items of our own written by every process, restore of a part of the tree and onto another
 mesh, a save on SIGTERM through `jax.distributed`, and after a kill in mid-save nothing but
 a temporary folder that is never listed. It refuses a wrong shape late and casts a wrong
-dtype in silence, so both are checked here before anything is read.
+dtype in silence, so both are checked here before anything is read; and no checksum of it tells
+a flipped bit in an array, so each has a digest of ours.
 """
 
 import contextlib
@@ -17,21 +19,34 @@ import functools
 import gc
 import json
 import logging
+import re
+import shutil
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import processes
 from spatial_clap_jax.train.description import run_folder
+from spatial_clap_jax.train.digests import digests
 
 PyTree = Any
 T = TypeVar("T")
+
+_JSON = "value.json"
+# What Orbax writes last.
+_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class SaveError(InputError):
+    """A checkpoint could not be written; those before it are whole, and the run may go on."""
 
 
 class RunCheckpoints:
@@ -66,6 +81,9 @@ class RunCheckpoints:
                 preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
                 cleanup_tmp_directories=True,
             )
+        self._aside = self._folder.parent / "set_aside"
+        self._saving = 0
+        _quieten_orbax()
 
     def save(self, step: int, state: PyTree, data_state: dict, *, wait: bool = False) -> None:
         """Saves a step in the background; a step that is already saved is left as it is.
@@ -74,12 +92,14 @@ class RunCheckpoints:
           step: the number of steps taken so far.
           state: pytree of JAX or NumPy arrays and Python numbers; PRNG keys as raw uint32
             key data. Its arrays may be donated as soon as this returns.
-          data_state: plain JSON state of this process's data iterator.
+          data_state: plain JSON place in the data, the same for all processes.
           wait: whether to return only when the checkpoint is whole on disk.
 
         Raises:
           InputError: the folder holds a later step, so this run is not its continuation.
+          SaveError: the save before this one failed, or this one.
         """
+        self.wait()
         newest = self._checkpointer.latest
         if newest is not None and newest.step > step:
             raise InputError(
@@ -87,9 +107,26 @@ class RunCheckpoints:
                 "resume from the newest step, or take another workdir."
             )
         if newest is None or newest.step < step:
-            items = {"state": state, "data_state": _DataState(data_state)}
-            self._checkpointer.save_checkpointables_async(step, items, force=True)
+            items = {
+                "state": state,
+                "data_state": _JsonFile(data_state),
+                "digests": _JsonFile(digests(state)),
+            }
+            self._saving = step
+            try:
+                self._checkpointer.save_checkpointables_async(step, items, force=True)
+            except Exception as error:
+                self._fail(error)
         if wait:
+            self.wait()
+
+    def check(self) -> None:
+        """Says what went wrong with the last save, if it has ended; does not wait for it.
+
+        Raises:
+          SaveError: it failed.
+        """
+        if not self._checkpointer.is_saving_in_progress():
             self.wait()
 
     def latest(self) -> int | None:
@@ -101,34 +138,119 @@ class RunCheckpoints:
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict]:
         """Restores a state bit for bit, onto whatever devices `abstract_state` asks for.
 
+        Neither the number of processes nor that of devices need be that of the save.
+
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with shardings (Python numbers
             where the state has them), of the saved tree's structure.
           step: which one; the newest when None.
 
         Returns:
-          The state, and the data-iterator state of this process.
+          The state, and the place in the data.
 
         Raises:
-          InputError: there is no such checkpoint, it cannot be read, its arrays are not
-            those of `abstract_state`, or another number of processes saved it.
+          InputError: there is no such checkpoint, it cannot be read, its bits are not those that
+            were saved, or its arrays are not those of `abstract_state`.
         """
         self.wait()
         folder = _step_folder(self._folder, step)
 
         def read() -> tuple[PyTree, dict]:
+            _check_committed(folder)
             _check_fits(folder, _saved_tree(folder), abstract_state)
-            _check_processes(folder)
-            data_state = _DataState()
-            ocp.load_checkpointables(str(folder), {"data_state": data_state})
+            data_state, saved = _JsonFile(), _JsonFile()
+            items = {"data_state": data_state, "digests": saved}
+            ocp.load_checkpointables(str(folder), items)
             loaded = ocp.load_checkpointables(str(folder), {"state": abstract_state})
+            _check_digests(saved.value, digests(loaded["state"]))
             return loaded["state"], data_state.value
 
         return _read_whole(folder, read)
 
+    def restore_newest(
+        self, abstract_state: PyTree, tell: Callable[[str], None]
+    ) -> tuple[PyTree, dict, int]:
+        """Restores the newest checkpoint that is whole; newer ones are set aside, not removed.
+
+        Args:
+          abstract_state: see `restore`.
+          tell: is told of each one that is set aside.
+
+        Returns:
+          The state, the place in the data and the step.
+
+        Raises:
+          InputError: none is whole; nothing is moved then.
+        """
+        self.wait()
+        steps, reasons = _steps(self._folder), {}
+        for step in reversed(steps):
+            restored = None
+            try:
+                restored = self.restore(abstract_state, step)
+            except InputError as error:
+                reasons[step] = str(error)
+            if processes.all_agree(restored is not None):
+                assert restored is not None
+                for broken, reason in reasons.items():
+                    tell(f"{reason}; set aside as {self._set_aside(broken)}")
+                if reasons:
+                    tell(f"goes on from step {step}")
+                self._checkpointer.reload()
+                return *restored, step
+            reasons.setdefault(step, f"{self._folder / str(step)}: cannot be read elsewhere")
+        if reasons:
+            raise InputError(
+                f"{next(iter(reasons.values()))} No checkpoint of {self._folder} is whole; copy "
+                "one there again, or take another --workdir to start anew."
+            )
+        raise InputError(
+            f"{self._folder}: holds no checkpoint, but {self._aside} holds damaged ones; put a "
+            "whole one there, or take another --workdir to start anew."
+        )
+
+    def is_empty(self) -> bool:
+        """Whether nothing was ever saved: there is no checkpoint, whole or not."""
+        was_damaged = self._aside.is_dir() and any(self._aside.iterdir())
+        return not _steps(self._folder) and not was_damaged
+
+    def _set_aside(self, step: int) -> Path:
+        names = [str(step), *(f"{step}-{again}" for again in range(2, 1000))]
+        place = next(self._aside / name for name in names if not (self._aside / name).exists())
+        # All have looked before the first one moves it.
+        processes.wait_for_all(f"set aside {step}")
+        if processes.is_first_process():
+            self._aside.mkdir(parents=True, exist_ok=True)
+            (self._folder / str(step)).rename(place)
+        processes.wait_for_all(f"set {step} aside")
+        return place
+
     def wait(self) -> None:
-        """Waits until all that was saved is on disk; raises what went wrong in doing so."""
-        self._checkpointer.wait()
+        """Waits until all that was saved is on disk.
+
+        Raises:
+          SaveError: it could not be written; what was saved before is whole.
+        """
+        try:
+            with _orbax_kept_quiet():
+                self._checkpointer.wait()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        step = self._saving
+        reason = _root_reason(error)
+        # Orbax gives up its list of what is on disk with the save.
+        self._checkpointer.reload()
+        if processes.is_first_process():
+            for left in self._folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        steps = _steps(self._folder)
+        kept = f"step {steps[-1]} is the last whole one" if steps else "none is whole yet"
+        raise SaveError(
+            f"{self._folder}: step {step} could not be saved ({reason}); {kept}. Make room or give "
+            "the right to write there."
+        ) from error
 
     def close(self) -> None:
         """Waits for the last save and ends the background work."""
@@ -177,51 +299,61 @@ def load_params(
         context.pytree.loading.partial_load = True
         with context:
             loaded: Any = ocp.load(str(folder), abstract, checkpointable_name="state")
+        if (folder / "digests").is_dir():
+            digest_file = _JsonFile()
+            ocp.load_checkpointables(str(folder), {"digests": digest_file})
+            _check_digests(digest_file.value, digests(loaded))
         return loaded
 
     return _read_whole(folder, read), int(folder.name)
 
 
-class _DataState:
-    """One JSON file a process, saved and restored by Orbax beside the arrays."""
+class _JsonFile:
+    """A JSON file with a checksum, saved and restored by Orbax beside the arrays."""
 
     def __init__(self, value: dict | None = None):
-        # Encoded at once: the iterator moves on while the save runs in the background.
-        self._text = json.dumps(value)
+        # Encoded at once: the value may change while the save runs in the background.
+        self._text = _with_checksum(value or {})
 
     @property
     def value(self) -> dict:
-        return json.loads(self._text)
+        return json.loads(self._text)["value"]
 
     async def save(self, directory: Any) -> Awaitable[None]:
         async def write() -> None:
             folder = Path(await directory.await_creation())
-            (folder / _process_file(jax.process_index())).write_text(self._text, "utf-8")
+            if processes.is_first_process():
+                (folder / _JSON).write_text(self._text, "utf-8")
 
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
         async def read() -> None:
-            path = Path(directory) / _process_file(jax.process_index())
+            path = Path(directory) / _JSON
             self._text = path.read_text("utf-8")
-            if not isinstance(json.loads(self._text), dict):
-                raise ValueError(f"{path.name} holds no JSON object")
+            found = json.loads(self._text)
+            if not isinstance(found, dict) or _with_checksum(found.get("value")) != self._text:
+                raise ValueError(f"{path.name} is damaged")
 
         return read()
 
 
-def _process_file(index: int) -> str:
-    return f"process_{index}_of_{jax.process_count()}.json"
+def _with_checksum(value: Any) -> str:
+    text = json.dumps(value)
+    return json.dumps({"value": value, "crc32": zlib.crc32(text.encode())})
 
 
-def _check_processes(folder: Path) -> None:
-    names = sorted(path.name for path in (folder / "data_state").glob("process_*.json"))
-    if names and _process_file(jax.process_index()) not in names:
-        count = names[0].removesuffix(".json").split("_of_")[1]
-        raise InputError(
-            f"{folder}: saved by {count} processes, now there are {jax.process_count()}; "
-            "resume with as many, so that no example is skipped or repeated."
-        )
+def _check_committed(folder: Path) -> None:
+    for name in _MARKERS:
+        if not (folder / name).is_file():
+            raise ValueError(f"its {name} is missing, it was never finished")
+
+
+def _check_digests(saved: Mapping[str, int], loaded: Mapping[str, int]) -> None:
+    """Raises ValueError, naming the first array, unless all bits are those that were saved."""
+    for path, digest in loaded.items():
+        if saved.get(path) != digest:
+            raise ValueError(f"{path} is not what was saved, a bit has changed")
 
 
 def _saved_tree(folder: Path) -> Any:
@@ -287,6 +419,13 @@ def _orbax_kept_quiet() -> Iterator[None]:
 
 
 @functools.cache
+def _quieten_orbax() -> None:
+    """Leaves out of absl's log what Orbax's background work also raises later."""
+    orbax = str(Path(ocp.__file__).parents[2])
+    logging.getLogger("absl").addFilter(lambda record: not record.pathname.startswith(orbax))
+
+
+@functools.cache
 def _ignore_abandoned_reads() -> None:
     """Keeps stderr clean of the reads that Orbax abandons, from now on and only of them.
 
@@ -306,7 +445,8 @@ def _ignore_abandoned_reads() -> None:
 def _root_reason(error: BaseException) -> str:
     while cause := error.__cause__ or error.__context__:
         error = cause
-    text = str(error).split(" [tensorstore_spec")[0]
+    # TensorStore says first which of its many files it was.
+    text = re.sub(r'Failed \w+: "[^"]*": ', "", str(error)).split(" [tensorstore_spec")[0]
     return " ".join(text.split())[:300] or type(error).__name__
 
 

@@ -27,7 +27,7 @@ def write_description(workdir: str | Path, description: dict) -> None:
       description: plain JSON (configuration, preprocessing, tokenizer's JSON text). The
         versions of Python and of the libraries are added under "versions".
     """
-    described = {**description, "versions": _versions()}
+    described = {**description, "versions": library_versions()}
     if jax.process_index() == 0:
         text = json.dumps(sealed(described), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(run_folder(workdir) / _FILE, text + "\n")
@@ -94,7 +94,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     partial.replace(path)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a run computes."""
     versions = {"python": platform.python_version()}
     for name in _DESCRIBED_LIBRARIES:
         # The package itself has no version where it is used from a source folder.

@@ -26,6 +26,7 @@ from spatial_clap_jax.systems.elsa import ElsaConfig
 from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.systems.seld import SeldConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
+from spatial_clap_jax.train.health import HealthConfig
 from spatial_clap_jax.train.optim import OptimizerConfig
 from spatial_clap_jax.train.sharding import MeshShape
 from spatial_clap_jax.train.step import Execution
@@ -81,6 +82,11 @@ class Experiment:
       tokenizer: a tokenizer.json; None trains a small one on the captions of the data.
       log_every: steps between lines of the metrics log.
       checkpoint_every: steps between checkpoints.
+      evaluate_every: steps between evaluations of the validation split; None evaluates nothing
+        during the training.
+      failed_save: what follows a checkpoint that could not be written: 'stop', or 'go_on' and try
+        again at the next one; the last one of a run must be written.
+      health: what is done about numbers that go wrong.
       keep: newest checkpoints to keep.
       keep_every: also keep those whose step is a multiple of this; None for no more.
       mesh: how the devices are laid out, and what is split over them.
@@ -103,6 +109,9 @@ class Experiment:
     tokenizer: Path | None = None
     log_every: int = 50
     checkpoint_every: int = 1000
+    evaluate_every: int | None = None
+    failed_save: Literal["stop", "go_on"] = "stop"
+    health: HealthConfig = field(default_factory=HealthConfig)
     keep: int = 3
     keep_every: int | None = None
     mesh: MeshShape = field(default_factory=MeshShape)
@@ -116,6 +125,7 @@ class Experiment:
             ("checkpoint_every", self.checkpoint_every),
             ("keep", self.keep),
             ("keep_every", 1 if self.keep_every is None else self.keep_every),
+            ("evaluate_every", 1 if self.evaluate_every is None else self.evaluate_every),
         ):
             if value < 1:
                 raise InputError(f"{name}: {value} is too small; give at least 1.")

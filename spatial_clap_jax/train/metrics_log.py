@@ -1,8 +1,11 @@
 """The log of a run: one JSON object a line, the same scalars for TensorBoard, W&B if asked."""
 
+import contextlib
+import errno
 import importlib
 import json
 import math
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +42,8 @@ class MetricsLog:
 
     def __init__(self, workdir: str | Path, resume_step: int | None = None, *, wandb: bool = False):
         self._file = self._tensorboard = self._wandb = None
+        self._waiting = ""
+        self._scored: set[int] = set()
         if jax.process_index() != 0:
             return
         folder = run_folder(workdir)
@@ -46,39 +51,70 @@ class MetricsLog:
             self._wandb = _start_wandb(folder)
         folder.mkdir(parents=True, exist_ok=True)
         last = -1 if resume_step is None else resume_step
-        if (folder / _FILE).exists():
+        if has_metrics(folder):
             rows = [row for row in read_metrics(folder) if row["step"] <= last]
             write_atomically(folder / _FILE, "".join(_line(row) for row in rows))
-        self._file = (folder / _FILE).open("a", encoding="utf-8")
+            self._scored = {row["step"] for row in rows if "loss" not in row}
+        self._file = (folder / _FILE).open("ab", buffering=0)
         self._tensorboard = SummaryWriter(
             str(folder / "tensorboard"), purge_step=last + 1, write_to_disk=True
         )
 
+    def has_scores(self, step: int) -> bool:
+        """Whether the log that is gone on with holds an evaluation of a step."""
+        return step in self._scored
+
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends one row and flushes it.
+        """Appends one row.
 
         Args:
           step: steps done.
           metrics: name to number (Python, NumPy or JAX scalar).
+
+        Raises:
+          OSError: it cannot be written; the file ends with a whole line, and the row follows with
+            the next one.
         """
         if self._file is None or self._tensorboard is None:
             return
         row = {name: _number(value) for name, value in metrics.items()}
-        self._file.write(_line({"step": step, **row}))
-        self._file.flush()
+        self._waiting += _line({"step": step, **row})
         for name, value in row.items():
-            self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
+            # TensorBoard draws no others, and its writer complains of each.
+            if math.isfinite(value):
+                self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(row, step=step)
+        self._append()
+        self._tensorboard.flush()
+
+    def _append(self) -> None:
+        assert self._file is not None
+        end = self._file.seek(0, os.SEEK_END)
+        content = self._waiting.encode()
+        try:
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._waiting = ""
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files; a row that could not be written is tried once more."""
         if self._file is not None and self._tensorboard is not None:
+            if self._waiting:
+                with contextlib.suppress(OSError):
+                    self._append()
             self._file.close()
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def has_metrics(workdir: str | Path) -> bool:
+    """Whether a run has a log."""
+    return (run_folder(workdir) / _FILE).is_file()
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:

@@ -1,9 +1,13 @@
 """The processes of one training: how they find each other and wait for each other."""
 
 import os
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatial_clap_jax.errors import InputError
 
@@ -61,6 +65,56 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come to the point of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def all_agree(wish: bool) -> bool:
+    """Whether every process says so; all must ask, and all wait for the answers."""
+    if jax.process_count() == 1:
+        return wish
+    return bool(np.all(multihost_utils.process_allgather(np.array(wish))))
+
+
+def on_host(tree: Any) -> Any:
+    """A tree of global arrays as NumPy arrays, whole on every process; all must ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+class Vote:
+    """Whether any process wants something: asked at every step, and known one step later.
+
+    The answer is computed by the devices as a part of their queue, so that no process waits for
+    another, and all get it at the same step.
+
+    Args:
+      mesh: the devices of all processes.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._any = jax.jit(jnp.any, out_shardings=everywhere)
+        self._shape = (mesh.size,)
+        self._asked: jax.Array | None = None
+
+    def cast(self, wish: bool) -> bool:
+        """Casts this step's vote.
+
+        Args:
+          wish: of this process.
+
+        Returns:
+          The result of the vote before this one; of this one where there is one process alone.
+        """
+        if jax.process_count() == 1:
+            return wish
+        before = self._asked
+        votes = jax.make_array_from_callback(
+            self._shape, self._place, lambda index: np.full(self._shape, wish)[index]
+        )
+        self._asked = self._any(votes)
+        return before is not None and bool(jax.device_get(before))
 
 
 def is_first_process() -> bool:

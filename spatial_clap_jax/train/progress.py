@@ -79,6 +79,10 @@ class TrainProgress:
         """Adds time that the loop waited for data."""
         self._waited_s += seconds
 
+    def paused(self) -> None:
+        """Leaves out of the rates what was done since the last of them, and the time of it."""
+        self._since, self._waited_s = (time.perf_counter(), self._done), 0.0
+
     def advance(self, finished: int) -> None:
         """Moves the bar to a number of finished steps."""
         self._done += 1
@@ -94,10 +98,10 @@ class TrainProgress:
         """
         began, before = self._since
         now = time.perf_counter()
-        steps_per_s = (self._done - before) / (now - began)
+        steps_per_s = (self._done - before) / max(now - began, 1e-9)
         rates = {
             "clips_per_s": steps_per_s * self._clips_per_step,
-            "data_wait_share": self._waited_s / (now - began),
+            "data_wait_share": self._waited_s / max(now - began, 1e-9),
         }
         if self._flops_per_step:
             rates["flops_per_s"] = steps_per_s * self._flops_per_step
@@ -121,7 +125,8 @@ class TrainProgress:
             text += f"  assignment {row['assignment']:.2f}"
         self._bar.update(self._task, text=text)
         if not self._console.is_terminal:
-            left = (self._steps - finished) * self._clips_per_step / row["clips_per_s"]
+            speed = row["clips_per_s"]
+            left = (self._steps - finished) * self._clips_per_step / speed if speed else math.inf
             self.announce(f"step {finished}/{self._steps}  {text}  {left:.0f} s left")
         # Said anew only after it has been well in between.
         if waiting > _MUCH_WAITING and not self._is_told:

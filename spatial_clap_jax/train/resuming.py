@@ -1,6 +1,6 @@
 """Whether a folder holds a run, and whether what is to go on is that run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,17 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train.checkpoint import has_checkpoints
 from spatial_clap_jax.train.description import has_description, read_description
 from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.metrics_log import has_metrics, read_metrics
 
 # What may change from one start of a run to the next: it changes no result.
-_FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep", "keep_every", "wandb", "tokenizer")
-_FREE_TO_CHANGE_IN = {"data": ("workers", "threads", "prefetch"), "init": ("verbose",)}
+_FREE_TO_CHANGE = (
+    *("log_every", "checkpoint_every", "evaluate_every", "keep", "keep_every", "wandb"),
+    *("tokenizer", "failed_save", "health"),
+)
+_FREE_TO_CHANGE_IN = {
+    "data": ("workers", "threads", "prefetch", "worker_timeout_s"),
+    "init": ("verbose",),
+}
 
 
 def resumed_experiment(workdir: Path) -> dict[str, Any] | None:
@@ -31,19 +38,50 @@ def resumed_experiment(workdir: Path) -> dict[str, Any] | None:
     return read_description(workdir).get("experiment")
 
 
+def check_never_saved(workdir: Path, checkpoint_every: int) -> None:
+    """Refuses a fresh start in a folder whose log tells of checkpoints that are gone.
+
+    Args:
+      workdir: the run's folder, without checkpoints.
+      checkpoint_every: steps between checkpoints; a run that was killed while it saved its first
+        one may start again.
+
+    Raises:
+      InputError: the log goes on past the second checkpoint.
+    """
+    if not has_metrics(workdir):
+        return
+    last = max((row["step"] for row in read_metrics(workdir)), default=0)
+    if last > 2 * checkpoint_every:
+        raise InputError(
+            f"{workdir}: had come to step {last}, but its checkpoints are gone; put them back, or "
+            "take another --workdir to start anew."
+        )
+
+
 def check_unchanged(
-    found: Mapping[str, Any], plain: Mapping[str, Any], fingerprint: str, workdir: Path
-) -> None:
-    """Refuses to go on with a run as another experiment, or with other data.
+    found: Mapping[str, Any],
+    plain: Mapping[str, Any],
+    fingerprint: str,
+    workdir: Path,
+    accepted: Sequence[str] = (),
+) -> list[str]:
+    """Refuses to go on with a run as another experiment, or with other data, unless told to.
 
     Args:
       found: the run's description.
       plain: the experiment that is to go on, as plain JSON.
       fingerprint: of the data.
       workdir: the run's folder.
+      accepted: keys that may differ, with all that lies below them: 'optimizer.learning_rate',
+        'optimizer', or 'dataset' for the data themselves.
+
+    Returns:
+      The differences that were accepted, in words.
 
     Raises:
-      InputError: the description lacks something, or something differs, all of which is named.
+      InputError: the description lacks something, or something else differs, all of which is
+        named; or nothing differs in what is accepted.
     """
     for key in ("experiment", "data_fingerprint", "tokenizer", "max_tokens"):
         if key not in found:
@@ -55,12 +93,28 @@ def check_unchanged(
     there = to_plain(from_plain(Experiment, found["experiment"]))
     differences = _differences(_comparable(there), _comparable(plain))
     if found["data_fingerprint"] != fingerprint:
-        differences.append("data: another recipe, seed or source")
-    if differences:
-        raise InputError(
-            f"{workdir}: holds a run that differs: {'; '.join(differences)}; "
-            "take another --workdir, or the same settings."
+        differences["dataset"] = (
+            f"of another recipe, seed or source ({found['data_fingerprint']} there, "
+            f"{fingerprint} here)"
         )
+
+    def covers(accept: str, key: str) -> bool:
+        return key == accept or key.startswith(f"{accept}.")
+
+    idle = [a for a in accepted if not any(covers(a, key) for key in differences)]
+    if idle:
+        raise InputError(
+            f"--accept {idle[0]}: nothing of that name differs from the run in {workdir}; give "
+            f"{' or '.join(differences) or 'no --accept, for nothing differs'}."
+        )
+    refused = {k: v for k, v in differences.items() if not any(covers(a, k) for a in accepted)}
+    if refused:
+        listed = "; ".join(f"{key} {text}" for key, text in refused.items())
+        raise InputError(
+            f"{workdir}: holds a run that differs: {listed}; take another --workdir, or the same "
+            f"settings, or go on all the same with --accept {next(iter(refused))}."
+        )
+    return [f"{key} {text}" for key, text in differences.items()]
 
 
 def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,12 +124,11 @@ def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """Dotted keys with both values, where two plain trees differ."""
+def _differences(there: Any, here: Any, path: str = "") -> dict[str, str]:
+    """Both values by dotted key, where two plain trees differ."""
     if isinstance(there, dict) and isinstance(here, dict):
-        return [
-            line
-            for key in sorted(there.keys() | here.keys())
-            for line in _differences(there.get(key), here.get(key), f"{path}.{key}".strip("."))
-        ]
-    return [] if there == here else [f"{path} {there!r} there, {here!r} here"]
+        found = {}
+        for key in sorted(there.keys() | here.keys()):
+            found |= _differences(there.get(key), here.get(key), f"{path}.{key}".strip("."))
+        return found
+    return {} if there == here else {path: f"{there!r} there, {here!r} here"}

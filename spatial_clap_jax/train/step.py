@@ -117,14 +117,14 @@ class TrainStep:
     steps: int = 1
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """Takes a step.
+        """Takes a step; one whose loss or gradients are not finite changes nothing but its number.
 
         Args:
           state: before the step.
           batch: the global batch.
 
         Returns:
-          The state after the step, and scalars to log.
+          The state after the step, and scalars to log; `applied` is 1, or 0 where it was not.
         """
         gradients, loss, metrics, batch_stats = self._gradients(state, batch)
         params = state.variables["params"]
@@ -142,8 +142,12 @@ class TrainStep:
             average = jax.tree.map(
                 lambda a, v: decay * a + (1 - decay) * v, average, in_use(variables)
             )
-        metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, variables, optimizer_state, average), metrics
+        norm = optax.tree.norm(gradients)
+        applied = jnp.isfinite(loss) & jnp.isfinite(norm)
+        after = TrainState(state.step, variables, optimizer_state, average)
+        kept = jax.tree.map(partial(jnp.where, applied), after, state)
+        metrics = {"loss": loss, **metrics, "gradient_norm": norm, "applied": applied * 1.0}
+        return kept._replace(step=state.step + 1), metrics
 
     def _gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Array, dict, Variables]:
         rng = jax.random.fold_in(self.rng, state.step)

@@ -1,12 +1,12 @@
 """The training loop, on one screen; it resumes by itself."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.pipeline import TrainBatches
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.systems.base import Variables, in_use
 from spatial_clap_jax.train import processes, sharding
-from spatial_clap_jax.train.checkpoint import RunCheckpoints
+from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError
 from spatial_clap_jax.train.chips import peak_flops
 from spatial_clap_jax.train.description import (
     has_description,
@@ -23,12 +25,19 @@ from spatial_clap_jax.train.description import (
     write_description,
 )
 from spatial_clap_jax.train.experiment import Experiment
-from spatial_clap_jax.train.feeds import abstract_batch, open_feed
+from spatial_clap_jax.train.feeds import Feed, abstract_batch, open_feed
 from spatial_clap_jax.train.flops import count_flops
+from spatial_clap_jax.train.health import HealthWatch
+from spatial_clap_jax.train.interruption import Interrupted, Interruption, call_abandonably
 from spatial_clap_jax.train.metrics_log import MetricsLog
 from spatial_clap_jax.train.optim import make_optimizer
 from spatial_clap_jax.train.progress import TrainProgress
-from spatial_clap_jax.train.resuming import check_unchanged, resumed_experiment
+from spatial_clap_jax.train.provenance import describe_origin, note_start
+from spatial_clap_jax.train.resuming import (
+    check_never_saved,
+    check_unchanged,
+    resumed_experiment,
+)
 from spatial_clap_jax.train.step import TrainState, TrainStep, init_state, jit_step
 
 
@@ -47,99 +56,270 @@ class TrainResult:
     metrics: dict[str, float]
 
 
+class Scores(Protocol):
+    """What a training is scored by as it goes; `validation.Validation` is one."""
+
+    def __call__(self, variables: Variables, step: int) -> dict[str, float]:
+        """Scores of variables on the host, by name."""
+        ...
+
+
 def train(
-    experiment: Experiment, data: str | Path, workdir: str | Path, *, progress: bool = True
+    experiment: Experiment,
+    data: str | Path,
+    workdir: str | Path,
+    *,
+    progress: bool = True,
+    accept: Sequence[str] = (),
+    validation: Callable[[Feed], Scores] | None = None,
 ) -> TrainResult:
-    """Trains to `experiment.steps`, from the newest checkpoint of `workdir` if it has one.
+    """Trains to `experiment.steps`, from the newest whole checkpoint of `workdir` if it has one.
+
+    At SIGTERM or SIGINT it finishes or abandons the step, saves and raises `Interrupted`.
 
     Args:
       experiment: the run.
       data: folder of rendered scenes, or of clips in DCASE form for a SELD network.
       workdir: the run's folder; made when missing.
       progress: show a progress bar (or, where there is no terminal, lines).
+      accept: what may differ from the run that `workdir` holds; see `resuming.check_unchanged`.
+      validation: makes what scores the run every `experiment.evaluate_every` steps.
 
     Returns:
       Where the run ended.
 
     Raises:
-      InputError: the data or the folder do not fit the experiment.
+      InputError: the data or the folder do not fit the experiment, or a checkpoint could not be
+        written.
+      RunStopped: the numbers of the run went wrong and stayed so.
+      Interrupted: a signal came.
     """
     workdir = Path(workdir)
-    with ExitStack() as stack:
-        feed = open_feed(experiment, data, resumed_experiment(workdir))
-        experiment = feed.experiment
-        if has_description(workdir):
-            found = read_description(workdir)
-            check_unchanged(found, to_plain(experiment), feed.fingerprint, workdir)
-            feed.adopt(found)
-            description = None
-        else:
-            description = {
-                "experiment": to_plain(experiment),
-                "data_fingerprint": feed.fingerprint,
-                **feed.describe(),
-            }
-        mesh = sharding.make_mesh(shape=experiment.mesh)
-        global_rows = experiment.data.rows
-        rows = sharding.rows_here(mesh, global_rows)
-        start, step = build_state_and_step(experiment, mesh)
-        processes.wait_for_all("checked")
-        checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
-        stack.callback(checkpoints.close)
-        if description is not None:
-            write_description(workdir, description)
-            processes.wait_for_all("described")
-            # What process 0 has written counts, for all.
-            feed.adopt(read_description(workdir))
-        batches = feed.batches(rows.tolist())
-        stack.callback(batches.close)
-        state, done = restore_or_init(start, feed.arrays, checkpoints, batches)
-        log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
-        stack.callback(log.close)
-        bar = stack.enter_context(
-            TrainProgress(
-                experiment.steps, global_rows, workers=experiment.data.workers, show=progress
-            )
+    with Interruption.current() as interruption, ExitStack() as stack:
+        with interruption.abandonable(jax.process_count() == 1):
+            run = _opened(experiment, data, workdir, accept, validation, progress, stack)
+            run.interruption = interruption
+            run.compile()
+        return run.train()
+
+
+def _opened(
+    experiment: Experiment,
+    data: str | Path,
+    workdir: Path,
+    accept: Sequence[str],
+    validation: Callable[[Feed], Scores] | None,
+    progress: bool,
+    stack: ExitStack,
+) -> "_Run":
+    """A run at the step where it goes on; what it has opened is closed with the stack."""
+    feed = open_feed(experiment, data, resumed_experiment(workdir))
+    experiment = feed.experiment
+    if experiment.evaluate_every and validation is None:
+        raise InputError(
+            f"evaluate_every: {experiment.evaluate_every}, but nothing scores the run; give "
+            "validation=spatial_clap_jax.validation.Validation, or None."
         )
-        bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
-        for note in feed.notes():
-            bar.announce(note)
+    description = {
+        "experiment": to_plain(experiment),
+        "data_fingerprint": feed.fingerprint,
+        "origin": describe_origin(),
+    }
+    accepted: list[str] = []
+    if has_description(workdir):
+        found = read_description(workdir)
+        accepted = check_unchanged(
+            found, description["experiment"], feed.fingerprint, workdir, accept
+        )
+        feed.adopt(found)
+        description = {**found, **description, "origin": found.get("origin")} if accepted else None
+    elif accept:
+        raise InputError(f"--accept {accept[0]}: {workdir} holds no run; leave it out.")
+    else:
+        description |= feed.describe()
+    mesh = sharding.make_mesh(shape=experiment.mesh)
+    rows = sharding.rows_here(mesh, experiment.data.rows)
+    scores = validation(feed) if validation is not None and experiment.evaluate_every else None
+    start, step = build_state_and_step(experiment, mesh)
+    processes.wait_for_all("checked")
+    checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
+    stack.callback(checkpoints.close)
+    if description is not None:
+        write_description(workdir, description)
+        processes.wait_for_all("described")
+        # What process 0 has written counts, for all.
+        feed.adopt(read_description(workdir))
+    batches = feed.batches(rows.tolist())
+    stack.callback(batches.close)
+    bar = stack.enter_context(
+        TrainProgress(
+            experiment.steps,
+            experiment.data.rows,
+            workers=experiment.data.workers,
+            show=progress,
+        )
+    )
+    state, done = restore_or_init(start, feed.arrays, checkpoints, batches, bar.announce)
+    if not done:
+        check_never_saved(workdir, experiment.checkpoint_every)
+    note_start(workdir, done, accepted)
+    log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
+    stack.callback(log.close)
+    health = HealthWatch(experiment.health, workdir, done, batches.samples, bar.announce)
+    bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
+    for note in (*feed.notes(), *(f"accepted: {difference}" for difference in accepted)):
+        bar.announce(note)
+    return _Run(
+        experiment, workdir, mesh, checkpoints, batches, log, bar, health, scores, step, state, done
+    )
 
-        row: dict[str, float] = {}
-        metrics: dict[str, Any] = {}
-        steps = range(done + 1, experiment.steps + 1)
-        if steps:
-            # Built while the step compiles.
-            batches.start_prefetch()
-            program = compile_step(step, state, abstract_batch(experiment, mesh), bar)
-        for finished, batch in zip(
-            steps, _on_devices(batches, mesh, global_rows, bar), strict=False
-        ):
+
+@dataclass
+class _Run:
+    """What a training works with, and where it stands: `state` after `done` steps."""
+
+    experiment: Experiment
+    workdir: Path
+    mesh: Mesh
+    checkpoints: RunCheckpoints
+    batches: TrainBatches
+    log: MetricsLog
+    bar: TrainProgress
+    health: HealthWatch
+    scores: Scores | None
+    step: Any
+    state: TrainState
+    done: int
+    interruption: Interruption = field(default_factory=Interruption)
+    program: Any = None
+
+    def compile(self) -> None:
+        """Compiles the step, while the first batches are built."""
+        if self.done < self.experiment.steps:
+            self.batches.start_prefetch()
+            batch = abstract_batch(self.experiment, self.mesh)
+            self.program = compile_step(self.step, self.state, batch, self.bar)
+
+    def train(self) -> TrainResult:
+        """Takes the steps that are left."""
+        begun = self.done
+        try:
+            row = self._take_steps()
+        except Interrupted:
+            if self.done > begun:
+                self._save(wait=True)
+            raise Interrupted(
+                f"{self.interruption.name}: {self.workdir} is saved at step {self.done} of "
+                f"{self.experiment.steps}; the same command goes on"
+            ) from None
+        return TrainResult(self.workdir, self.done, row)
+
+    def _take_steps(self) -> dict[str, float]:
+        experiment, row = self.experiment, {}
+        vote = processes.Vote(self.mesh)
+        unseen: tuple[int, dict[str, Any]] | None = None
+        if self.done and self._evaluates() and not self.log.has_scores(self.done):
+            self._evaluate()
+        for batch in self._batches():
             with jax.transfer_guard("disallow"):
-                previous, (state, metrics) = metrics, program(state, batch)
-            # The step before is waited for, so that the host runs one step ahead, no more.
-            jax.block_until_ready(previous)
-            last = finished == experiment.steps
-            bar.advance(finished)
-            if finished % experiment.log_every == 0 or last:
+                self.state, metrics = self.program(self.state, batch)
+            self.done += 1
+            last = self.done == experiment.steps
+            self.bar.advance(self.done)
+            logs = self.done % experiment.log_every == 0 or last
+            saves = self.done % experiment.checkpoint_every == 0 or last
+            # The step before is waited for, so that the host runs one step ahead, no more; and this
+            # one where what is known of it is written.
+            seen, unseen = unseen, (self.done, metrics)
+            if seen is not None:
+                self.health.see(*seen)
+            if logs or saves:
+                self.health.see(*unseen)
+                unseen = None
+            if logs:
                 row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                row |= bar.rates()
-                log.write(finished, row)
-                bar.show(finished, row)
-            if finished % experiment.checkpoint_every == 0 or last:
-                checkpoints.save(finished, state._asdict(), batches.get_state(), wait=last)
-        return TrainResult(workdir, max(done, experiment.steps), row)
+                row |= {"skipped": self.health.skipped, **self.bar.rates()}
+                self._write(row)
+                self.bar.show(self.done, row)
+                self._bear(self.checkpoints.check)
+            if self.health.is_hopeless:
+                self._save(wait=True)
+                raise self.health.stop(self.state, to_plain(experiment), self.done)
+            if saves:
+                self._save(wait=last)
+            if self._evaluates():
+                self._evaluate()
+            if vote.cast(self.interruption.is_asked):
+                raise self.interruption.interrupted()
+        return row
 
+    def _batches(self) -> Iterator[dict]:
+        """Batches on the devices, as many as are left; the time of waiting for them is counted."""
+        alone, rows = jax.process_count() == 1, self.experiment.data.rows
+        while self.done < self.experiment.steps:
+            began = time.perf_counter()
+            with self.interruption.abandonable(alone):
+                batch = next(self.batches)
+            placed = sharding.put_batch(batch, self.mesh, rows)
+            self.bar.waited(time.perf_counter() - began)
+            yield placed
 
-def _on_devices(
-    batches: TrainBatches, mesh: Mesh, global_rows: int, bar: TrainProgress
-) -> Iterator[dict]:
-    """Batches on the devices; the time that the loop waits for them is counted."""
-    while True:
+    def _save(self, wait: bool) -> None:
+        # A batch may have been taken for a step that was then abandoned.
+        place = {**self.batches.get_state(), "step": self.done}
+        self._bear(self.checkpoints.wait)
+        if self._bear(
+            lambda: self.checkpoints.save(self.done, self.state._asdict(), place, wait=wait)
+        ):
+            return
+        if wait:
+            raise InputError(
+                f"{self.workdir}: step {self.done}, the last, could not be saved; make room and "
+                "start again."
+            )
+
+    def _write(self, row: dict[str, float]) -> None:
+        self._bear(lambda: self.log.write(self.done, row))
+
+    def _bear(self, write: Callable[[], None]) -> bool:
+        """Whether something was written; where it was not, the run goes on only if it may."""
+        try:
+            write()
+        except (SaveError, OSError) as error:
+            if self.experiment.failed_save == "stop":
+                raise
+            self.bar.announce(f"{error} Going on; tried again later.")
+            return False
+        return True
+
+    def _evaluates(self) -> bool:
+        every = self.experiment.evaluate_every
+        return every is not None and (self.done % every == 0 or self.done == self.experiment.steps)
+
+    def _evaluate(self) -> None:
+        """Writes scores of the averaged weights, where there are such, as a row of the log."""
+        assert self.scores is not None
+        self.bar.announce(f"step {self.done}: evaluating")
         began = time.perf_counter()
-        batch = sharding.put_batch(next(batches), mesh, global_rows)
-        bar.waited(time.perf_counter() - began)
-        yield batch
+        averaged = self.state.average if jax.tree.leaves(self.state.average) else None
+        variables = processes.on_host(averaged or in_use(self.state.variables))
+        row: dict[str, float] = {}
+        try:
+            if processes.is_first_process():
+                with self.interruption.abandonable(jax.process_count() == 1):
+                    row = self.scores(variables, self.done)
+        except InputError as error:
+            # Worth a line, and no reason to lose a training.
+            self.bar.announce(f"step {self.done}: not evaluated: {error}")
+        processes.wait_for_all(f"evaluated {self.done}")
+        if not row:
+            return
+        # Not where it could be abandoned: a row is written once.
+        self._write(row)
+        told = "  ".join(f"{name.partition('/')[2]} {value:.3f}" for name, value in row.items())
+        seconds = time.perf_counter() - began
+        self.bar.announce(f"step {self.done}: validation in {seconds:.0f} s: {told}")
+        self.bar.paused()
 
 
 def compile_step(step: Any, state: TrainState, batch: Any, bar: TrainProgress) -> Any:
@@ -157,7 +337,9 @@ def compile_step(step: Any, state: TrainState, batch: Any, bar: TrainProgress) -
     began = time.perf_counter()
     traced = step.trace(state, batch)
     flops = count_flops(traced.jaxpr)
-    program = traced.lower().compile()
+    lowered = traced.lower()
+    # Other processes would wait for one that gives up.
+    program = call_abandonably(lowered.compile) if jax.process_count() == 1 else lowered.compile()
     seconds = time.perf_counter() - began
     bar.announce(f"step compiled in {seconds:.0f} s; {flops / 1e9:,.1f} GFLOPs a step")
     device = jax.devices()[0]
@@ -205,26 +387,30 @@ def restore_or_init(
     loaded: Mapping[str, np.ndarray],
     checkpoints: RunCheckpoints,
     batches: TrainBatches,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[TrainState, int]:
-    """The newest checkpoint's state with its place in the data, or a fresh state.
+    """The newest whole checkpoint's state with its place in the data, or a fresh state.
 
     Args:
       start: see `build_state_and_step`.
       loaded: what a fresh state does not draw.
       checkpoints: of the run.
       batches: whose place is set.
+      tell: is told of checkpoints that are damaged.
 
     Returns:
       The state, and the number of steps that it has done.
+
+    Raises:
+      InputError: there are checkpoints, and none is whole.
     """
-    done = checkpoints.latest()
-    if done is None:
+    if checkpoints.is_empty():
         return start(dict(loaded)), 0
     abstract = jax.tree.map(
         lambda shape, like: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=like),
         start.eval_shape({}),
         start.lower({}).compile().output_shardings,
     )
-    saved, data_state = checkpoints.restore(abstract._asdict(), done)
+    saved, data_state, done = checkpoints.restore_newest(abstract._asdict(), tell)
     batches.set_state(data_state)
     return TrainState(**saved), done

@@ -64,6 +64,21 @@ def test_one_step_by_hand():
     assert after.average["batch_stats"]["calls"] == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(value):
+    """Of 3e38 the loss is infinite and the gradient finite."""
+    optimizer = optax.adam(0.5)
+    state = init_state(Slope(), optimizer, jax.random.key(0), {}, averaged=True)
+    state, metrics = step_of(optimizer)(state, BATCH)
+    assert metrics["applied"] == 1.0
+    after, metrics = step_of(optimizer)(state, {"x": jnp.float32([1.0, value])})
+    assert metrics["applied"] == 0.0
+    assert after.step == state.step + 1
+    before, left = (jax.tree.leaves(x._replace(step=None)) for x in (state, after))
+    for one, other in zip(before, left, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_averages_decay_is_bounded():
     optimizer, state = fresh()
     state = state._replace(step=jnp.int32(10**6))
@@ -119,7 +134,8 @@ def test_a_system_moves_what_follows_after_each_update():
     seen = []
     for _ in range(5):
         state, _ = step(state, BATCH)
-        seen.append([float(x) for x in state.variables["target"].values()])
+        target = state.variables["target"]
+        seen.append([float(target[name]) for name in ("w", "progress")])
     # The slope falls by one a step: 1, 0, -1, ...; the target is half way behind it.
     assert [w for w, _ in seen] == [4.5, 2.25, 0.625, -0.6875, -1.84375]
     assert [progress for _, progress in seen] == [0, 0.25, 0.5, 0.75, 1]

@@ -1,10 +1,15 @@
 """Whole small runs: they learn, resume to the same bits, compile once, refuse what does not fit."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +22,11 @@ from tiny import RATE_HZ, WINDOW, tiny_experiment
 from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.train import feeds, sharding, trainer
-from spatial_clap_jax.train.checkpoint import load_params
+from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError, load_params
 from spatial_clap_jax.train.description import read_description
+from spatial_clap_jax.train.health import HealthConfig, read_incidents
 from spatial_clap_jax.train.metrics_log import read_metrics
 
 STEPS = 4
@@ -189,6 +195,167 @@ def test_another_experiment_is_refused_and_the_differences_named(straight, tiny_
         trainer.train(other, tiny_scenes, straight, progress=False)
 
 
+def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path):
+    run = tmp_path / "run"
+    trainer.train(experiment(), tiny_scenes, run, progress=False)
+    ours = experiment()
+    other = dataclasses.replace(
+        ours, steps=6, optimizer=dataclasses.replace(ours.optimizer, learning_rate=2e-3)
+    )
+    with pytest.raises(
+        InputError, match=r"optimizer.learning_rate 0.001 there, 0.002 here; take another"
+    ):
+        trainer.train(other, tiny_scenes, run, progress=False, accept=["steps"])
+    with pytest.raises(InputError, match=r"--accept model: nothing of that name differs.*or steps"):
+        trainer.train(other, tiny_scenes, run, progress=False, accept=["model"])
+    accept = ["steps", "optimizer"]
+    assert trainer.train(other, tiny_scenes, run, progress=False, accept=accept).step == 6
+    assert read_description(run)["experiment"]["optimizer"]["learning_rate"] == 2e-3
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert [(row["from_step"], len(row["accepted"])) for row in starts] == [(0, 0), (4, 2)]
+    # From now on the run is that one.
+    assert trainer.train(other, tiny_scenes, run, progress=False).step == 6
+    with pytest.raises(InputError, match=r"--accept steps: .*new holds no run"):
+        trainer.train(other, tiny_scenes, tmp_path / "new", progress=False, accept=["steps"])
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(straight, tiny_scenes, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    ours = dataclasses.replace(experiment(), checkpoint_every=1)
+    with pytest.raises(InputError, match="had come to step 4, but its checkpoints are gone"):
+        trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_alone(straight, tiny_scenes, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    for file in (run / "checkpoints" / "4" / "state").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    assert trainer.train(experiment(), tiny_scenes, run, progress=False).step == STEPS
+    ours, theirs = arrays_of(run), arrays_of(straight)
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
+    assert (run / "set_aside" / "4").is_dir()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """From some step on, for some steps, batches hold a sample that is not a number."""
+
+    def poison(steps: set[int]) -> None:
+        put_batch, count = sharding.put_batch, [0]
+
+        def put(batch, *rest):
+            count[0] += 1
+            if count[0] in steps:
+                batch = {**batch, "audio": batch["audio"] * np.float32(np.nan)}
+            return put_batch(batch, *rest)
+
+        monkeypatch.setattr(sharding, "put_batch", put)
+
+    return poison
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_told(tiny_scenes, tmp_path, poisoned):
+    poisoned({2})
+    run = tmp_path / "run"
+    trainer.train(experiment(), tiny_scenes, run, progress=False)
+    rows = read_metrics(run)
+    assert [row["applied"] for row in rows] == [1, 0, 1, 1]
+    assert [row["skipped"] for row in rows] == [0, 1, 1, 1]
+    assert np.isfinite([rows[0]["loss"], rows[2]["loss"], rows[3]["loss"]]).all()
+    before, after = arrays_of(run, 2), arrays_of(run, 4)
+    assert all(np.isfinite(value).all() for value in (*before.values(), *after.values()))
+    (incident,) = read_incidents(run)
+    assert incident["step"] == 2
+    # What a batch is made of follows from the seed: four groups of two members.
+    assert len(incident["samples"]) == 5
+    assert all(name.startswith("train_k") for name in incident["samples"])
+
+
+def test_numbers_that_stay_wrong_end_the_run_with_all_that_tells_why(
+    tiny_scenes, tmp_path, poisoned
+):
+    poisoned({2, 3})
+    ours = dataclasses.replace(experiment(), steps=8, health=HealthConfig(bad_steps=2))
+    run = tmp_path / "run"
+    message = "steps 2 to 3 were not finite, and 2 in a row end a run.*saved as step"
+    with pytest.raises(RunStopped, match=message):
+        trainer.train(ours, tiny_scenes, run, progress=False)
+    assert all(np.isfinite(value).all() for value in arrays_of(run).values())
+    bundle = run / "incident_3"
+    assert {path.name for path in bundle.iterdir()} == {
+        *("steps.json", "state.json", "experiment.json")
+    }
+    state = json.loads((bundle / "state.json").read_text())
+    assert not any(part["not_finite"] for part in state.values())
+    # It goes on when it is started again, from the weights before.
+    assert trainer.train(ours, tiny_scenes, run, progress=False).step == 8
+
+
+def test_scores_are_rows_of_the_log_and_a_resumed_run_has_each_once(tiny_scenes, tmp_path):
+    def validation(feed):
+        assert feed.tokenizer is not None
+        return lambda variables, step: {
+            "validation/sum": float(variables["params"].popitem()[0] > "")
+        }
+
+    ours = dataclasses.replace(experiment(), evaluate_every=2)
+    with pytest.raises(InputError, match="evaluate_every: 2, but nothing scores the run"):
+        trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False)
+    for _ in range(2):
+        trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False, validation=validation)
+    scored = [row["step"] for row in read_metrics(tmp_path / "run") if "validation/sum" in row]
+    assert scored == [2, 4]
+
+
+def test_an_evaluation_that_cannot_be_made_ends_no_training(tiny_scenes, tmp_path, capfd):
+    def validation(feed):
+        def scores(variables, step):
+            raise InputError("text 0: has 39 tokens, at most 24 are read.")
+
+        return scores
+
+    ours = dataclasses.replace(experiment(), evaluate_every=2)
+    result = trainer.train(ours, tiny_scenes, tmp_path / "run", validation=validation)
+    assert result.step == STEPS
+    assert "step 2: not evaluated: text 0: has 39 tokens" in capfd.readouterr().err
+
+
+def test_a_save_that_fails_stops_the_run_or_is_tried_again(tiny_scenes, tmp_path, monkeypatch):
+    save, failed = RunCheckpoints.save, []
+
+    def fails_once(self, step, *rest, **more):
+        if not failed:
+            failed.append(step)
+            raise SaveError(f"checkpoints: step {step} could not be saved (No space left).")
+        save(self, step, *rest, **more)
+
+    monkeypatch.setattr(RunCheckpoints, "save", fails_once)
+    with pytest.raises(InputError, match="step 2 could not be saved"):
+        trainer.train(experiment(), tiny_scenes, tmp_path / "stops", progress=False)
+    failed.clear()
+    ours = experiment(failed_save="go_on")
+    assert trainer.train(ours, tiny_scenes, tmp_path / "goes_on", progress=False).step == STEPS
+    assert failed == [2]
+    steps = [path.name for path in (tmp_path / "goes_on" / "checkpoints").iterdir()]
+    assert steps == ["4"]
+
+
+def test_a_last_save_that_fails_is_an_error_all_the_same(tiny_scenes, tmp_path, monkeypatch):
+    def fails(self, step, *rest, **more):
+        raise SaveError(f"checkpoints: step {step} could not be saved (No space left).")
+
+    monkeypatch.setattr(RunCheckpoints, "save", fails)
+    with pytest.raises(InputError, match="step 4, the last, could not be saved; make room"):
+        trainer.train(
+            experiment(failed_save="go_on"), tiny_scenes, tmp_path / "run", progress=False
+        )
+
+
 def test_what_changes_no_result_may_change(straight, tiny_scenes):
     other = dataclasses.replace(experiment(), log_every=3, keep=7)
     assert trainer.train(other, tiny_scenes, straight, progress=False).step == STEPS
@@ -240,46 +407,95 @@ sys.path.insert(0, {tests!r})
 from tiny import tiny_experiment
 
 def get_config(size):
-    return dataclasses.replace(tiny_experiment(), steps=3, log_every=1)
+    return dataclasses.replace(
+        tiny_experiment(), steps={steps}, log_every=1, checkpoint_every=3, keep=5
+    )
 """
+ROOT = Path(__file__).parents[2]
 
 
-def test_two_processes_of_the_local_script_equal_one(tiny_scenes, tmp_path):
-    """Two processes of two devices each against one of four, started as a user would."""
-    root = Path(__file__).parents[2]
-    config = tmp_path / "config.py"
-    config.write_text(CONFIG.format(tests=str(root / "tests")), encoding="utf-8")
-    flags = os.environ.get("XLA_FLAGS", "")
-    for processes in (1, 2):
-        workdir = tmp_path / str(processes)
-        arguments = ("train", config, "--data", tiny_scenes, "--workdir", workdir)
-        done = subprocess.run(
-            [root / "launch" / "local.sh", str(processes), *arguments],
-            env={
-                **os.environ,
-                "PYTHON": sys.executable,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                "XLA_FLAGS": flags,
-                "DEVICES": str(4 // processes),
-                "JAX_PLATFORMS": "cpu",
-            },
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        # One process speaks for all.
-        assert done.stdout.count("trained to step 3") == 1
-    assert "2 processes" in done.stderr
-    one, two = (read_metrics(tmp_path / str(n)) for n in (1, 2))
-    for left, right in zip(one, two, strict=True):
-        assert left["loss"] == pytest.approx(right["loss"], abs=2e-6)
-    leaves = [arrays_of(tmp_path / str(n)) for n in (1, 2)]
-    for name, value in leaves[0].items():
-        np.testing.assert_allclose(leaves[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+def launch(folder: Path, scenes: Path, workdir: Path, processes: int, devices: int, steps: int):
+    """A training by the local script, as a user would start it."""
+    config = folder / f"config_{steps}.py"
+    config.write_text(CONFIG.format(tests=str(ROOT / "tests"), steps=steps), encoding="utf-8")
+    arguments = ("train", config, "--data", scenes, "--workdir", workdir)
+    return subprocess.Popen(
+        [ROOT / "launch" / "local.sh", str(processes), *arguments],
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "DEVICES": str(devices),
+            "JAX_PLATFORMS": "cpu",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(tiny_scenes, tmp_path):
+    """Eight devices in two processes; from their step 3 on, four in one, and eight in four."""
+    straight = tmp_path / "2x4"
+    started = launch(tmp_path, tiny_scenes, straight, 2, 4, steps=6)
+    out, err = started.communicate()
+    assert started.returncode == 0, err
+    # One process speaks for all.
+    assert out.count("trained to step 6") == 1
+    assert "2 processes" in err
+    whole = read_metrics(straight)
+    for processes, devices in ((1, 4), (4, 2)):
+        workdir = tmp_path / f"{processes}x{devices}"
+        shutil.copytree(straight, workdir)
+        shutil.rmtree(workdir / "checkpoints" / "6")
+        started = launch(tmp_path, tiny_scenes, workdir, processes, devices, steps=6)
+        _, err = started.communicate()
+        assert started.returncode == 0, err
+        assert "from step 3" in err
+        rows = read_metrics(workdir)
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        for ours, theirs in zip(rows[3:], whole[3:], strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+        ours, theirs = arrays_of(workdir), arrays_of(straight)
+        for name, value in theirs.items():
+            # A softmax has no slope along this one: Adam moves it by rounding alone.
+            if "score']['bias" not in name:
+                np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_signal_to_one_process_saves_the_same_step_in_all(tiny_scenes, tmp_path):
+    workdir = tmp_path / "run"
+    started = launch(tmp_path, tiny_scenes, workdir, 2, 1, steps=100_000)
+    assert started.stderr is not None
+    for line in started.stderr:
+        if "step 2/" in line:
+            break
+    second = [pid for pid, parent in process_parents() if parent == started.pid]
+    second = [pid for pid in second if "JAX_PROCESS_ID=1" in environment_of(pid)]
+    os.kill(second[0], signal.SIGTERM)
+    err = started.stderr.read()
+    assert started.wait(60) == 75, err
+    said = {int(n) for n in re.findall(r"is saved at step (\d+) of 100000; the same command", err)}
+    assert len(said) == 1, err
+    assert load_params(workdir)[1] == said.pop()
+
+
+def process_parents() -> Iterator[tuple[int, int]]:
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(OSError):
+                status = (path / "stat").read_text().rpartition(")")[2].split()
+                yield int(path.name), int(status[1])
+
+
+def environment_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_text("utf-8", "replace")
+    return ""
 
 
 def test_the_local_script_ends_all_when_one_fails(tmp_path):
-    script = Path(__file__).parents[2] / "launch" / "local.sh"
+    script = ROOT / "launch" / "local.sh"
     fake = tmp_path / "python"
     # Process 1 fails at once, process 0 would wait for it for ever.
     fake.write_text(

@@ -1,0 +1,112 @@
+"""Numbers gone wrong: counted, named with their samples, and a run that ends when they stay so."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train.health import HealthConfig, HealthWatch, read_incidents
+
+
+class Watched:
+    """A watch with what it tells."""
+
+    def __init__(self, folder, resume_step=0, **config):
+        self.told: list[str] = []
+        self.watch = HealthWatch(
+            HealthConfig(**config),
+            folder,
+            resume_step,
+            lambda step: [f"train_k1/{step}", f"train_k2/{step}"],
+            self.told.append,
+        )
+
+    def see(self, step, loss, norm=1.0, applied=1.0):
+        self.watch.see(step, {"loss": loss, "gradient_norm": norm, "applied": applied})
+
+
+def test_a_bad_step_is_counted_with_its_samples(tmp_path):
+    watched = Watched(tmp_path, bad_steps=3)
+    watched.see(1, 2.0)
+    watched.see(2, np.nan, np.inf, applied=0.0)
+    watched.see(3, 2.0)
+    assert watched.watch.skipped == 1
+    assert not watched.watch.is_hopeless
+    assert watched.told == [
+        "step 2: loss nan, gradient norm inf; not applied, 1 in a row; its samples are in "
+        "incidents.jsonl"
+    ]
+    (row,) = read_incidents(tmp_path)
+    assert row == {
+        "step": 2,
+        "kind": "not finite",
+        "loss": "nan",
+        "gradient_norm": "inf",
+        "applied": 0.0,
+        "samples": ["train_k1/2", "train_k2/2"],
+    }
+
+
+def test_as_many_in_a_row_end_the_run_with_a_bundle(tmp_path):
+    watched = Watched(tmp_path, bad_steps=2)
+    for step, applied in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 0.0)):
+        assert not watched.watch.is_hopeless
+        watched.see(step, 1.0, applied=applied)
+    assert watched.watch.is_hopeless
+    state = {"w": jnp.float32([3.0, np.nan, -4.0]), "step": jnp.int32(4)}
+    error = watched.watch.stop(state, {"seed": 0}, 4)
+    assert "steps 3 to 4 were not finite, and 2 in a row end a run" in str(error)
+    assert "saved as step 4" in str(error)
+    folder = tmp_path / "incident_4"
+    steps, found, experiment = (
+        json.loads((folder / name).read_text())
+        for name in ("steps.json", "state.json", "experiment.json")
+    )
+    assert [step["samples"][0] for step in steps] == ["train_k1/3", "train_k1/4"]
+    assert found == {"w": {"shape": [3], "not_finite": 1, "norm": 5.0, "min": -4.0, "max": 3.0}}
+    assert experiment == {"seed": 0}
+
+
+def test_a_jump_of_the_loss_is_told_and_slow_changes_are_not(tmp_path):
+    watched = Watched(tmp_path, spike=10.0)
+    rng = np.random.default_rng(0)
+    for step in range(1, 101):
+        watched.see(step, 3.0 - 0.01 * step + 0.05 * rng.standard_normal())
+    assert not watched.told
+    watched.see(101, 9.0)
+    assert watched.told == ["step 101: loss 9.000 jumps above the usual 2.516; see incidents.jsonl"]
+    assert [row["kind"] for row in read_incidents(tmp_path)] == ["spike"]
+    silent = Watched(tmp_path / "silent", spike=None)
+    for step in range(1, 102):
+        silent.see(step, 9.0 if step == 101 else 2.0)
+    assert not silent.told
+
+
+def test_a_resumed_watch_counts_on_and_drops_what_comes_again(tmp_path):
+    watched = Watched(tmp_path)
+    for step in (3, 5, 8):
+        watched.see(step, np.inf, applied=0.0)
+    with (tmp_path / "incidents.jsonl").open("a") as file:
+        file.write('{"step": 9, "ki')
+    resumed = Watched(tmp_path, resume_step=5)
+    assert resumed.watch.skipped == 2
+    assert [row["step"] for row in read_incidents(tmp_path)] == [3, 5]
+    resumed.see(8, np.inf, applied=0.0)
+    assert resumed.watch.skipped == 3
+    assert [row["step"] for row in read_incidents(tmp_path)] == [3, 5, 8]
+
+
+def test_damaged_incidents_and_settings(tmp_path):
+    assert read_incidents(tmp_path) == []
+    (tmp_path / "incidents.jsonl").write_text('{"kind": 1}\n{"step": 2}\n')
+    with pytest.raises(InputError, match=r"incidents.jsonl: line 1 is no incident"):
+        read_incidents(tmp_path)
+    for changes, message in (
+        ({"bad_steps": 0}, "health.bad_steps: 0; give at least 1"),
+        ({"spike": 0.0}, "health.spike: 0.0; give more than 0, or None"),
+        ({"window": 5}, "health.window: 5; give at least 20"),
+    ):
+        with pytest.raises(InputError, match=message):
+            HealthConfig(**changes)

@@ -1,0 +1,43 @@
+"""Where a run comes from."""
+
+import json
+import subprocess
+import sys
+
+from spatial_clap_jax.train import provenance
+
+
+def test_every_start_leaves_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["spatial-clap", "train", "configs/mine.py"])
+    provenance.note_start(tmp_path, 0, [])
+    provenance.note_start(tmp_path, 40, ["seed 0 there, 1 here"])
+    rows = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [row["from_step"] for row in rows] == [0, 40]
+    assert rows[1]["accepted"] == ["seed 0 there, 1 here"]
+    assert rows[0]["command"] == ["spatial-clap", "train", "configs/mine.py"]
+    assert {"time", "folder", "commit", "host", "processes", "devices", "versions"} < set(rows[0])
+    assert rows[0]["versions"]["jax"]
+
+
+def git(folder, *arguments):
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments],
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_the_commit_says_whether_something_was_changed(tmp_path, monkeypatch):
+    file = tmp_path / "package" / "train" / "provenance.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("1")
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    assert provenance.source_commit() is None
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    commit = provenance.source_commit()
+    assert commit is not None
+    assert len(commit) == 40
+    file.write_text("2")
+    assert provenance.source_commit() == f"{commit}-changed"
