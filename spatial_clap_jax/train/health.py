@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from spatial_clap_jax.train.optim import path_text
 from spatial_clap_jax.train.processes import is_first_process
 
 _FILE = "incidents.jsonl"
+_NOT_FINITE, _RECORDS = "not finite", "bad records"
 # Fewer losses than this say nothing of what is usual.
 _FEWEST = 20
 # The median distance from the median, of a normal distribution of spread one.
@@ -77,17 +78,24 @@ class HealthWatch:
         self._tell = tell
         self._losses: deque[float] = deque(maxlen=config.window)
         self._bad: list[dict[str, Any]] = []
-        self._skipped = 0
+        self._skipped = self._records = 0
+        self._told_records: Counter[str] = Counter()
         path = self._workdir / _FILE
         if is_first_process() and path.exists():
             kept = [row for row in read_incidents(workdir) if row["step"] <= resume_step]
-            self._skipped = sum(row["kind"] == "not finite" for row in kept)
+            self._skipped = sum(row["kind"] == _NOT_FINITE for row in kept)
+            self._records = sum(row.get("times", 0) for row in kept if row["kind"] == _RECORDS)
             write_atomically(path, "".join(map(_line, kept)))
 
     @property
     def skipped(self) -> int:
         """Steps of the run that were not applied."""
         return self._skipped
+
+    @property
+    def skipped_records(self) -> int:
+        """How often in the run a record that cannot be read was replaced by another."""
+        return self._records
 
     @property
     def is_hopeless(self) -> bool:
@@ -104,7 +112,7 @@ class HealthWatch:
         loss = float(metrics["loss"])
         if not metrics["applied"]:
             self._skipped += 1
-            self._bad.append(self._note("not finite", step, metrics))
+            self._bad.append(self._note(_NOT_FINITE, step, metrics))
             self._tell(
                 f"step {step}: loss {loss:g}, gradient norm {float(metrics['gradient_norm']):g}; "
                 f"not applied, {len(self._bad)} in a row; its samples are in {_FILE}"
@@ -118,6 +126,25 @@ class HealthWatch:
                 f"step {step}: loss {loss:.3f} jumps above the usual {usual:.3f}; see {_FILE}"
             )
         self._losses.append(loss)
+
+    def see_records(self, step: int, skipped: Counter[str]) -> None:
+        """Looks at the records that could not be read.
+
+        Args:
+          step: of the last batch.
+          skipped: how often each was wanted in the batches since the start.
+        """
+        new = skipped - self._told_records
+        if not new:
+            return
+        self._told_records = skipped
+        self._records += new.total()
+        self._append({"step": step, "kind": _RECORDS, "times": new.total(), "samples": sorted(new)})
+        some = ", ".join(sorted(new)[:3]) + (" and more" if len(new) > 3 else "")
+        self._tell(
+            f"step {step}: {some} cannot be read, others stand in; {self._records} so far, see "
+            f"{_FILE}"
+        )
 
     def stop(self, state: Any, experiment: Mapping[str, Any], saved: int) -> RunStopped:
         """Writes all that is needed to see what went wrong, and says so.
@@ -158,17 +185,21 @@ class HealthWatch:
     def _note(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
         numbers = {name: _plain(float(value)) for name, value in metrics.items()}
         row = {"step": step, "kind": kind, **numbers, "samples": list(self._samples(step))}
+        self._append(row)
+        return row
+
+    def _append(self, row: Mapping[str, Any]) -> None:
         if is_first_process():
             with (self._workdir / _FILE).open("a", encoding="utf-8") as file:
                 file.write(_line(row))
-        return row
 
 
 def read_incidents(workdir: str | Path) -> list[dict[str, Any]]:
     """What was unusual in a run, in order; a torn last line is left out.
 
     Returns:
-      Rows of `step`, `kind` ('not finite' or 'spike'), the step's scalars and its `samples`.
+      Rows of `step`, `kind` ('not finite', 'spike' or 'bad records'), the step's scalars (of bad
+      records how many `times` they were wanted) and `samples`.
 
     Raises:
       InputError: a line before the last is damaged.

@@ -235,10 +235,15 @@ class _Run:
                 self.health.see(*seen)
             if logs or saves:
                 self.health.see(*unseen)
+                self.health.see_records(self.done, self.batches.skipped)
                 unseen = None
             if logs:
                 row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                row |= {"skipped": self.health.skipped, **self.bar.rates()}
+                row |= {
+                    "skipped": self.health.skipped,
+                    "skipped_records": self.health.skipped_records,
+                    **self.bar.rates(),
+                }
                 self._write(row)
                 self.bar.show(self.done, row)
                 self._bear(self.checkpoints.check)

@@ -1,6 +1,7 @@
 """Numbers gone wrong: counted, named with their samples, and a run that ends when they stay so."""
 
 import json
+from collections import Counter
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +97,25 @@ def test_a_resumed_watch_counts_on_and_drops_what_comes_again(tmp_path):
     resumed.see(8, np.inf, applied=0.0)
     assert resumed.watch.skipped == 3
     assert [row["step"] for row in read_incidents(tmp_path)] == [3, 5, 8]
+
+
+def test_records_that_cannot_be_read_are_counted_by_name(tmp_path):
+    watched = Watched(tmp_path)
+    watched.watch.see_records(4, Counter())
+    watched.watch.see_records(4, Counter({"train_k1/7": 2}))
+    watched.watch.see_records(6, Counter({"train_k1/7": 2}))
+    watched.watch.see_records(8, Counter({"train_k1/7": 3, "train_k2/1": 1}))
+    assert watched.watch.skipped_records == 4
+    assert [(r["step"], r["times"], r["samples"]) for r in read_incidents(tmp_path)] == [
+        (4, 2, ["train_k1/7"]),
+        (8, 2, ["train_k1/7", "train_k2/1"]),
+    ]
+    assert watched.told[0] == (
+        "step 4: train_k1/7 cannot be read, others stand in; 2 so far, see incidents.jsonl"
+    )
+    resumed = Watched(tmp_path, resume_step=4)
+    assert resumed.watch.skipped_records == 2
+    assert resumed.watch.skipped == 0
 
 
 def test_damaged_incidents_and_settings(tmp_path):
