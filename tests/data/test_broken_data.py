@@ -275,7 +275,7 @@ def test_clips_that_cannot_be_read_are_skipped_alike():
     stops.close()
 
     def some(start=0, rows=None, **changes):
-        config = SeldPipelineConfig(**settings, bad_records="skip", **changes)
+        config = SeldPipelineConfig(**{**settings, **changes}, bad_records="skip")
         batches = seld_batches(loader, config, seed=1, rows=rows)
         batches.set_state({"step": start})
         found = list(itertools.islice(batches, 6 - start))
@@ -286,6 +286,9 @@ def test_clips_that_cannot_be_read_are_skipped_alike():
     # Six batches of four are four epochs; it may also be the second of a mix.
     assert set(skipped) == {"clip2"}
     assert skipped["clip2"] >= 4
+    # Neither a mirrored clip nor a mix loses the count.
+    assert some(swap=False)[1] == skipped
+    assert some(mix_share=0.0)[1].total() < skipped.total() < some(mix_share=1.0)[1].total()
     assert_same(some(threads=2)[0], whole)
     assert_same(some(start=3)[0], whole[3:])
     assert_same(some(rows=(1, 2))[0], whole, slice(1, 3))
