@@ -123,12 +123,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json_of(path)
-        if isinstance(manifest, dict):
-            manifest = unsealed(manifest)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read as JSON ({one_line(error)}); copy the export again."
         ) from error
+    try:
+        manifest = unsealed(manifest) if isinstance(manifest, dict) else manifest
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; copy the export again.") from error
     wrong = [
         key
         for key, kind in _MANIFEST_KEYS.items()

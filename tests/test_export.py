@@ -315,7 +315,12 @@ def test_an_edited_card_does_not_matter_for_loading(copied):
 
 def test_a_manifest_that_cannot_be_used_is_named(copied):
     path = copied / "safetensors" / "model.json"
-    text = path.read_text()
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "step": 7}))
+    with pytest.raises(InputError, match=r"model.json: its sha256 is of another content, .* copy"):
+        load(path.parent)
+    del whole["sha256"]
+    text = json.dumps(whole)
 
     def refused(message: str, **changes) -> None:
         path.write_text(json.dumps({**json.loads(text), **changes}))
@@ -344,6 +349,7 @@ def test_a_file_of_another_kind_is_named(copied, name):
     path.write_bytes(b"PK\x03\x04 something else")
     manifest = json.loads((path.parent / "model.json").read_text())
     manifest["files"][path.name] = sha256(path)
+    del manifest["sha256"]
     (path.parent / "model.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=rf"{name}: cannot be read.*again"):
         load(path.parent)

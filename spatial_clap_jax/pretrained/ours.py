@@ -4,6 +4,7 @@ Only `model.json` and `model.safetensors` are looked at, so that a part can be t
 system that has one under the name of `content`, `text` or `branch`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from spatial_clap_jax.pretrained.htsat import htsat_shapes
 from spatial_clap_jax.pretrained.m2d_clap import vit_shapes
 from spatial_clap_jax.pretrained.mapping import Entry, Left, Report, Taking, Tensors
 from spatial_clap_jax.pretrained.towers import AudioTower, TextTower, inside
+from spatial_clap_jax.small_files import unsealed
 
 # What the systems with a choice of content encoders call its front end and normalisation.
 _CONTENT_FIELDS = ("content_mel", "content_normalisation")
@@ -157,8 +159,28 @@ def take_part(
     return taken, taking.finish([Left(r"other/.*", "other parts of the model")])
 
 
+def _check_whole(folder: Path, manifest: Any) -> None:
+    """Refuses a manifest, weights or a tokenizer that are not what was written, as far as it was noted."""
+    held = manifest if isinstance(manifest, dict) else {}
+    try:
+        noted = unsealed(held).get("files")
+    except ValueError as error:
+        raise InputError(f"{folder / MANIFEST}: {error}; copy the export again.") from error
+    for name in (TENSORS, TOKENIZER):
+        if not isinstance(noted, dict) or name not in noted or not (folder / name).is_file():
+            continue
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != noted[name]:
+            raise InputError(
+                f"{folder / name}: its SHA-256 checksum is not the one in {MANIFEST}, so it is "
+                "damaged or of another export; copy the export again."
+            )
+
+
 def _model(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
+    _check_whole(folder, manifest)
     experiment = manifest.get("experiment") if isinstance(manifest, dict) else None
     model = experiment.get("model") if isinstance(experiment, dict) else None
     if not isinstance(model, dict):

@@ -50,6 +50,8 @@ def main() -> int:
         for line in _worker_lines(options, done, keep):
             counts[line["kind"]][line["outcome"]] += 1
             done = line["number"] + 1
+            if done % 500 == 0:
+                print(f"{done} inputs, {crashes} crashed", file=sys.stderr, flush=True)
             if line["outcome"] == "crashed":
                 crashes += 1
                 reason = line["reason"]

@@ -59,10 +59,10 @@ class Kind:
 
 def sign(manifest: Path) -> None:
     """Makes the checksums of an export anew, as far as it still has a manifest."""
-    if not manifest.is_file():
-        return
+    from spatial_clap_jax.small_files import json_of
+
     try:
-        held = json.loads(manifest.read_text())
+        held = json_of(manifest)
         held.pop("sha256", None)
         held["files"] = {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -528,6 +528,16 @@ def read_trained_model(folder: Path) -> list[np.ndarray]:
     return [settings, np.array(sorted(arrays)), *(arrays[name] for name in sorted(arrays))]
 
 
+def read_text_part(folder: Path) -> list[np.ndarray]:
+    """What a training takes out of an export by --init.text."""
+    from spatial_clap_jax.pretrained.read import read_text_tower
+
+    tower = read_text_tower(folder / "exported")
+    assert tower.tokenizer is not None
+    settings = np.array([repr(tower.config), str(len(tower.tokenizer.to_json()))])
+    return [settings, *(tower.arrays[name] for name in sorted(tower.arrays))]
+
+
 def read_locator(folder: Path) -> None:
     from spatial_clap_jax.event_locator import is_locator, load_locator
 
@@ -622,6 +632,15 @@ KINDS: tuple[Kind, ...] = (
         8,
         same=True,
         signed="exported/stablehlo/model.json",
+    ),
+    Kind(
+        "export, its text encoder",
+        functools.partial(make_export, "safetensors"),
+        read_text_part,
+        ("exported/*/*",),
+        12,
+        same=True,
+        signed="exported/safetensors/model.json",
     ),
     Kind(
         "export of a SELD network",
