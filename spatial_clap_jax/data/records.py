@@ -222,7 +222,7 @@ class SceneSource(Sequence[SceneGroup]):
     @functools.cached_property
     def _builder(self) -> Any:
         try:
-            return tfds.builder_from_directory(self.data_dir)
+            return _builder_of(self.data_dir)
         except Exception as error:
             raise InputError(
                 f"{self.data_dir}: {' '.join(str(error).split())}; copy the whole folder or "
@@ -246,6 +246,18 @@ class SceneSource(Sequence[SceneGroup]):
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
         return self._builder.as_data_source(self.split)
+
+
+def _builder_of(data_dir: Path) -> Any:
+    """TFDS's view of a folder as it is now."""
+    described = (data_dir / name for name in ("dataset_info.json", "features.json"))
+    return _builder(data_dir, tuple(path.stat().st_mtime_ns for path in described))
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(data_dir: Path, changed_ns: tuple[int, ...]) -> Any:
+    # TFDS holds on to all that is read of a folder, anew with each of its builders.
+    return tfds.builder_from_directory(data_dir)
 
 
 def _split_and_k(name: str) -> tuple[str, int]:
@@ -339,7 +351,7 @@ def open_scenes(data_dir: str | Path, bad_records: BadRecords = "stop") -> Scene
             f"{data_dir / MANIFEST}: is not readable as a manifest of scenes; render them again."
         ) from None
     try:
-        found = tfds.builder_from_directory(data_dir).info.splits
+        found = _builder_of(data_dir).info.splits
         stored = {name: split.num_examples for name, split in found.items()}
     except Exception as error:
         raise InputError(
