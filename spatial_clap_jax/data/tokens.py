@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -160,19 +162,8 @@ class Tokenizer:
             return None
         settings = _settings(folder / "tokenizer_config.json")
         try:
-            if all(path.is_file() for path in pieces):
-                vocabulary, merges = map(str, pieces)
-                space = bool(settings.get("add_prefix_space", False))
-                built = ByteLevelBPETokenizer(vocabulary, merges, add_prefix_space=space)
-                if built.token_to_id(_SPECIAL_TOKENS[2][0]) is not None:
-                    built = _clip_tokenizer(vocabulary, merges)
-            else:
-                built = BertWordPieceTokenizer(
-                    str(words),
-                    lowercase=bool(settings.get("do_lower_case", True)),
-                    strip_accents=settings.get("strip_accents"),
-                    handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-                )
+            with _panics_unprinted():
+                built = _of_vocabulary(pieces, words, settings)
         except BaseException as error:
             said = f"{folder}: its vocabulary cannot be read ({{}}); restore its files."
             raise _refusal(error, said) from error
@@ -249,6 +240,40 @@ class Tokenizer:
         return ids, mask
 
 
+def _of_vocabulary(pieces: Sequence[Path], words: Path, settings: dict) -> tokenizers.Tokenizer:
+    """The tokenizer of RoBERTa's or CLIP's two files, or of BERT's one."""
+    if all(path.is_file() for path in pieces):
+        vocabulary, merges = map(str, pieces)
+        space = bool(settings.get("add_prefix_space", False))
+        built = ByteLevelBPETokenizer(vocabulary, merges, add_prefix_space=space)
+        if built.token_to_id(_SPECIAL_TOKENS[2][0]) is not None:
+            return _clip_tokenizer(vocabulary, merges)
+        return built  # pyright: ignore[reportReturnType]
+    return BertWordPieceTokenizer(  # pyright: ignore[reportReturnType]
+        str(words),
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+
+
+@contextlib.contextmanager
+def _panics_unprinted() -> Iterator[None]:
+    """Rust writes the place of a panic on standard error before it becomes an exception."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # There is none.
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _clip_tokenizer(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
     """CLIP's byte-level BPE, whose words end in `</w>`, out of its two files."""
     begin, end, _ = _SPECIAL_TOKENS[2]
@@ -304,7 +329,8 @@ def _shorten(text: str, length: int = 40) -> str:
 
 def _parse(text: str, max_tokens: int, name: str) -> Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
+        with _panics_unprinted():
+            backend = tokenizers.Tokenizer.from_str(text)
     except BaseException as error:
         said = f"{name}: is not a tokenizer ({{}}); give the content of a tokenizer.json."
         raise _refusal(error, said) from error

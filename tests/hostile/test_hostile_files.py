@@ -152,6 +152,17 @@ def test_a_tokenizer_that_panics_is_an_error_like_others():
         tokenizer.encode(["a" * 40 + "b"])
 
 
+def test_a_panic_at_reading_prints_nothing(capfd):
+    held = json.loads(trained_tokenizer())
+    # The library cuts what continues a word by this length, unasked whether it is there.
+    held["model"]["continuing_subword_prefix"] = "x" * 600
+    with pytest.raises(InputError, match=r"tokenizer JSON: is not a tokenizer \(.*out of range"):
+        Tokenizer.from_json(json.dumps(held), 24)
+    assert capfd.readouterr().err == ""
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
+
+
 def test_an_id_beyond_every_table_is_refused():
     held = json.loads(trained_tokenizer())
     held["model"]["vocab"]["dog"] = 2**31
