@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -24,7 +25,7 @@ from tokenizers import (
 )
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.small_files import json_of, text_of
+from spatial_clap_jax.small_files import json_of, parsed_json, text_of
 
 # (begin, end, padding) by name: RoBERTa's, which the trained tokenizer takes too, BERT's, and
 # CLIP's with the padding of OWL-ViT, which has the id 0.
@@ -161,6 +162,8 @@ class Tokenizer:
         if not words.is_file() and not all(path.is_file() for path in pieces):
             return None
         settings = _settings(folder / "tokenizer_config.json")
+        if all(path.is_file() for path in pieces):
+            _refuse_huge_ids(_vocabulary(pieces[0]), str(pieces[0]))
         try:
             with _panics_unprinted():
                 built = _of_vocabulary(pieces, words, settings)
@@ -240,6 +243,17 @@ class Tokenizer:
         return ids, mask
 
 
+def _refuse_huge_ids(vocabulary: Any, name: str) -> None:
+    """Before the library sees them, which makes tables as long as the largest id."""
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    largest = max((value for value in ids if isinstance(value, int)), default=0)
+    if largest > _LARGEST_ID:
+        raise InputError(
+            f"{name}: has the token id {largest}, above {_LARGEST_ID}; give the tokenizer.json of "
+            "the text encoder."
+        )
+
+
 def _of_vocabulary(pieces: Sequence[Path], words: Path, settings: dict) -> tokenizers.Tokenizer:
     """The tokenizer of RoBERTa's or CLIP's two files, or of BERT's one."""
     if all(path.is_file() for path in pieces):
@@ -295,6 +309,15 @@ def _clip_tokenizer(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
     return backend
 
 
+def _vocabulary(path: Path) -> Any:
+    try:
+        return json_of(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: its vocabulary cannot be read ({error}); restore the file."
+        ) from error
+
+
 def _settings(path: Path) -> dict:
     if not path.is_file():
         return {}
@@ -329,6 +352,19 @@ def _shorten(text: str, length: int = 40) -> str:
 
 def _parse(text: str, max_tokens: int, name: str) -> Tokenizer:
     try:
+        held = parsed_json(text)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: is not a tokenizer ({error}); give the content of a tokenizer.json."
+        ) from error
+    parts = held if isinstance(held, dict) else {}
+    model, added = parts.get("model"), parts.get("added_tokens")
+    _refuse_huge_ids(model.get("vocab") if isinstance(model, dict) else None, name)
+    tokens = (
+        [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    )
+    _refuse_huge_ids({str(number): token.get("id") for number, token in enumerate(tokens)}, name)
+    try:
         with _panics_unprinted():
             backend = tokenizers.Tokenizer.from_str(text)
     except BaseException as error:
@@ -340,12 +376,6 @@ def _parse(text: str, max_tokens: int, name: str) -> Tokenizer:
     if getattr(backend.model, "dropout", None):
         # One text must have one meaning.
         backend.model.dropout = None  # pyright: ignore[reportAttributeAccessIssue]
-    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
-    if largest > _LARGEST_ID:
-        raise InputError(
-            f"{name}: has the token id {largest}, above {_LARGEST_ID}; give the tokenizer.json of "
-            "the text encoder."
-        )
     return _wrap(backend, max_tokens, name)
 
 

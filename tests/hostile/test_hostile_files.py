@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs import trained_tokenizer
+from inputs import make_vocabularies, trained_tokenizer
 from tokenizers import Regex, models, normalizers
 
 import spatial_clap_jax
@@ -168,6 +168,18 @@ def test_an_id_beyond_every_table_is_refused():
     held["model"]["vocab"]["dog"] = 2**31
     with pytest.raises(InputError, match=r"has the token id 2147483648, above 16777216; give"):
         Tokenizer.from_json(json.dumps(held), 24)
+
+
+def test_a_huge_id_is_refused_before_the_library_makes_a_table_of_it(tmp_path):
+    held = json.loads(trained_tokenizer())
+    held["added_tokens"][0]["id"] = 2**32 - 1
+    with pytest.raises(InputError, match="has the token id 4294967295, above 16777216; give"):
+        Tokenizer.from_json(json.dumps(held), 24)
+    make_vocabularies(tmp_path)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps({**vocabulary, "dog": 2**31}))
+    with pytest.raises(InputError, match=r"vocab\.json: has the token id 2147483648, above"):
+        Tokenizer.from_folder(tmp_path, 24)
 
 
 @pytest.mark.parametrize(
