@@ -149,7 +149,13 @@ def run_to_the_end(config: Path, scenes: Path, workdir: Path) -> list[str]:
 
 
 def run_with_kills(
-    config: Path, scenes: Path, workdir: Path, kills: int, number: signal.Signals, seed: int
+    config: Path,
+    scenes: Path,
+    workdir: Path,
+    kills: int,
+    number: signal.Signals,
+    seed: int,
+    phases: tuple[str, ...] = PHASES,
 ) -> tuple[Counter, float]:
     """Kills a training so many times, then lets it end.
 
@@ -163,7 +169,7 @@ def run_with_kills(
     done: Counter = Counter()
     longest = 0.0
     while done.total() < kills:
-        phase = PHASES[done.total() % len(PHASES)]
+        phase = phases[done.total() % len(phases)]
         started = start(config, scenes, workdir)
         if not wait_until(started, phase, draw):
             raise RuntimeError(

@@ -23,6 +23,7 @@ from spatial_clap_jax.seld_tracks import average_outputs
 from spatial_clap_jax.train import feeds, sharding, trainer
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.metrics_log import read_metrics
+from spatial_clap_jax.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,18 @@ def test_a_planned_batch_of_clips_is_the_trained_one(ours, clips, run):
     assert {n: (x.shape, x.dtype) for n, x in planned.items()} == {
         n: (x.shape, x.dtype) for n, x in batch.items()
     }
+
+
+def test_scores_in_training_are_those_of_the_checkpoint(ours, clips, tmp_path):
+    wanted = dataclasses.replace(ours, evaluate_every=4)
+    trainer.train(wanted, clips, tmp_path / "run", progress=False, validation=Validation)
+    (row,) = [row for row in read_metrics(tmp_path / "run") if "loss" not in row]
+    locator, opened = load_locator([tmp_path / "run"]), open_clips(clips)
+    found, _ = evaluate_events(locator, opened, "validation", progress=False)
+    whole = {name: score["value"] for name, score in found.items() if ":" not in name}
+    assert "seld_f/macro" in whole
+    scores = {name.removeprefix("validation/"): x for name, x in row.items() if name != "step"}
+    assert scores == pytest.approx(whole, nan_ok=True)
 
 
 def test_the_step_of_clips_compiles_once(ours, clips):

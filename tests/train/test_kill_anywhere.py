@@ -1,0 +1,64 @@
+"""A short run of `tests/soak/kill_anywhere.py`, and that it would tell a difference."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from soak import kill_anywhere
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(
+        kill_anywhere.CONFIG.format(tests=str(kill_anywhere.TESTS), steps=30), encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(config, tiny_scenes, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    kill_anywhere.run_to_the_end(config, tiny_scenes, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("number", "phases"),
+    [
+        (signal.SIGKILL, ("compilation", "save", "evaluation")),
+        (signal.SIGTERM, ("compilation", "step", "evaluation")),
+    ],
+)
+def test_a_killed_run_ends_like_one_that_was_left_alone(
+    config, straight, tiny_scenes, tmp_path, number, phases
+):
+    workdir = tmp_path / "killed"
+    done, longest_s = kill_anywhere.run_with_kills(
+        config, tiny_scenes, workdir, len(phases), number, seed=0, phases=phases
+    )
+    assert done.total() == len(phases)
+    assert longest_s < 30
+    assert kill_anywhere.first_difference(straight, workdir) is None
+    starts = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
+    assert starts[-1]["from_step"] > 0
+
+
+def test_differences_are_told(straight, tmp_path):
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(straight, tmp_path / name))
+
+    run, text = copied("twice"), (straight / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text + text.splitlines(True)[-1])
+    assert "stands twice" in (kill_anywhere.first_difference(straight, run) or "")
+    run = copied("torn")
+    (run / "metrics.jsonl").write_text(text[:-9])
+    assert "torn line" in (kill_anywhere.first_difference(straight, run) or "")
+    run = copied("other")
+    (run / "metrics.jsonl").write_text(text.replace('"step": 2,', '"step": 2, "loss_b": 1,', 1))
+    assert "metrics of step 2: loss_b" in (kill_anywhere.first_difference(straight, run) or "")
+    run = copied("behind")
+    shutil.rmtree(run / "checkpoints" / "30")
+    assert "last checkpoint of step 30" in (kill_anywhere.first_difference(straight, run) or "")
