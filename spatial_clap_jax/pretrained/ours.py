@@ -160,7 +160,7 @@ def take_part(
 
 
 def _check_whole(folder: Path, manifest: Any) -> None:
-    """Refuses a manifest, weights or a tokenizer that are not what was written, as far as it was noted."""
+    """Refuses a manifest, weights or a tokenizer that differ from what was noted when written."""
     held = manifest if isinstance(manifest, dict) else {}
     try:
         noted = unsealed(held).get("files")

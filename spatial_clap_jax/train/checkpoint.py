@@ -284,6 +284,7 @@ def load_params(
     folder = _step_folder(run_folder(workdir) / "checkpoints", step)
 
     def read() -> dict[str, PyTree]:
+        _check_committed(folder)
         saved = _saved_tree(folder)
         if subtrees[0] not in saved:
             raise InputError(
@@ -347,6 +348,10 @@ def _check_committed(folder: Path) -> None:
     for name in _MARKERS:
         if not (folder / name).is_file():
             raise ValueError(f"its {name} is missing, it was never finished")
+    # Reading a pipe may never end.
+    odd = [path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())]
+    if odd:
+        raise ValueError(f"{odd[0].relative_to(folder)} is no file")
 
 
 def _check_digests(saved: Mapping[str, int], loaded: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ _FREE_TO_CHANGE = (
     *("tokenizer", "failed_save", "health"),
 )
 _FREE_TO_CHANGE_IN = {
-    "data": ("workers", "threads", "prefetch", "worker_timeout_s"),
+    "data": ("workers", "threads", "prefetch", "worker_timeout_s", "bad_records"),
     "init": ("verbose",),
 }
 

@@ -217,6 +217,16 @@ def test_a_flipped_bit_in_an_array_is_told_by_its_digest(saved, tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state/_METADATA"])
+def test_a_pipe_in_a_checkpoint_is_refused_and_not_read(saved, tmp_path, name):
+    shutil.copytree(saved, tmp_path / "run")
+    place = tmp_path / "run" / "checkpoints" / "20" / name
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(InputError, match=r"20: cannot be read.*(is missing|_METADATA is no file)"):
+        load_params(tmp_path / "run")
+
+
 def damage_newest(run: Path, how: str) -> None:
     newest = run / "checkpoints" / "20"
     if how == "no marker":
