@@ -270,7 +270,7 @@ def test_what_is_there_is_never_overwritten(place, tmp_path, capsys):
 def test_another_content_encoder_by_name(place, monkeypatch, flags, capsys):
     trained = []
 
-    def remember(experiment, data, workdir):
+    def remember(experiment, data, workdir, **_):
         trained.append(experiment)
         return SimpleNamespace(workdir=workdir, step=0)
 

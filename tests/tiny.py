@@ -126,14 +126,15 @@ def save_tiny_run(
     """
     experiment = experiment or tiny_experiment()
     system = experiment.build_system()
-    tokenizer = Tokenizer.train(CAPTIONS, system.vocabulary, MAX_TOKENS)
+    max_tokens = min(MAX_TOKENS, system.max_tokens)
+    tokenizer = Tokenizer.train(CAPTIONS, system.vocabulary, max_tokens)
     write_description(
         workdir,
         {
             "experiment": to_plain(replace(experiment, tokenizer=Path("/home/me/tokenizer.json"))),
             "data_fingerprint": "0123456789abcdef",
             "tokenizer": tokenizer.to_json(),
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": max_tokens,
             "preprocessing": {
                 "sample_rate_hz": RATE_HZ,
                 "channels": system.channels,

@@ -83,6 +83,7 @@ class RunCheckpoints:
             )
         self._aside = self._folder.parent / "set_aside"
         self._saving = 0
+        self._response: Any = None
         _quieten_orbax()
 
     def save(self, step: int, state: PyTree, data_state: dict, *, wait: bool = False) -> None:
@@ -114,7 +115,9 @@ class RunCheckpoints:
             }
             self._saving = step
             try:
-                self._checkpointer.save_checkpointables_async(step, items, force=True)
+                self._response = self._checkpointer.save_checkpointables_async(
+                    step, items, force=True
+                )
             except Exception as error:
                 self._fail(error)
         if wait:
@@ -231,9 +234,16 @@ class RunCheckpoints:
         Raises:
           SaveError: it could not be written; what was saved before is whole.
         """
+        response, self._response = self._response, None
         try:
             with _orbax_kept_quiet():
-                self._checkpointer.wait()
+                try:
+                    if response is not None:
+                        # Asked for, it gives back its thread and three files.
+                        response.result()
+                finally:
+                    # A save that failed tells it to both, and else it would to the next save.
+                    self._checkpointer.wait()
         except Exception as error:
             self._fail(error)
 
@@ -254,7 +264,10 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Waits for the last save and ends the background work."""
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
 
 
 def has_checkpoints(workdir: str | Path) -> bool:

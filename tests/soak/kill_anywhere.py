@@ -130,7 +130,8 @@ def wait_until(started: Started, phase: str, draw: random.Random) -> bool:
         "compilation": (lambda: started.has_said("from step"), 0.5),
         "step": (lambda: started.has_said("  loss ", draw.randint(1, 6)), 0.05),
         "save": (started.is_saving, 0.02),
-        "evaluation": (lambda: started.has_said("evaluating"), 0.3),
+        # The second one: what was saved before the first is on disk by then.
+        "evaluation": (lambda: started.has_said("evaluating", 2), 0.3),
     }[phase]
     if not started.wait_for(happened, limit):
         return False

@@ -97,6 +97,23 @@ def test_keeps_the_newest_and_every_kth(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "7"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux")
+def test_saves_leave_no_open_file_and_no_thread(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=1)
+
+    def held() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    for step in range(1, 3):
+        checkpoints.save(step, {"a": jnp.ones(2)}, {}, wait=True)
+    before = held()
+    for step in range(3, 13):
+        checkpoints.save(step, {"a": jnp.ones(2)}, {}, wait=step % 2 == 0)
+    checkpoints.wait()
+    assert held() <= before + 3
+    checkpoints.close()
+
+
 def test_a_step_donated_right_after_the_save_does_not_change_it(tmp_path):
     state = {"a": jnp.zeros(500_000)}
     add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
