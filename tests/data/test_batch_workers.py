@@ -148,7 +148,9 @@ def test_errors_of_workers_arrive():
 
 
 _RUN = """
-import json, multiprocessing, os, sys, time
+import json, multiprocessing, os, signal, sys, time
+# What starts in the background of a shell is born deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.modules["jax"] = None  # Grain does without, and starts in a third of the time.
 import grain, numpy as np
 from spatial_clap_jax.data.batch_workers import BatchWorkers, Built
@@ -206,16 +208,19 @@ def test_nothing_is_left_of_a_process_however_it_ends(tmp_path, what, number, to
         start_new_session=True,
     )
     with process:
-        assert process.stdout is not None
-        children = json.loads(process.stdout.readline())
-        assert len(children) == 2
-        named = set()
-        if number is not None:
-            named = named_memory([process.pid, *children])
-            # Queues of rendering have semaphores, which a helper of Python's removes.
-            assert what == "renders" or not named
-            (os.killpg if to_group else os.kill)(process.pid, number)
-        status = process.wait(LONG_S)
+        try:
+            assert process.stdout is not None
+            children = json.loads(process.stdout.readline())
+            assert len(children) == 2
+            named = set()
+            if number is not None:
+                named = named_memory([process.pid, *children])
+                # Queues of rendering have semaphores, which a helper of Python's removes.
+                assert what == "renders" or not named
+                (os.killpg if to_group else os.kill)(process.pid, number)
+            status = process.wait(LONG_S)
+        finally:
+            process.kill()
     assert status == -(number or 0)
     assert wait_until(lambda: not any(map(is_running, children)), seconds=30)
     assert wait_until(lambda: not any(path.exists() for path in named), seconds=30)
