@@ -30,10 +30,20 @@ install_import_hook([f"spatial_clap_jax.{part}" for part in CHECKED], "beartype.
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
 
 
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether no file was named; what somebody works on runs whole, and in this process."""
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A bare `pytest` takes minutes; what is slow is asked for."""
+    if _is_whole(config) and not (config.option.markexpr or config.option.keyword):
+        config.option.markexpr = "not slow"
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process a core for the whole suite, none for the few files that somebody works on."""
-    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return len(os.sched_getaffinity(0)) if is_whole else 0
+    """A process a core for the whole suite."""
+    return len(os.sched_getaffinity(0)) if _is_whole(config) else 0
 
 
 @pytest.fixture(scope="session")

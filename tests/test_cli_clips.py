@@ -20,6 +20,8 @@ from spatial_clap_jax.train import sharding, trainer
 from spatial_clap_jax.train.experiment import load_config
 from spatial_clap_jax.train.fitting import fitted_to_data
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.filterwarnings("ignore:label.. is deprecated:DeprecationWarning")
 
 CLIPS = """

@@ -129,6 +129,7 @@ np.save("cosines.npy", [cosines, again])
     )
 
 
+@pytest.mark.slow
 def test_the_released_architecture_has_programs_too(tmp_path):
     tiny = tiny_experiment()
     model = dataclasses.replace(

@@ -297,6 +297,7 @@ def run(tmp_path_factory):
     return save_tiny_run(tmp_path_factory.mktemp("m2d") / "run", experiment=tiny_m2d())
 
 
+@pytest.mark.slow
 def test_a_run_is_used_as_it_was_trained_and_as_its_export(run, tmp_path):
     export(run, tmp_path, "safetensors")
     live, exported = load(run), load(tmp_path)

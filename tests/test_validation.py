@@ -28,6 +28,7 @@ def experiment(**changes):
     )
 
 
+@pytest.mark.slow
 def test_scores_in_training_are_those_of_the_checkpoint(tiny_scenes, tmp_path, capfd):
     run = tmp_path / "run"
     trainer.train(experiment(), tiny_scenes, run, validation=Validation)

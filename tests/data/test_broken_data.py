@@ -195,6 +195,7 @@ def spoil(folder: Path, other: Path) -> set[int]:
     return {*range(starts[2]), starts[-2]}
 
 
+@pytest.mark.slow
 def test_what_stands_for_bad_records_is_the_same_for_all_that_build(rendered, other_seed, scenes):
     bad = spoil(scenes, other_seed)
     with pytest.raises(InputError, match=r"scenes: lacks .*00000-of-\d+; copy the whole folder"):

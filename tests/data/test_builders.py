@@ -88,12 +88,14 @@ def test_groups_come_back_as_they_were_drawn(rendered, tmp_path):
     assert len(list(rendered.glob("*train_k2*"))) == 3
 
 
+@pytest.mark.slow
 def test_number_of_workers_changes_no_byte(rendered, tmp_path, monkeypatch):
     monkeypatch.setattr(builders, "SHARD_BYTES", 50_000)
     render_scenes(RECIPE, "synthetic", tmp_path / "two", workers=2, progress=False)
     assert contents_of(tmp_path / "two") == contents_of(rendered)
 
 
+@pytest.mark.slow
 def test_beam_renders_the_same_groups(tmp_path):
     pytest.importorskip("apache_beam")
     counts = GroupCounts(0, 13, 0, 0, 0, 0, 0, 0, 0)
@@ -151,6 +153,7 @@ def test_a_source_travels_by_pickle(rendered):
         source[3]
 
 
+@pytest.mark.slow
 def test_reading_needs_neither_tensorflow_nor_jax(rendered):
     code = (
         "import sys; from spatial_clap_jax.data.builders import open_scenes\n"

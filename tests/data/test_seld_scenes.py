@@ -136,6 +136,7 @@ def contents_of(folder):
     }
 
 
+@pytest.mark.slow
 def test_again_is_the_same_whatever_the_workers(rendered, tmp_path):
     again = render_clips(RECIPE, "synthetic", tmp_path / "again", workers=2, progress=False)
     assert contents_of(tmp_path / "again") == contents_of(rendered)

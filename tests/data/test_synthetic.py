@@ -55,6 +55,7 @@ def log_mel_statistics(audio):
     return np.concatenate([log_mel.mean(1), log_mel.std(1)])
 
 
+@pytest.mark.slow
 def test_nearest_centroids_tell_unseen_clips_apart():
     source = open_source("synthetic", SourceOptions(synthetic_clips=(6, 0, 3)))
     statistics = {"train": [], "test": []}

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from spatial_clap_jax.models.cnn import AttentionPool, Cnn, CnnConfig, ConvBlock, fold_patches
 
@@ -50,6 +51,7 @@ def test_orders_of_a_block_differ_as_said():
     assert "bias" not in variables["params"]["conv"]
 
 
+@pytest.mark.slow
 def test_batch_of_one_equals_a_batch_of_many():
     config = CnnConfig(channels=(8, 8), pools=((1, 2), (2, 2)), width=16, heads=2)
     x = jax.random.normal(jax.random.key(0), (4, 21, 16))

@@ -108,6 +108,7 @@ def test_a_token_twice_weighs_as_one_where_all_are_doubled():
     np.testing.assert_allclose(doubled[1], np.repeat(found[1], 2, axis=1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_reach_both_streams_and_all_parameters():
     audio, other = streams()
 

@@ -29,6 +29,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_looping_and_computing_again_change_nothing(name):
     module, inputs = CASES[name]

@@ -264,6 +264,7 @@ def test_fusion_keeps_its_statistics_where_nothing_is_longer(fused_variables, on
     assert jnp.isfinite(out.map).all()
 
 
+@pytest.mark.slow
 def test_gradients_in_training_are_finite_however_many_are_longer(fused_variables):
     def scalar(params, longer):
         variables = {**fused_variables, "params": params}

@@ -124,6 +124,7 @@ def test_the_epsilon_of_the_merged_norm_counts(tower):
     assert np.abs(maps[0] - maps[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_looped_and_recomputed_blocks_are_the_same_function(images, tower):
     variables, run = tower
 
@@ -185,6 +186,7 @@ def test_both_gelus_of_the_box_head():
     assert 1e-7 < np.abs(boxes - other).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_queries_for_all_images_or_for_each(images):
     module = OwlVit(CONFIG)
     variables = jax.jit(module.init)(jax.random.key(0), images, TOKENS)

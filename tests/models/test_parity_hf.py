@@ -210,6 +210,7 @@ FUSED_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "frames", "longer", "seed"),
     [(*case, seed) for case in FUSED_CASES for seed in (0, 1, 2)],
@@ -225,6 +226,7 @@ def test_fused_htsat_equals_clap_audio_model(config, frames, longer, seed):
     assert_same_output(ours, expected)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_fused_htsat_equal_clap_audio_model():
     """Every weight, by the relative error of its whole gradient."""
     config = fused(SMALL)
@@ -249,6 +251,7 @@ def test_gradients_of_the_fused_htsat_equal_clap_audio_model():
     assert max(jax.tree.leaves(error)) <= 1e-3, error
 
 
+@pytest.mark.slow
 def test_training_statistics_of_the_fusion_equal_clap_audio_model():
     """PyTorch keeps the unbiased variance, Flax the biased one: n / (n - 1) lies between."""
     config = fused(SMALL, drop_path=0.0)

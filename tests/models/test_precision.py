@@ -25,12 +25,14 @@ def drawn(module, *inputs):
     return both
 
 
+@pytest.mark.slow
 def test_htsat():
     config = HtsatConfig(spec_size=64, mels=16, embed_dim=32, depths=(1, 1, 2), heads=(2, 4, 4))
     levels = jax.random.normal(jax.random.key(1), (4, 200, 16)) * 20 - 30
     assert cosines(*drawn(Htsat(config), levels)).min() >= 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
 def test_text(pooling):
     config = TextConfig(

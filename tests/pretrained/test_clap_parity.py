@@ -72,6 +72,7 @@ def compiled_heads(system):
     return jax.jit(project, static_argnames="name")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     ("size", "fused", "text"),
@@ -127,6 +128,7 @@ def converted(request, tmp_path_factory):
     return model, folder
 
 
+@pytest.mark.slow
 def test_a_converted_clap_opens_and_embeds_waveforms_and_texts(converted):
     model, folder = converted
     ours = spatial_clap_jax.load(folder / "ours")
@@ -181,6 +183,7 @@ def test_a_fused_clap_embeds_a_long_recording_as_a_whole(converted, monkeypatch)
     np.testing.assert_array_equal(ours.embed_audio(audio[None], 48_000), embedding)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_loss_are_the_same_for_every_weight(converted):
     model, folder = converted
     fused = model.config.audio_config.enable_fusion

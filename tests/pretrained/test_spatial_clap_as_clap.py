@@ -56,6 +56,7 @@ def run(tmp_path_factory):
     return save_tiny_run(folder, steps=(1,), averaged=False, experiment=experiment())
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_both_encoders_answer_in_transformers(run, tmp_path):
     torch = pytest.importorskip("torch", reason="the parity extra is not installed")

@@ -100,6 +100,7 @@ def test_tokens_are_those_of_hugging_face(seconds):
     assert gap(SMALL, COLUMNS[seconds], examples=2) < 1e-5
 
 
+@pytest.mark.slow
 def test_tokens_of_the_true_size_are_those_of_hugging_face():
     assert gap(VitConfig(), COLUMNS[1], examples=1) < 1e-5
 

@@ -18,6 +18,8 @@ from spatial_clap_jax.study import run_study
 from spatial_clap_jax.study.outcomes import read_findings
 from spatial_clap_jax.train.experiment import load_config
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "configs/studies/spatial_clap_findings.py"
 FIGURES = {"scores.png", "conditions.png", "learning_curves.png", "directions.png", "map.png"}
 

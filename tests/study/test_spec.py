@@ -73,6 +73,7 @@ def test_phrases_must_be_a_known_set():
         Phrases("new", "", "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["quickstart", "small", "base"])
 def test_shipped_studies_build_every_row(size):
     shipped = load_config("spatial_clap_findings", size)

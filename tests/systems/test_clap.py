@@ -70,6 +70,7 @@ def test_three_channels_are_refused():
         dataclasses.replace(CONFIG, channels=3)
 
 
+@pytest.mark.slow
 def test_steps_learn_and_move_every_part(stereo):
     system, variables = stereo
     config = OptimizerConfig(learning_rate=3e-3, warmup_steps=1)

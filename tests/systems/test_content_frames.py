@@ -89,6 +89,7 @@ def of_window(kind):
     return both, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_what_is_pooled_is_what_moments_are(kind, audio):
     both, steps = of_window(kind)

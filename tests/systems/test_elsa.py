@@ -74,6 +74,7 @@ def random_batch(experiment: Experiment, rows: int = 4) -> dict[str, jax.Array]:
     } | {name: jnp.asarray(labels[name], LABELS[name][1]) for name in system.labels}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "size"),
     [

@@ -90,6 +90,7 @@ def test_it_is_a_system():
     assert system_of().labels == ()
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_parts_make():
     """The encoder on what is seen, the target's blocks on the rest, the predictor between."""
     system, variables = whole()
@@ -153,6 +154,7 @@ def test_the_loss_is_the_weighted_sum():
     ]
 
 
+@pytest.mark.slow
 def test_the_target_gets_no_gradient_and_is_not_copied():
     system, variables = whole()
     heard, batch = heard_of(), batch_of()
@@ -216,6 +218,7 @@ def test_the_step_moves_the_target_after_the_encoder():
     assert {"masked_loss", "contrastive_loss", "retrieval"} <= metrics.keys()
 
 
+@pytest.mark.slow
 def test_the_logit_scale_is_kept_in_its_range_and_never_stuck():
     ours = tiny_m2d(contrast_weight=1.0, mask_ratio=0.0)
     loss = dataclasses.replace(ours.loss, initial_scale=100.0, min_scale=1.0)
@@ -282,6 +285,7 @@ def test_every_mix_has_the_parts_that_it_needs(ratio, masked, contrast, classes)
     assert jax.eval_shape(system.embed_audio, variables, audio).shape == (2, width)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_scanned_layers_train_too():
     ours = tiny_m2d(
         classes=CLASSES, contrast_weight=0.0, mixup=0.5, spec_augment=SpecAugmentConfig(1, 9, 1, 3)
@@ -295,6 +299,7 @@ def test_micro_batches_and_scanned_layers_train_too():
     assert all(np.isfinite(float(value)) for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_an_embedding_is_of_the_whole_window_and_normalised_levels():
     system, variables = whole()
     config = dataclasses.replace(system.config, normalisation=(-3.0, 2.0))

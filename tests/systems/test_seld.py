@@ -82,6 +82,7 @@ def test_sound_alone_needs_no_fusion():
     assert shapes.keys() == {"encoder", "temporal", "hidden", "head"}
 
 
+@pytest.mark.slow
 def test_every_weight_has_a_gradient(system, variables):
     batch = tiny_batch(system, 2)
 

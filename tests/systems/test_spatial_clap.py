@@ -73,6 +73,7 @@ def random_batch(experiment: Experiment, rows: int = 4) -> dict[str, jax.Array]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_two_shrunk_steps_of_every_shipped_config(size):
     experiment = shrunk(size)
@@ -135,6 +136,7 @@ def small():
     return system, jax.jit(system.init)(jax.random.key(3)), random_batch(experiment, 5)
 
 
+@pytest.mark.slow
 def test_embeddings_are_unit_and_do_not_depend_on_the_batch(small):
     system, variables, batch = small
     audio = system.embed_audio(variables, batch["audio"])

@@ -190,6 +190,7 @@ def damaged_runs(whole: Path, folder: Path) -> Iterator[Path]:
             shutil.rmtree(run)
 
 
+@pytest.mark.slow
 def test_any_damaged_file_gives_the_same_bits_or_an_input_error(saved, tmp_path, capfd):
     refusals, loads = [], 0
     for run in damaged_runs(saved / "checkpoints" / "20", tmp_path):
@@ -256,6 +257,7 @@ def damage_newest(run: Path, how: str) -> None:
         HARMS[how](max(files, key=lambda f: f.stat().st_size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["halved", "emptied", "no marker", "flipped"])
 def test_a_damaged_newest_is_set_aside_and_the_one_before_is_used(saved, tmp_path, how):
     run, told = tmp_path / "run", []
@@ -475,6 +477,7 @@ def test_eight_devices_to_eight_and_to_one(tmp_path):
     assert_same_bits(load_params(tmp_path)[0]["variables"], make_state(5).variables)
 
 
+@pytest.mark.slow
 def test_what_two_processes_saved_one_restores(tmp_path):
     save_sharded(tmp_path, processes=2, devices=2)
     assert_same_bits(load_params(tmp_path)[0]["variables"], make_state(5).variables)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from soak import kill_anywhere
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:

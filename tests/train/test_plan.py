@@ -47,6 +47,7 @@ def compiled(batch: int, peak: float) -> planning._Compiled:
     return planning._Compiled(batch, parts, 4e12, None, int(peak), 16 * GIB, seconds=1.0)
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine(tmp_path, capsys):
     config = tmp_path / "tiny_config.py"
     config.write_text(CONFIG)
@@ -83,6 +84,7 @@ def test_a_plan_for_this_machine(tmp_path, capsys):
     assert "cpu: peaks unknown; memory and counts only." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_tpu(tpu, capsys):
     found = plan(tiny_experiment(), "v5e:4x4", 64, largest=False, fast=True, progress=False)
     assert found.devices == 16

@@ -228,6 +228,7 @@ def assert_same_gradients(ours, theirs, rtol: float = 1e-4):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("remat", ["blocks", "elementwise"])
 def test_how_a_step_is_computed_changes_nothing(remat, scan_layers):
@@ -235,6 +236,7 @@ def test_how_a_step_is_computed_changes_nothing(remat, scan_layers):
     assert_same_gradients(gradients_of(execution), gradients_of(Execution()))
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_drops_out_the_same():
     drawn = gradients_of(Execution(), dropout=0.5)
     assert_same_gradients(gradients_of(Execution(remat="blocks"), dropout=0.5), drawn)
@@ -242,11 +244,13 @@ def test_what_is_computed_again_drops_out_the_same():
     assert float(other[1]["loss"]) != float(drawn[1]["loss"])
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_drops_nothing_when_its_layers_are_scanned():
     still = gradients_of(Execution(scan_layers=True), ("^text/",), dropout=0.5)
     assert_same_gradients(still, gradients_of(Execution(), ("^text/",)))
 
 
+@pytest.mark.slow
 def test_blocks_are_computed_again():
     """The backward pass holds fewer arrays, and has more products to compute."""
     products = {}
@@ -268,6 +272,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(kind):
     assert_same_gradients(gradients_of(Execution(micro_batches=4), still, kind), whole)
 
 
+@pytest.mark.slow
 def test_micro_batches_normalise_by_themselves():
     """The running statistics are the mean of those that the parts would have left."""
     _, _, left = gradients_of(Execution(micro_batches=2))
@@ -339,6 +344,7 @@ def test_rivals_add_their_weighted_loss(kind, read):
     assert float(loss) == pytest.approx(float(plain) + 0.25 * float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_rivals_are_further_rows_of_the_text_encoder():
     system, batch = Mini(None, ContrastiveConfig(rival_weight=1.0)), rival_batch()
     variables = jax.jit(system.init)(jax.random.key(0))

@@ -81,6 +81,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(straight, tiny_scenes, 
     assert [row["step"] for row in rows[0]] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(straight, tiny_scenes):
     before = arrays_of(straight)
     result = trainer.train(experiment(), tiny_scenes, straight, progress=False)
@@ -135,6 +136,7 @@ class train_iterator:
         self.batches.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scl", [True, False])
 def test_a_step_logs_the_loss_of_rivals(scl):
     """With SCL the rivals are in the batch; without, `data.rivals` brings captions along."""
@@ -167,6 +169,7 @@ def test_a_step_logs_the_loss_of_rivals(scl):
     assert int(state.step) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scl", [True, False])
 def test_frozen_sub_trees_stay(tiny_scenes, tmp_path, scl):
     ours = experiment()
@@ -195,6 +198,7 @@ def test_another_experiment_is_refused_and_the_differences_named(straight, tiny_
         trainer.train(other, tiny_scenes, straight, progress=False)
 
 
+@pytest.mark.slow
 def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path):
     run = tmp_path / "run"
     trainer.train(experiment(), tiny_scenes, run, progress=False)
@@ -227,6 +231,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(straight, tiny_sce
         trainer.train(ours, tiny_scenes, tmp_path / "run", progress=False)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_its_steps_alone(straight, tiny_scenes, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(straight, run)
@@ -259,6 +264,7 @@ def poisoned(monkeypatch):
     return poison
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_left_out_and_told(tiny_scenes, tmp_path, poisoned):
     poisoned({2})
     run = tmp_path / "run"
@@ -276,6 +282,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_told(tiny_scenes, tmp_path, p
     assert all(name.startswith("train_k") for name in incident["samples"])
 
 
+@pytest.mark.slow
 def test_numbers_that_stay_wrong_end_the_run_with_all_that_tells_why(
     tiny_scenes, tmp_path, poisoned
 ):
@@ -296,6 +303,7 @@ def test_numbers_that_stay_wrong_end_the_run_with_all_that_tells_why(
     assert trainer.train(ours, tiny_scenes, run, progress=False).step == 8
 
 
+@pytest.mark.slow
 def test_scores_are_rows_of_the_log_and_a_resumed_run_has_each_once(tiny_scenes, tmp_path):
     def validation(feed):
         assert feed.tokenizer is not None
@@ -312,6 +320,7 @@ def test_scores_are_rows_of_the_log_and_a_resumed_run_has_each_once(tiny_scenes,
     assert scored == [2, 4]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_cannot_be_made_ends_no_training(tiny_scenes, tmp_path, capfd):
     def validation(feed):
         def scores(variables, step):
@@ -325,6 +334,7 @@ def test_an_evaluation_that_cannot_be_made_ends_no_training(tiny_scenes, tmp_pat
     assert "step 2: not evaluated: text 0: has 39 tokens" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_stops_the_run_or_is_tried_again(tiny_scenes, tmp_path, monkeypatch):
     save, failed = RunCheckpoints.save, []
 
@@ -385,6 +395,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight_with_split_parameters(tiny_scenes, tmp_path):
     for devices in (1, 8):
         fsdp = min(devices, 4)
@@ -434,6 +445,7 @@ def launch(folder: Path, scenes: Path, workdir: Path, processes: int, devices: i
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_devices(tiny_scenes, tmp_path):
     """Eight devices in two processes; from their step 3 on, four in one, and eight in four."""
     straight = tmp_path / "2x4"
@@ -463,6 +475,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(tiny_scenes, tmp_path):
                 np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_the_same_step_in_all(tiny_scenes, tmp_path):
     workdir = tmp_path / "run"
     started = launch(tmp_path, tiny_scenes, workdir, 2, 1, steps=100_000)

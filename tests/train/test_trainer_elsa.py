@@ -23,6 +23,8 @@ from spatial_clap_jax.train.experiment import InitConfig
 from spatial_clap_jax.train.metrics_log import read_metrics
 from spatial_clap_jax.train.trainer import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):

@@ -27,6 +27,8 @@ from spatial_clap_jax.train.fitting import fitted_to_data, measured_normalisatio
 from spatial_clap_jax.train.metrics_log import read_metrics
 from spatial_clap_jax.train.warm_start import adopt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:

@@ -25,6 +25,8 @@ from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.metrics_log import read_metrics
 from spatial_clap_jax.validation import Validation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):

@@ -57,6 +57,7 @@ def bert(tmp_path_factory):
     return folder, save_bert(folder)
 
 
+@pytest.mark.slow
 def test_a_text_tower_gives_the_run_its_shape_tokenizer_and_weights(
     bert, tiny_scenes, tmp_path, capsys
 ):
@@ -82,6 +83,7 @@ def test_a_text_tower_gives_the_run_its_shape_tokenizer_and_weights(
     assert np.isfinite(load(run / "one").embed_text(["a dog barks"])).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_its_sources_no_more(bert, tiny_scenes, tmp_path):
     source = tmp_path / "bert"
     shutil.copytree(bert[0], source)
@@ -142,6 +144,7 @@ def clap(tmp_path_factory):
     return folder, arrays
 
 
+@pytest.mark.slow
 def test_an_audio_tower_gives_shape_front_end_weights_and_statistics(clap, tiny_scenes, tmp_path):
     ours = experiment(audio=str(clap[0]))
     # Half a second is more than this small encoder takes at a hop of 160.
@@ -176,6 +179,7 @@ def test_training_habits_stay_the_experiments(clap):
     assert adopted.model.content == dataclasses.replace(HTSAT, drop_path=0.7)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_from_is_refused(bert, clap, tiny_scenes, tmp_path):
     with pytest.raises(InputError, match=r"is a text encoder; give a CLAP for the audio side"):
         adopt(experiment(audio=str(bert[0])))
