@@ -156,10 +156,17 @@ def _take(examples: Iterator[T], start: int, count: int) -> Iterator[tuple[int, 
     return zip(range(start, start + count), examples, strict=False)
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """TFDS would ask Google's bucket for these scenes, and leave an empty folder in /tmp."""
+
+    def initialize_from_bucket(self) -> None:
+        pass
+
+
 def _info(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetInfo:
     config = builder.builder_config
     assert isinstance(config, SceneConfig)
-    return tfds.core.DatasetInfo(
+    return _LocalInfo(
         builder=builder,
         description="Spatial mixtures of dry clips in rooms, with captions of what is where.",
         features=scene_features(config.recipe.length, config.recipe.channels),

@@ -192,6 +192,13 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     assert contents_of(tmp_path) == {"thesis.tex": b"ten years of work"}
 
 
+def test_rendering_leaves_nothing_among_temporary_files(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    render_scenes(FEW, "synthetic", tmp_path / "out", workers=1, progress=False)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_an_interrupted_render_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(recipe, drawn_from, split, k, index):
         if (split, index) == ("train", 1):
