@@ -37,5 +37,10 @@ def test_a_leak_is_seen():
     # The process may open or close some of its own meanwhile.
     assert gauges.slope(samples, "files") == pytest.approx(1.0, abs=0.3)
     assert os.getpid() in gauges.tree_of(os.getppid())
+    # What is held while something is saved is given back.
+    saving = [
+        gauges.Sample(at, 950.0 if at > 50 and at % 5 else 850.0, 5, 5, 1) for at in range(100)
+    ]
+    assert not gauges.growing(saving)
     held = [gauges.Sample(at, 100.0 + 9 * at, 5, 5, 1) for at in range(10)]
     assert gauges.growing(held) == {"memory_mb": "rises by 81.0 MB, more than 20.0"}
