@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,8 +79,8 @@ _WINDOWS = 12
 
 def at_rest(samples: Sequence[Sample], name: str) -> tuple[list[float], list[float]]:
     """The lowest reading of each twelfth of the samples, and when it was taken."""
-    size = max(1, len(samples) // _WINDOWS)
-    windows = [samples[start : start + size] for start in range(0, len(samples), size)]
+    ends = [len(samples) * window // _WINDOWS for window in range(_WINDOWS + 1)]
+    windows = [samples[start:end] for start, end in itertools.pairwise(ends) if end > start]
     lowest = [min(window, key=lambda one: getattr(one, name)) for window in windows]
     return [one.at for one in lowest], [float(getattr(one, name)) for one in lowest]
 
