@@ -15,7 +15,9 @@ class Sample:
 
     Attributes:
       at: seconds, or a number of restarts.
-      memory_mb: resident memory; what several processes share is counted once.
+      memory_mb: memory that has no file behind it, resident or swapped out; what several
+        processes share is counted once. Pages of libraries are no leak, and how many are resident,
+        or shared with other programs, is the machine's doing.
       files: open file descriptors.
       threads: of all processes.
       processes: the tree.
@@ -35,6 +37,9 @@ LIMITS = {
     "files": ("files", 0.0, 1.5),
     "threads": ("threads", 0.0, 1.5),
 }
+
+
+_UNFILED = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
 
 
 def tree_of(pid: int) -> list[int]:
@@ -65,7 +70,7 @@ def sample(at: float, pid: int | None = None) -> Sample:
         # It may end meanwhile.
         with contextlib.suppress(OSError):
             shares = (folder / "smaps_rollup").read_text().splitlines()
-            memory_kb += next(int(line.split()[1]) for line in shares if line.startswith("Pss:"))
+            memory_kb += sum(int(line.split()[1]) for line in shares if line.startswith(_UNFILED))
             files += len(os.listdir(folder / "fd"))
             threads += len(os.listdir(folder / "task"))
             processes += 1

@@ -4,7 +4,7 @@
 
 A tiny Spatial-CLAP is trained on synthetic scenes by `spatial-clap train`, with a data worker,
 saves of checkpoints and evaluations of the validation split a few seconds apart. Every few seconds
-resident memory, open files and threads of all its processes are read. Flat means: from the end of
+memory, open files and threads of all its processes are read. Flat means: from the end of
 the warm-up (a third of the time) on, the line through the lowest readings of twelve windows (what
 is held at rest, between saves and evaluations) rises by no more than 3 % of the median or 20 MB,
 whichever is more, and by no more than 1.5 files and threads. Exit status 1 where it does not, or
