@@ -17,6 +17,7 @@ import tyro
 from spatial_clap_jax import shown
 from spatial_clap_jax.arguments import call, one_line, peek, with_content
 from spatial_clap_jax.errors import InputError, RunStopped
+from spatial_clap_jax.train.host_memory import keep_freed_memory
 from spatial_clap_jax.train.interruption import EXIT_STATUS, Interrupted, Interruption, leave
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def _run(arguments: list[str]) -> None:
         raise InputError(
             f"{name}: no such command; did you mean {nearest}? commands: {', '.join(COMMANDS)}"
         )
+    if name in _TRAINING:
+        # Before the imports, which start threads.
+        keep_freed_memory()
     COMMANDS[name](rest)
 
 
@@ -783,6 +787,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "embed": embed_command,
     "embed-text": embed_text_command,
 }
+_TRAINING = ("quickstart", "train", "study")
 
 
 if __name__ == "__main__":
