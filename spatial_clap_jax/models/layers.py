@@ -1,7 +1,7 @@
 """Layers that more than one encoder is made of, and in what ways a training step runs them.
 
-`held_still`, `rows_over` and `executed` change how modules compute without a word in the modules:
-they hold while a step is traced.
+`held_still`, `rows_over`, `tokens_as_rows` and `executed` change how modules compute without a word
+in the modules: they hold while a step is traced.
 """
 
 import functools
@@ -309,6 +309,32 @@ def rows_over(mesh: Mesh | None) -> Iterator[None]:
         return jax.tree.map(
             lambda x: jax.lax.with_sharding_constraint(x, split) if x.ndim else x, given
         )
+
+    with nn.intercept_methods(intercepted):
+        yield
+
+
+@contextmanager
+def tokens_as_rows(mesh: Mesh | None) -> Iterator[None]:
+    """Within it, dense layers on CPUs take all axes but the last as one.
+
+    The gradient of a weight sums over all of them. Over several axes XLA for CPUs first turns the
+    inputs and the gradients round in memory, which costs as much as the products of narrow layers;
+    over one it does not. TPUs have memory in tiles, and are left as they are.
+
+    Args:
+      mesh: the devices; None asks for nothing.
+    """
+    if mesh is None or mesh.devices.flat[0].platform != "cpu":
+        yield
+        return
+
+    def intercepted(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        if context.method_name != "__call__" or not isinstance(context.module, nn.Dense):
+            return call(*args, **kwargs)
+        (x,) = args
+        out = call(x.reshape(-1, x.shape[-1]), **kwargs)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
     with nn.intercept_methods(intercepted):
         yield

@@ -12,7 +12,7 @@ import sys
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_NEVER = 2**31 - 1
+_NEVER = -1
 # Addresses, not memory: pages come when they are written to.
 _RESERVED_BYTES = 8 << 30
 _HUGE_PAGE_BYTES = 2 << 20

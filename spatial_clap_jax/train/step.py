@@ -12,7 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.models.layers import Remat, executed, held_still, rows_over
+from spatial_clap_jax.models.layers import (
+    Remat,
+    executed,
+    held_still,
+    rows_over,
+    tokens_as_rows,
+)
 from spatial_clap_jax.systems.base import Batch, Encoded, Following, Trainable, Variables, in_use
 from spatial_clap_jax.train.optim import map_by_path, matches
 
@@ -216,7 +222,12 @@ class TrainStep:
         )
         variables = {**state.variables, "params": params}
         how = self.execution
-        with held_still(self.frozen), rows_over(self.mesh), executed(how.remat, how.scan_layers):
+        with (
+            held_still(self.frozen),
+            rows_over(self.mesh),
+            tokens_as_rows(self.mesh),
+            executed(how.remat, how.scan_layers),
+        ):
             return self.system.encode(variables, batch, rng, train=True)
 
     def _split(self, name: str, array: Array) -> Array:

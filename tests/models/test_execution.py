@@ -1,12 +1,16 @@
 """Blocks that are computed again, and layers that are looped over, are the same function."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.sharding import Mesh
 
 from spatial_clap_jax.models.htsat import Htsat, HtsatConfig
-from spatial_clap_jax.models.layers import StochasticDepth, executed
+from spatial_clap_jax.models.layers import StochasticDepth, executed, tokens_as_rows
 from spatial_clap_jax.models.text import TextConfig, TextEncoder
 
 HTSAT = Htsat(
@@ -74,3 +78,24 @@ def test_looped_blocks_drop_at_their_own_rates():
     assert set(np.unique(rows)) == {0.0, 2.0}
     assert (rows[:, 0] == rows[:, 1]).all()
     assert 400 < (rows[:, 0] > 0).sum() < 600
+
+
+def test_weights_on_cpus_get_their_gradients_without_turning_tokens_round():
+    layers = nn.Sequential([nn.Dense(48), nn.gelu, nn.Dense(16)])
+    x = RNG.normal(size=(4, 8, 32, 16)).astype(np.float32)
+    params = layers.init(jax.random.key(0), x)
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]), ("data",))
+
+    def gradients_within(mesh):
+        def loss(params, x):
+            with tokens_as_rows(mesh):
+                return (layers.apply(params, x) ** 2).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
+        turned = re.findall(r"= f32\S* (?:copy|transpose)\(", compiled.as_text())
+        return compiled(params, x), len(turned)
+
+    plain, turned = gradients_within(None)
+    rows, turned_within = gradients_within(mesh)
+    assert turned > turned_within == 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), rows, plain)
