@@ -17,7 +17,7 @@ from spatial_clap_jax.train.experiment import Experiment, load_config
 from spatial_clap_jax.train.optim import OptimizerConfig
 
 # Of `base`, 70 epochs of some two million clips.
-_STEPS = {"quickstart": 150, "small": 300, "base": 280_000}
+_STEPS = {"quickstart": 150, "small": 150, "base": 280_000}
 _BATCHES = {"quickstart": 32, "small": 64, "base": 512}
 
 

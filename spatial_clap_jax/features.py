@@ -34,11 +34,9 @@ _LARGEST_RATIO = 1000
 # Frames of 1024 samples in parts of 64 ask for 0.23 of the products that their halves do; finer
 # splits cost more in sums and in small matrices than they save.
 _SHORTEST_PART = 64
-# Samples in the frames of a block, in all channels: a block's work shall outweigh the waits between
-# its parts, and what lies between them shall stay in the cache.
-_BLOCK_SAMPLES = 1 << 19
-# As `split` of `sorted_spectra`: a whole transform.
-_WHOLE = 1
+# Samples in the frames of a block, in all channels: in smaller blocks threads wait more than they
+# work, and what lies between the steps of larger ones no longer stays in the cache.
+_BLOCK_SAMPLES = 1 << 20
 _SHORTEST_BLOCK = 8
 
 
@@ -221,9 +219,9 @@ def log_mel(audio: Signal, config: LogMelConfig = LAION_CLAP_LOG_MEL) -> MelFram
       (2, 101, 64)
     """
 
-    def levels(audio: Signal, count: int, split: int) -> MelFrames:
-        powers = [power_of(*parts) for parts in mel_spectra(audio, count, config, split)]
-        mel = mel_sums(powers, config, split)
+    def levels(audio: Signal, count: int) -> MelFrames:
+        powers = [power_of(*parts) for parts in mel_spectra(audio, count, config)]
+        mel = mel_sums(powers, config)
         if config.level == "natural":
             return jnp.log(mel + config.amin)
         return decibels(mel, config.amin)
@@ -328,16 +326,15 @@ def mel_cross_sums(
       Four times [*b, t // hop + 1, mels].
     """
 
-    def sums(audio: Stereo, count: int, split: int) -> Float32[Array, "*b 4 l m"]:
+    def sums(audio: Stereo, count: int) -> Float32[Array, "*b 4 l m"]:
         powers, cosines, sines = [], [], []
-        for real, imaginary in mel_spectra(audio, count, config, split, win_length):
+        for real, imaginary in mel_spectra(audio, count, config, win_length):
             (left_re, right_re), (left_im, right_im) = _channels(real), _channels(imaginary)
             powers.append(power_of(real, imaginary))
             cosines.append(left_re * right_re + left_im * right_im)
             sines.append(left_im * right_re - left_re * right_im)
-        crosses = [mel_sums(parts, config, split) for parts in (cosines, sines)]
-        powers = mel_sums(powers, config, split)
-        return jnp.concatenate([powers, jnp.stack(crosses, axis=-3)], axis=-3)
+        crosses = jnp.stack([mel_sums(cosines, config), mel_sums(sines, config)], axis=-3)
+        return jnp.concatenate([mel_sums(powers, config), crosses], axis=-3)
 
     found = by_blocks(sums, centred(audio, config.n_fft), config)
     left, right, cosine, sine = jnp.moveaxis(found, -3, 0)
@@ -482,7 +479,7 @@ def check_decibels(config: LogMelConfig) -> None:
 
 
 def by_blocks(
-    function: Callable[[Signal, int, int], Float32[Array, "*planes l m"]],
+    function: Callable[[Signal, int], Float32[Array, "*planes l m"]],
     audio: Signal,
     config: LogMelConfig | StftConfig,
 ) -> Float32[Array, "*planes l m"]:
@@ -493,8 +490,7 @@ def by_blocks(
     that a batch can be spread over devices.
 
     Args:
-      function: from samples, how many frames to take of them, and the `split` that
-        `sorted_spectra` shall take them by, to mel bands.
+      function: from samples, and how many frames to take of them, to mel bands.
       audio: samples, the first frame first.
       config: how long and how far apart frames are.
 
@@ -506,39 +502,28 @@ def by_blocks(
     # An exported model's batch has no number yet: it counts as one.
     channels = math.prod(size for size in audio.shape[:time] if isinstance(size, int) and size)
     length = max(_SHORTEST_BLOCK, _BLOCK_SAMPLES // (n_fft * channels))
-    split_on_cpu = _WHOLE if _takes_fft(n_fft) else split_of(n_fft)
 
     def at_once(audio: Signal) -> Float32[Array, "*planes l m"]:
-        return function(audio, count, split_of(n_fft))
+        return function(audio, count)
+
+    if length >= count:
+        return at_once(audio)
 
     def on_cpu(audio: Signal) -> Float32[Array, "*planes l m"]:
-        if length >= count:
-            return function(audio, count, split_on_cpu)
         hops = _hops(length, n_fft, hop)
         audio = _at_least(audio, (count - length + hops) * hop)
-
-        def of_block(piece: Signal) -> Float32[Array, "*planes l m"]:
-            return function(piece, length, split_on_cpu)
 
         def block(i: Array, bands: Array) -> Array:
             # The last block reaches back over frames that are there already.
             start = jnp.minimum(i * length, count - length)
             piece = jax.lax.dynamic_slice_in_dim(audio, start * hop, hops * hop, time)
-            return jax.lax.dynamic_update_slice_in_dim(bands, of_block(piece), start, -2)
+            return jax.lax.dynamic_update_slice_in_dim(bands, function(piece, length), start, -2)
 
-        one = jax.eval_shape(of_block, audio[..., : hops * hop])
+        one = jax.eval_shape(lambda piece: function(piece, length), audio[..., : hops * hop])
         empty = jnp.zeros((*one.shape[:-2], count, one.shape[-1]), one.dtype)
         return jax.lax.fori_loop(0, -(-count // length), block, empty)
 
     return jax.lax.platform_dependent(audio, cpu=on_cpu, default=at_once)
-
-
-def _takes_fft(n_fft: int) -> bool:
-    """Whether a program on the CPU takes XLA's FFT: not where several devices share a batch.
-
-    Nor for other lengths than powers of two, where products are as fast and a little more exact.
-    """
-    return jax.device_count("cpu") == 1 and n_fft.bit_count() == 1
 
 
 def sorted_spectra(
@@ -558,7 +543,8 @@ def sorted_spectra(
     equal length, and short transforms across them give what the bins of each remainder
     modulo `split` see: fewer and shorter products. It is the first stage of an FFT.
 
-    In one part it is all of an FFT, by XLA: on one CPU the fastest of the ways tried.
+    Nor on one CPU, where it would be a little faster: it takes rows in groups, and the last bits of
+    a row depend on how many others there are. A batch of one must equal a batch of many.
 
     Reference: Cooley and Tukey 1965, decimation in frequency.
     """
@@ -567,9 +553,6 @@ def sorted_spectra(
         _frames(audio[..., i * width :], width, hop, count) * part
         for i, part in enumerate(np.split(_window(window, win_length, n_fft), split))
     ]
-    if split == _WHOLE:
-        spectrum = jnp.fft.rfft(parts[0])[..., :bins]
-        return [(spectrum.real, spectrum.imag)]
     spectra = []
     for across, along in _fourier_stages(n_fft, bins, split):
         sums = jnp.stack([_weighted_sum(parts, weights) for weights in across], axis=-2)
@@ -685,20 +668,18 @@ def split_of(n_fft: int) -> int:
 
 
 def mel_spectra(
-    audio: Signal, count: int, config: LogMelConfig, split: int, win_length: int | None = None
+    audio: Signal, count: int, config: LogMelConfig, win_length: int | None = None
 ) -> list[Parts]:
     """Spectra of `count` frames, for `mel_sums`; the window fills a frame if None."""
     n_fft, bins = config.n_fft, len(_weights(config))
     width = win_length or n_fft
-    return sorted_spectra(audio, count, n_fft, config.hop, width, "hann", bins, split)
+    return sorted_spectra(audio, count, n_fft, config.hop, width, "hann", bins, split_of(n_fft))
 
 
-def mel_sums(
-    quantity: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig, split: int
-) -> MelFrames:
+def mel_sums(quantity: Sequence[Float32[Array, "*b l _"]], config: LogMelConfig) -> MelFrames:
     """Sums over bands of a quantity per bin, given as `sorted_spectra` sorts the bins."""
     weights = _weights(config)
-    order = np.concatenate(sorted_bins(len(weights), split))
+    order = np.concatenate(sorted_bins(len(weights), split_of(config.n_fft)))
     bins = jnp.concatenate(quantity, axis=-1)
     return jnp.matmul(bins, weights[order], precision=jax.lax.Precision.HIGHEST)
 

@@ -118,10 +118,11 @@ def _flows(parts: Sequence[Parts]) -> list[Float32[Array, "*flows l _"]]:
 
 
 def _mel_flows(audio: Foa, config: LogMelConfig) -> Float32[Array, "*b 8 l m"]:
-    def flows(audio: Foa, count: int, split: int) -> Float32[Array, "*b 8 l m"]:
-        return mel_sums(_flows(mel_spectra(audio, count, config, split)), config, split)
-
-    return by_blocks(flows, centred(audio, config.n_fft), config)
+    return by_blocks(
+        lambda audio, count: mel_sums(_flows(mel_spectra(audio, count, config)), config),
+        centred(audio, config.n_fft),
+        config,
+    )
 
 
 def _bin_flows(audio: Foa, config: StftConfig) -> Float32[Array, "*b 8 l f"]:

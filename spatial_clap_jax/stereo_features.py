@@ -23,6 +23,7 @@ from spatial_clap_jax.features import (
     power_of,
     sorted_bins,
     sorted_spectra,
+    split_of,
 )
 from spatial_clap_jax.shapes import MelFrames, Stereo
 
@@ -176,10 +177,10 @@ def power_autocorrelation(
     Example:
       A click and its echo, as loud, 100 samples later make 0.25 at lag 100, spread over rows.
     """
-    bins, to_rows = n_fft // 2 + 1, _row_matrix(n_fft // 2, rows)
+    bins, split = n_fft // 2 + 1, split_of(n_fft)
+    to_lags, to_rows = _lag_matrix(n_fft, split), _row_matrix(n_fft // 2, rows)
 
-    def correlations(audio: Stereo, count: int, split: int) -> Float32[Array, "*b l m"]:
-        to_lags = _lag_matrix(n_fft, split)
+    def correlations(audio: Stereo, count: int) -> Float32[Array, "*b l m"]:
         parts = sorted_spectra(audio, count, n_fft, hop, n_fft, "hann", bins, split)
         power = jnp.concatenate([power_of(*part) for part in parts], axis=-1).sum(axis=-3)
         total = _product(power, to_lags[:, :1])

@@ -316,33 +316,20 @@ def test_spec_augment_wider_than_the_features_does_not_hide_them_all():
     np.testing.assert_allclose(out.mean(), 0.5, atol=0.08)  # widths 0 to 3, alike
 
 
-FRONT_ENDS = {
-    "magnitude_phase": features.magnitude_phase,
-    "mel_cross": lambda a: features.mel_cross(a, SMALL),
-    "log_mel": lambda a: features.log_mel(features.resample(a, 16_000, 48_000)),
-}
-
-
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
-@pytest.mark.parametrize("platform", ["tpu", "cuda", "cpu"])
-def test_no_program_that_is_split_over_devices_has_an_fft(front_end, platform, monkeypatch):
+@pytest.mark.parametrize(
+    "front_end",
+    [
+        features.magnitude_phase,
+        lambda a: features.mel_cross(a, SMALL),
+        lambda a: features.log_mel(features.resample(a, 16_000, 48_000)),
+    ],
+)
+def test_no_front_end_calls_an_fft(front_end):
     # XLA cannot partition one: it would gather the whole global batch on every device.
-    monkeypatch.setattr(jax, "device_count", lambda backend: 2)
     audio = jax.ShapeDtypeStruct((8, 2, 1600), jnp.float32)
-    traced = jax.jit(lambda a: FRONT_ENDS[front_end](a)).trace(audio)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    text = jax.jit(front_end).lower(audio).as_text()
     assert "stablehlo.dot_general" in text
     assert "stablehlo.fft" not in text
-
-
-@pytest.mark.parametrize("front_end", ["mel_cross", "log_mel"])
-def test_one_cpu_takes_an_fft_and_gives_the_same(front_end, noise, monkeypatch):
-    by_fft = jax.jit(lambda a: FRONT_ENDS[front_end](a))
-    assert "stablehlo.fft" in by_fft.lower(noise).as_text()
-    found = by_fft(noise)
-    monkeypatch.setattr(jax, "device_count", lambda backend: 2)
-    by_products = jax.jit(lambda a: FRONT_ENDS[front_end](a))(noise)
-    np.testing.assert_allclose(found, by_products, atol=1e-3)
 
 
 @pytest.mark.parametrize(

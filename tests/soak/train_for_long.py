@@ -10,6 +10,9 @@ is held at rest, between saves and evaluations) rises by no more than 3 % of the
 whichever is more, and by no more than 1.5 files and threads. Exit status 1 where it does not, or
 where the training ends by itself. In two minutes the warm-up is not over: such a trial shows that
 the script works, and no more.
+
+`--minutes 6 --every 2 --checkpoint-every 20 --evaluate-every 100000` looks at saves alone, the two
+numbers exchanged at evaluations: what a few of an hour's leave is soon seen of many.
 """
 
 import argparse
