@@ -103,6 +103,7 @@ def test_without_its_text_encoder_it_is_probed(place, tmp_path, capsys):
     assert set(results) == PROBED | HEADED
 
 
+@pytest.mark.slow
 def test_step_0_is_what_the_run_drew(place, tmp_path):
     trained = read_trained(place / "run")
     experiment = fitted_to_data(

@@ -22,6 +22,7 @@ def tiny_config(name: str, size: str):
     return replace(tiny, model=replace(tiny.model, text=text))
 
 
+@pytest.mark.slow
 def test_everything_is_made_and_a_second_call_makes_nothing_anew(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "load_config", tiny_config)
     results = quickstart("spatial_clap", tmp_path / "out")

@@ -269,6 +269,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_continues_and_leaves_nothing_behind(tokenizer, tmp_path):
     """Saved without workers, continued with two and with none; the tracker warns of leaks."""
     iterator = train_batches(SCENES, config(), tokenizer, scl=True, seed=5)

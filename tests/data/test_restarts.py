@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_restarts_hold_on_to_nothing(tmp_path):
     render_scenes(RECIPE, "synthetic", tmp_path / "scenes", workers=1, progress=False)
     samples = restarts(tmp_path / "scenes", 30, workers_every=0)

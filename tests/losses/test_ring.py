@@ -127,6 +127,7 @@ def check_nothing_square_or_gathered(mesh: Mesh) -> None:
     assert f"f32[{rows}," in dense.lower(audio, text).compile().as_text()
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_dense():
     done = subprocess.run(
         [sys.executable, "-c", ON_EIGHT, str(Path(__file__).parent)],

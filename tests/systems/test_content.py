@@ -69,6 +69,7 @@ def test_a_vit_hears_normalised_levels_and_gives_its_mean_token():
     np.testing.assert_allclose(heard, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_experiment, tiny_elsa])
 def test_the_systems_take_a_vit(make):
     tiny = make().model

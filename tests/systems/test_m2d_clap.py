@@ -196,6 +196,7 @@ def test_the_gradient_stops_at_what_the_target_is_shown():
     assert (np.take_along_axis(often, heard.masks.kept, axis=1) > 0).all()
 
 
+@pytest.mark.slow
 def test_the_step_moves_the_target_after_the_encoder():
     ours = tiny_m2d()
     ours = dataclasses.replace(

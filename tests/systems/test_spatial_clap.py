@@ -175,6 +175,7 @@ def test_swapped_channels_are_another_scene_to_the_spatial_side_only(small):
     assert np.abs(straight - swapped).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_joint_gain_changes_nothing_in_small(small):
     system, variables, batch = small
     loud = system.embed_audio(variables, batch["audio"] * 4.0)

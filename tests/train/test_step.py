@@ -264,6 +264,7 @@ def test_blocks_are_computed_again():
     assert products["blocks"] > 1.15 * products["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["info_nce", "siglip"])
 def test_micro_batches_give_the_gradients_of_the_whole_batch(kind):
     # BatchNorm by running statistics: no encoder then looks across examples.

@@ -51,6 +51,7 @@ def straight(tiny_scenes, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(straight, tiny_scenes, tmp_path):
     put_batch = sharding.put_batch
     calls = []

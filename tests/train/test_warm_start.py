@@ -105,6 +105,7 @@ def test_a_resumed_run_needs_its_sources_no_more(bert, tiny_scenes, tmp_path):
         trainer.train(experiment(), tiny_scenes, resumed, progress=False)
 
 
+@pytest.mark.slow
 def test_every_tensor_is_told_on_request(bert, tiny_scenes, tmp_path, capsys):
     ours = experiment(text=str(bert[0]), verbose=True)
     trainer.train(dataclasses.replace(ours, steps=1), tiny_scenes, tmp_path / "run")
