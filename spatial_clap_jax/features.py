@@ -543,8 +543,7 @@ def sorted_spectra(
     equal length, and short transforms across them give what the bins of each remainder
     modulo `split` see: fewer and shorter products. It is the first stage of an FFT.
 
-    Nor on one CPU, where it would be a little faster: it takes rows in groups, and the last bits of
-    a row depend on how many others there are. A batch of one must equal a batch of many.
+    On one CPU an FFT would be faster; for frames of 400 samples it was less exact than the products.
 
     Reference: Cooley and Tukey 1965, decimation in frequency.
     """
