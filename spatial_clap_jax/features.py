@@ -543,7 +543,7 @@ def sorted_spectra(
     equal length, and short transforms across them give what the bins of each remainder
     modulo `split` see: fewer and shorter products. It is the first stage of an FFT.
 
-    On one CPU an FFT would be faster; for frames of 400 samples it was less exact than the products.
+    On one CPU an FFT would be faster; of frames of 400 samples it was less exact than products.
 
     Reference: Cooley and Tukey 1965, decimation in frequency.
     """
