@@ -36,6 +36,8 @@ _PACKAGES = (
     "torch",
     "transformers",
 )
+# For so long the processor time of all threads is looked at, to tell whether they rest.
+_GLANCE_S = 0.05
 _LOAD_AT_START = os.getloadavg()[0]
 
 
@@ -78,6 +80,7 @@ def compare(
     peer: Callable[[], object],
     repeats: int,
     warmups: int = 1,
+    untimed: int = 0,
     *,
     name: str,
     peer_name: str,
@@ -94,6 +97,8 @@ def compare(
       peer: the same.
       repeats: timed calls of each.
       warmups: calls of each before that (compilation, caches).
+      untimed: calls of a side right before each of its timed ones. With 1, work of milliseconds is
+        timed as it is in a row of such calls, with its threads awake and its data in the caches.
       name: what is measured.
       peer_name: what it is measured against.
       amount: how much one call does; then the quantity is amount / seconds instead of seconds.
@@ -115,6 +120,9 @@ def compare(
     measured: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for (call, handled), quantities in zip(sides, measured, strict=True):
+            _rest()
+            for _ in range(untimed):
+                call()
             before()
             began = clock()
             call()
@@ -123,6 +131,16 @@ def compare(
     ratios = [a / b for a, b in zip(*measured, strict=True)]
     spreads = (Spread.of(values) for values in (*measured, ratios))
     return Comparison(name, peer_name, *spreads, unit=unit)
+
+
+def _rest(longest_s: float = 1.0) -> None:
+    """Returns when no thread of this process works any more, or after `longest_s`."""
+    end = time.perf_counter() + longest_s
+    while time.perf_counter() < end:
+        spent = time.process_time()
+        time.sleep(_GLANCE_S)
+        if time.process_time() - spent < _GLANCE_S / 10:
+            return
 
 
 def use_threads(count: int) -> None:

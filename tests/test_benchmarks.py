@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,41 @@ def test_sides_alternate_after_the_warmups_and_each_pair_has_its_ratio(side_by_s
     assert found.peer == side_by_side.Spread(4, 4, 4)
     assert found.ratio == side_by_side.Spread(0.25, 0.5, 1.5)
     assert found.unit == "s"
+
+
+def test_an_untimed_call_of_its_own_side_comes_right_before_each_timed_one(side_by_side):
+    clock = Clock()
+    ours, peer = clock.side("ours", 50, 9, 1, 9, 2), clock.side("peer", 50, 9, 4, 9, 4)
+    found = side_by_side.compare(
+        ours, peer, 2, untimed=1, name="work", peer_name="theirs", clock=lambda: clock.now
+    )
+    assert clock.calls == ["ours", "peer", *["ours", "ours", "peer", "peer"] * 2]
+    assert (found.ours.min, found.ours.max, found.peer.max) == (1, 2, 4)
+
+
+def test_a_timed_call_waits_until_threads_of_the_one_before_rest(side_by_side):
+    begins, left = [], []
+
+    def spins_on():
+        """Returns at once and leaves a thread at work, as BLAS and OpenMP do."""
+
+        def spin():
+            end = time.perf_counter() + 0.2
+            while time.perf_counter() < end:
+                pass
+            left.append(time.perf_counter())
+
+        threading.Thread(target=spin).start()
+
+    side_by_side.compare(
+        spins_on,
+        lambda: begins.append(time.perf_counter()),
+        1,
+        warmups=0,
+        name="work",
+        peer_name="theirs",
+    )
+    assert begins[0] > left[0]
 
 
 def test_a_rate_is_above_one_where_ours_is_faster(side_by_side):

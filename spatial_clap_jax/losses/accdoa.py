@@ -25,7 +25,8 @@ class AccdoaConfig:
         choice of the order too.
       on_screen_weight: of the cross entropy of the on-screen flag.
       active_weight: of frames and classes in which something sounds, beside the silent ones, which
-        are many times as many: more than 1 makes a short training tell events at all. Our choice.
+        are many times as many: more than 1 makes a short training tell events at all, and whether
+        they are seen. Our choice.
     """
 
     distance_weight: float = 1.0
@@ -118,16 +119,17 @@ def accdoa_loss(
     errors = weights * (outputs[:, :, None, :, :3] - wanted) ** 2
     chosen = jnp.argmin(jax.lax.stop_gradient(errors.sum(axis=(3, 4))), axis=2)
     chosen = chosen[:, :, None, None, None]
-    is_active = targets[:, :, :, 0].max(axis=2)[:, :, None, None]
+    is_active = targets[:, :, :, 0].max(axis=2)[:, :, None]
+    weight = 1 + (config.active_weight - 1) * is_active
     least = jnp.take_along_axis(errors, chosen, axis=2)[:, :, 0]
-    least = (least * (1 + (config.active_weight - 1) * is_active)).mean(axis=(0, 1, 2, 4)) / 3
+    least = (least * weight[:, :, None]).mean(axis=(0, 1, 2, 4)) / 3
     direction, distance = least[:2].sum(), least[2]
     on_screen = jnp.zeros(())
     if elements == 4:
         flags = jnp.take_along_axis(_arranged(targets[:, :, :, 4:]), chosen, axis=2)
         logits, flags = outputs[:, :, :, 3], flags[:, :, 0, :, 0]
         crossed = jax.nn.softplus(logits) - flags * logits
-        on_screen = config.on_screen_weight * crossed.mean()
+        on_screen = config.on_screen_weight * (crossed * weight).mean()
     return AccdoaLoss(direction + distance + on_screen, direction, distance, on_screen)
 
 

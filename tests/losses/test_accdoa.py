@@ -79,7 +79,7 @@ def brute_force(outputs, clips, config=PLAIN):
                         crossed += math.log(1 + math.exp(-track[3] if flag else track[3])) / 3
                 costs.append((near + far, near, far, config.on_screen_weight * crossed))
             weight = config.active_weight if each else 1.0
-            totals += np.array(min(costs)[1:]) * [weight, weight, 1]
+            totals += np.array(min(costs)[1:]) * weight
     totals /= len(clips) * LABELS * CLASSES
     return [totals.sum(), *totals]
 
