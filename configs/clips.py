@@ -3,7 +3,10 @@
 Paper: M2D-CLAP, arXiv 2503.22104: 16 kHz, at most 10 s. The rest is our choice. Every usable clip
 of a split is in it, in training as often as -train_k0 says, each time at another speed and level.
 Of clips that are longer than a record, records hold places drawn at random. What the clips of a
-csv may be told with is their captions, or "the sound of A, B, and C" where there are labels alone.
+csv may be told with is their captions. Where there are labels alone, a clip of several is told as
+the paper does, "the sound of A, B, and C"; one of a single label in four ways, which is our choice:
+in words of its own where we know the class ("a dog barks"), else "the sound of A", "A is heard",
+"A can be heard" and "A".
 
     size         seconds  clips
     quickstart         2  the built-in bank: 288 to train on, 48 and 96 to choose and test on

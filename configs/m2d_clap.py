@@ -4,11 +4,17 @@
     spatial-clap train configs/m2d_clap.py --size small --data data/clips --workdir runs/m2d
 
 `quickstart` and `small` train a text encoder along. `base` learns from sentence embeddings of a
-large model that stays as it is, made once, as the paper does:
+large model that stays as it is, made once, as the paper does. The paper's, NV-Embed-v2, is no BERT
+and does not run here: its vectors are brought as an array, a row a caption (docs/m2d_clap.md), or a
+BERT of sentences makes them, such as the GTE-base of 2024:
 
-    spatial-clap embed-text data/clips --text-encoder NV_EMBED --out data/sentences
+    spatial-clap embed-text data/clips --vectors nv_embed.npy --out data/sentences
     spatial-clap train configs/m2d_clap.py --data data/clips --workdir runs/m2d \
         --data.sentences data/sentences
+
+    spatial-clap embed-text data/clips --text-encoder thenlper/gte-base --out data/gte
+    spatial-clap train configs/m2d_clap.py --data data/clips --workdir runs/m2d \
+        --data.sentences data/gte --model.text.width 768
 
 What the parts are worth is told by leaving them out, by one option each:
 
@@ -16,12 +22,24 @@ What the parts are worth is told by leaving them out, by one option each:
     --model.masked-weight 0          language alone, with as many patches hidden
     --model.mask-ratio 0             language alone, all patches seen
 
-Next comes configs/m2d_clap_labels.py (stage 1.1) or configs/m2d_clap_text.py (stages 2 and 2.1).
-`base` has the numbers of 2025 and has not been trained by us; those of 2024 differ in
-`--model.projector mlp` and sentence embeddings of 768 numbers. What is ours: in `small` sizes and
-rates, shorter averages of the target for a shorter run, and a contrastive loss that weighs as much
-as the masked one (the paper's 0.01 of it leaves language hardly learnt in 350 steps); the linear
-layer from sentence embeddings of another width than the joint space's.
+Next comes configs/m2d_clap_labels.py (stage 1.1) or configs/m2d_clap_text.py (stage 2), then
+configs/m2d_clap_text_fine.py (stage 2.1). `base` has the numbers of 2025 and has not been trained
+by us; those of 2024 differ in `--model.projector mlp` and sentence embeddings of 768 numbers.
+
+What is ours:
+- In `small`: sizes and rates, shorter averages of the target for a shorter run, and a contrastive
+  loss that weighs as much as the masked one (the paper's 0.01 of it leaves language hardly learnt
+  in 350 steps).
+- In `quickstart` and `small` clips and captions of one category are positives of one another. So
+  the contrastive loss learns from categories, "language alone" is partly supervised by class, and
+  zero-shot asks for classes that were trained. `--loss.positives pair` is the paper's plain
+  InfoNCE, which `base` has.
+- The length of `base`: an epoch counts as 1,000 batches of 2,048 clips, near AudioSet's two
+  million; the paper adds VGGSound and WavCaps. Other data need other `--steps` and
+  `--optimizer.warmup-steps`: clips / 2,048 times 300 and 20.
+- CLS, mask and learned tokens are free of weight decay like biases and norms, which are all that
+  the paper frees.
+- The linear layer from sentence embeddings of another width than the joint space's.
 """
 
 from dataclasses import replace
@@ -99,7 +117,7 @@ def base() -> Experiment:
         model=M2dClapConfig(
             normalisation=None, projector="token", text=CachedSentences(width=4096)
         ),
-        loss=ContrastiveConfig(min_scale=1.0),
+        loss=ContrastiveConfig(positives="pair", min_scale=1.0),
         data=PipelineConfig(
             captions_per_batch=2048,
             plain_share=1.0,
@@ -108,7 +126,7 @@ def base() -> Experiment:
             shift=False,
             workers=8,
         ),
-        # 300 epochs of some two million clips, 20 of them to warm up.
+        # 300 epochs of 1,000 steps, 20 of them to warm up.
         optimizer=OptimizerConfig(
             learning_rate=3e-4 * 2048 / 256,
             warmup_steps=20_000,

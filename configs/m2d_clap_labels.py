@@ -3,10 +3,10 @@
     spatial-clap train configs/m2d_clap_labels.py --size small --data data/clips \
         --workdir runs/m2d_labels --init.model runs/m2d
 
-The classes are those of the data. Clips come whole and are mixed in pairs, with masks of up to 192
-frames and 30 mel bands. A linear head tells the classes from the mean of all tokens; that, the
-batch and the warm-up of `base`, and the rate and length of `small` are our choice.
-Each size starts from the same size of configs/m2d_clap.py.
+The classes are those of the data. Clips come whole, in training and in use, and are mixed in pairs,
+with masks of up to 192 frames and 30 mel bands. A linear head tells the classes from the mean of
+all tokens; that, the batch, the warm-up and the clips of an epoch of `base`, and the rate and
+length of `small` are our choice. Each size starts from the same size of configs/m2d_clap.py.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.train.experiment import Experiment, load_config
 from spatial_clap_jax.train.optim import OptimizerConfig
 
-# Of `base`, 70 epochs of some two million clips.
+# Of `base`, 70 epochs of 4,000 batches: AudioSet's two million clips.
 _STEPS = {"quickstart": 150, "small": 150, "base": 280_000}
 _BATCHES = {"quickstart": 32, "small": 64, "base": 512}
 
@@ -32,6 +32,7 @@ def get_config(size: str = "base") -> Experiment:
         model=replace(
             model,
             crop_frames=None,
+            content=replace(model.content, frames=model.frames),
             mask_ratio=0.0,
             masked_weight=0.0,
             contrast_weight=0.0,

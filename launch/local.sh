@@ -31,7 +31,7 @@ for ((i = 0; i < processes; i++)); do
     (
         export JAX_PROCESS_ID=$i
         if ((gpus >= processes)); then export CUDA_VISIBLE_DEVICES=$i; fi
-        exec "$python" -m spatial_clap_jax.cli "$@"
+        exec "$python" -m spatial_clap_jax "$@"
     ) > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
     pids+=($!)
 done

@@ -4,6 +4,7 @@ Heavy imports stand inside the commands, so that `--help` and mistakes answer at
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
     from spatial_clap_jax.data.seld_recipe import SeldRecipe
 
 
+# What to do about errors of the system, which say themselves what is wrong.
+_ALLOW = "give yourself the right to read and write there, or name another folder"
+_REMEDIES = {
+    errno.ENOSPC: "make room there, or name another folder",
+    errno.EDQUOT: "make room there, or name another folder",
+    errno.EACCES: _ALLOW,
+    errno.EPERM: _ALLOW,
+    errno.EROFS: "name a folder that can be written",
+    errno.ENOENT: "see that the path is right, and that what is given is there",
+    errno.EMFILE: "raise the number of files that may be open (ulimit -n)",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; a user's mistake is one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -40,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        # A full disk, a folder that may not be written: where and what, no traceback.
+        # A full disk, a folder that may not be written: where, what and the remedy, no traceback.
         place = f"{error.filename}: " if error.filename else ""
-        print(f"spatial-clap: {shown.plain(f'{place}{error.strerror or error}')}", file=sys.stderr)
+        remedy = _REMEDIES.get(error.errno or 0, "mend that")
+        line = f"{place}{error.strerror or error}; {remedy}, then start again."
+        print(f"spatial-clap: {shown.plain(line)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("spatial-clap: interrupted", file=sys.stderr)
@@ -250,20 +266,20 @@ def rewrite_command(arguments: list[str]) -> None:
 def train_command(arguments: list[str]) -> None:
     """Train a system on rendered scenes; resumes by itself."""
     # Before the imports, which take seconds: a signal must find its listener.
-    with Interruption() as interruption:
+    with Interruption.current(exits=True) as interruption:
         _train(arguments, interruption)
 
 
 def _train(arguments: list[str], interruption: Interruption) -> None:
     config, size = peek(arguments, default="spatial_clap.py")
-    with interruption.abandonable():
-        from spatial_clap_jax.train.experiment import Experiment, load_config
-        from spatial_clap_jax.train.processes import is_first_process, join_processes
-        from spatial_clap_jax.train.trainer import train
-        from spatial_clap_jax.validation import Validation
+    from spatial_clap_jax.train.experiment import Experiment, load_config
+    from spatial_clap_jax.train.processes import is_first_process, join_processes
+    from spatial_clap_jax.train.trainer import train
+    from spatial_clap_jax.validation import Validation
 
     if not {"-h", "--help"} & set(arguments):
-        join_processes()
+        if join_processes():
+            interruption.stay()
         # JAX listens for SIGTERM, too, where there are several processes.
         interruption.listen()
     experiment_default = load_config(config, size)
@@ -676,19 +692,34 @@ def convert_command(arguments: list[str]) -> None:
 def embed_text_command(arguments: list[str]) -> None:
     """Embed captions once, for trainings that learn from sentence embeddings."""
 
-    def run(captions: tyro.conf.Positional[Path], text_encoder: str, out: Path) -> None:
+    def run(
+        captions: tyro.conf.Positional[Path],
+        out: Path,
+        text_encoder: str | None = None,
+        vectors: Path | None = None,
+    ) -> None:
         """Writes a vector for each distinct caption; a start after a failure goes on where it
         stopped, and what is finished or of other captions is never overwritten.
 
         Args:
           captions: a csv with captions (caption, caption_1, ...; where it has none, category), or
             a folder of mono clips that `render` wrote.
-          text_encoder: a text encoder as `convert` takes or writes them, or the folder of a run.
           out: folder to write, for train --data.sentences.
+          text_encoder: a text encoder as `convert` takes or writes them, or the folder of a run.
+          vectors: in its place, an .npy of vectors that another program made: floats, a row for
+            each distinct caption, in the order of data.sentences.captions_of.
         """
-        from spatial_clap_jax.embed_sentences import embed_sentences
+        from spatial_clap_jax.embed_sentences import embed_sentences, store_vectors
 
-        found = embed_sentences(captions, text_encoder, out)
+        if vectors is not None and text_encoder is None:
+            found = store_vectors(captions, vectors, out)
+        elif text_encoder is not None and vectors is None:
+            found = embed_sentences(captions, text_encoder, out)
+        else:
+            given = "neither" if vectors is None else "both"
+            raise InputError(
+                f"embed-text: --text-encoder and --vectors: {given} given; give one of them."
+            )
         print(f"{shown.plain(out)}: {len(found)} sentence embeddings of width {found.width}")
 
     call(run, arguments, "embed-text")

@@ -35,6 +35,11 @@ def plain(text: object, longest: int | None = MESSAGE) -> str:
     if longest is not None and len(line) > longest:
         half = (longest - 5) // 2
         line = f"{line[: longest - 5 - half]} ... {line[-half:]}"
+    return printable(line)
+
+
+def printable(line: str) -> str:
+    """`plain` of a line of ours that holds names out of data: its spaces stay as they are."""
     if line.isprintable():
         return line
     return "".join(

@@ -176,10 +176,14 @@ def test_seld_runs():
 
 
 def test_masking_runs():
-    (line,) = run("masking.py", "--size", "quickstart", "--batch", "2")
-    assert_compared(line, "s")
+    lines = run("masking.py", "--size", "quickstart", "--batch", "2")
+    assert [line["peer_name"] for line in lines] == ["all patches", "no masks"]
+    for line in lines:
+        assert_compared(line, "s")
     # The text encoder, which trains along, is no cheaper.
-    assert 0.3 < line["flops_ratio"] < 0.7
+    assert 0.3 < lines[0]["flops_ratio_all_patches"] < 0.7
+    # Target and predictor, which is as wide as the encoder here, cost more than the masks save.
+    assert 1.01 < lines[1]["flops_ratio_no_masks"] < 1.2
 
 
 def test_render_runs():

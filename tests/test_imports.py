@@ -51,6 +51,7 @@ ORDER = (
     "study",
     "arguments",
     "cli",
+    "__main__",
 )
 FILES = sorted(
     path

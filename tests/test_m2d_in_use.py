@@ -4,29 +4,39 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 from m2d_files import NORMALISATION, WIDTH, published_2024, published_2025
 from safetensors.numpy import load_file, save_file
-from tiny import save_tiny_run, shared_run, tiny_m2d
+from tiny import random_variables, save_tiny_run, shared_run, tiny_m2d
 from towers_on_disk import save_bert
 
 import spatial_clap_jax
+from spatial_clap_jax.acoustics.captions import label_prompt
 from spatial_clap_jax.cli import main
+from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.convert import convert
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.embedding_files import save_features
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.export import export
+from spatial_clap_jax.export import export, m2d_clap_weights
 from spatial_clap_jax.features import M2D_LOG_MEL
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.metrics.zero_shot import zero_shot
+from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.models.vit import VitConfig
-from spatial_clap_jax.pretrained.m2d_clap import read_m2d_clap
+from spatial_clap_jax.pretrained.m2d_clap import (
+    m2d_clap_tensors,
+    published_name,
+    read_m2d_clap,
+)
 from spatial_clap_jax.scene_embeddings import PatchTokens
-from spatial_clap_jax.stored import read_trained, sha256
+from spatial_clap_jax.stored import TrainedModel, read_trained, sha256
+from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
+from spatial_clap_jax.train.experiment import load_config
 from spatial_clap_jax.windows import log_mel_on_host
 
 RATE_HZ = 16_000
@@ -180,7 +190,7 @@ def test_the_shortest_recordings_are_heard(model):
 def test_classes_by_prompt(model):
     classes = ["dog", "rain"]
     cosines = zero_shot(model, sound(1.0), RATE_HZ, classes)
-    said = model.embed_text(["dog can be heard", "rain can be heard"])
+    said = model.embed_text([label_prompt("dog"), label_prompt("rain")])
     np.testing.assert_array_equal(cosines, model.embed_audio(sound(1.0), RATE_HZ) @ said.T)
     several = spatial_clap_jax.zero_shot(model, np.stack([sound(1.0)] * 2), RATE_HZ, classes)
     assert several.shape == (2, 2)
@@ -295,6 +305,50 @@ def test_features_replace_nothing_but_their_like(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return save_tiny_run(tmp_path_factory.mktemp("m2d") / "run", experiment=tiny_m2d())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["m2d_clap_labels", "m2d_clap_text", "m2d_clap_text_fine"])
+def test_stages_of_whole_windows_hear_them_whole(config, tmp_path):
+    """A recording of one window is embedded as training embeds it, in one input."""
+    ours = load_config(config, "quickstart")
+    assert isinstance(ours.model, M2dClapConfig)
+    if ours.model.classes is None:
+        ours = dataclasses.replace(
+            ours, model=dataclasses.replace(ours.model, classes=("dog", "rain"))
+        )
+    run = save_tiny_run(tmp_path / "run", steps=(1,), averaged=False, experiment=ours)
+    trained, audio = read_trained(run), sound(ours.model.window_s)
+    system = jax.jit(trained.audio_text.embed_audio)(trained.variables, jnp.asarray(audio)[None])
+    model = load(run)
+    assert model.embed_frames(audio, RATE_HZ)[0].shape[0] == 12
+    np.testing.assert_allclose(model.embed_audio(audio, RATE_HZ), system[0], atol=1e-4)
+
+
+def test_stage_2_of_base_is_exported_as_it_is_published():
+    """But for its depth and words, which are fewer here."""
+    ours = load_config("m2d_clap_text", "base")
+    model = ours.model
+    assert isinstance(model, M2dClapConfig)
+    assert isinstance(model.text, TextConfig)
+    model = dataclasses.replace(
+        model,
+        content=dataclasses.replace(model.content, layers=1),
+        text=dataclasses.replace(model.text, layers=1, vocabulary=300),
+    )
+    ours = dataclasses.replace(ours, model=model)
+    trained = TrainedModel(
+        to_plain(ours), ours.build_system("cpu"), random_variables(ours), None, 1, {}
+    )
+    weights = m2d_clap_weights(trained)
+    assert published_name(weights) == NAME.removesuffix("-2025")
+    shapes = [
+        {name: x.shape for name, x in tensors.items() if name.startswith("backbone.")}
+        for tensors in (m2d_clap_tensors(weights), published_2025(width=768, layers=1))
+    ]
+    assert shapes[0].pop("backbone.logit_scale") == ()
+    assert shapes[0] == shapes[1]
+    assert shapes[0]["backbone.pos_embed"] == (1, 311, 768)
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from tiny import tiny_experiment, tiny_recipe
+from tiny import tiny_experiment, tiny_m2d, tiny_recipe
 
 from spatial_clap_jax import quickstart as module
+from spatial_clap_jax.acoustics.receivers import Mono
+from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.quickstart import SYSTEMS, quickstart
 from spatial_clap_jax.systems.seld import SeldConfig
@@ -37,6 +39,34 @@ def test_everything_is_made_and_a_second_call_makes_nothing_anew(tmp_path, monke
     made = (tmp_path / "out" / "scenes" / "manifest.json").stat().st_mtime_ns
     assert quickstart("spatial_clap", tmp_path / "out") == results
     assert (tmp_path / "out" / "scenes" / "manifest.json").stat().st_mtime_ns == made
+
+
+def tiny_m2d_config(name: str, size: str):
+    assert size == "quickstart"
+    if name == "clips.py":
+        return SceneRecipe(
+            name="tiny_clips",
+            duration_s=tiny_recipe().duration_s,
+            receiver=Mono(),
+            group_counts=GroupCounts(*(0,) * 9, train_k0=-1, validation_k0=-1, test_k0=-1),
+            sources=tiny_recipe().sources,
+        )
+    assert name == "m2d_clap.py"
+    return tiny_m2d()
+
+
+@pytest.mark.slow
+def test_everything_is_made_of_clips_by_themselves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "load_config", tiny_m2d_config)
+    out = tmp_path / "out"
+    results = quickstart("m2d_clap", out)
+    said = capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text()) == results
+    assert {"t2a_r1/plain", "a2t_r1/plain", "content/plain", "probe/plain"} <= results.keys()
+    for name in ("scenes", "run", "results.json", "results.png", "exported/safetensors"):
+        assert (out / name).exists()
+        assert str(out / name) in said.replace("\n", "")
+    assert load(out / "exported").embed_text(["a siren"]).shape == (1, 12)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

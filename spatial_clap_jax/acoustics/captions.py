@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS
 from spatial_clap_jax.errors import InputError
 
+# Where the name of a class goes in a prompt.
+CLASS = "{class}"
+# M2D-CLAP's (arXiv 2503.22104), with the period that all captions of trainings here end with.
+LABEL_PROMPT = f"{CLASS} can be heard."
+
 _PHRASINGS: dict[str, tuple[str, ...]] = {
     # ESC-10
     "baby cry": (
@@ -160,15 +165,13 @@ def category_phrasings(category: str) -> tuple[str, ...]:
 
 
 def label_prompt(label: str) -> str:
-    """What a clip of a label is asked for.
-
-    Reference: M2D-CLAP, arXiv 2503.22104.
+    """What a clip of a label is asked for, see `LABEL_PROMPT`.
 
     Example:
       >>> label_prompt("Dog_bark")
       'dog bark can be heard.'
     """
-    return f"{_spoken(label)} can be heard."
+    return LABEL_PROMPT.replace(CLASS, _spoken(label))
 
 
 def _spoken(label: str) -> str:

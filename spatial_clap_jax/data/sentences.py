@@ -33,6 +33,8 @@ _KIND = Kind(
 )
 # Captions in a shard: what a start after a failure does again at most.
 SHARD = 4096
+# Numbers in a vector, at most.
+WIDEST = 2**20
 
 
 def captions_of(source: str | Path) -> list[str]:
@@ -158,7 +160,7 @@ class Sentences:
         """Refuses counts that the index cannot hold: lists of that length are made of them."""
         index = self.folder / INDEX
         most = index.stat().st_size // 8 if index.is_file() else 0
-        for name, high in (("count", most), ("in_shard", 2**31), ("width", 2**20)):
+        for name, high in (("count", most), ("in_shard", 2**31), ("width", WIDEST)):
             if index.is_file() and not 1 <= self.header[name] <= high:
                 raise InputError(
                     f"{self.folder / _KIND.header}: {name} {self.header[name]} must lie within 1 "

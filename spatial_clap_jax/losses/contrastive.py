@@ -9,6 +9,7 @@ is what trains: it computes them block by block (`losses.ring`) with its own bac
 computes the blocks again, and equals the dense one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -35,6 +36,9 @@ class ContrastiveConfig:
     Attributes:
       kind: 'info_nce', a softmax over the batch in both directions, or 'siglip', a yes or no for
         each pair.
+      positives: 'meaning', every clip and caption of the batch that say the same (a category, or
+        captions where there is none, at the same places), or 'pair', a clip and its own caption
+        alone, the loss of CLIP. Accuracies count the same meaning as right in either case.
       scl: put all permutations of a scene group into the batch (spatial contrastive
         learning); without it one drawn member of twice as many groups.
       initial_scale: what cosines are multiplied by at first, exp(logit_scale).
@@ -48,6 +52,7 @@ class ContrastiveConfig:
     """
 
     kind: Literal["info_nce", "siglip"] = "info_nce"
+    positives: Literal["meaning", "pair"] = "meaning"
     scl: bool = True
     initial_scale: float = 1 / 0.07
     initial_bias: float = -10.0
@@ -69,6 +74,10 @@ class ContrastiveConfig:
             raise InputError(f"loss.block: {self.block} is too small; give at least 1.")
         if self.rival_weight < 0:
             raise InputError(f"loss.rival_weight: {self.rival_weight} is negative; give 0 or more.")
+
+    def meaning(self, batch: Mapping[str, Array]) -> Int[Array, "b"] | None:
+        """The `meaning` that the losses here take, of a batch; None if no two pairs share one."""
+        return batch["meaning"] if self.positives == "meaning" else None
 
 
 def clamped_scale(logit_scale: Float[Array, ""], config: ContrastiveConfig) -> Float[Array, ""]:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
+from spatial_clap_jax.acoustics.captions import CLASS, LABEL_PROMPT
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import Embedder
 from spatial_clap_jax.metrics.retrieval import TIE
-
-_CLASS = "{class}"
 
 
 def zero_shot(
@@ -19,7 +18,7 @@ def zero_shot(
     audio: Float[np.ndarray, "*b c t"],
     sample_rate_hz: int,
     classes: Sequence[str],
-    prompt: str = "{class} can be heard",
+    prompt: str = LABEL_PROMPT,
 ) -> Float32[np.ndarray, "*b classes"]:
     """Cosines between recordings and a prompt of each class; the greatest is the answer.
 
@@ -33,7 +32,8 @@ def zero_shot(
     Raises:
       InputError: no class, or a prompt without "{class}".
 
-    Reference: the prompt is M2D-CLAP's, arXiv 2503.22104.
+    Reference: the prompt is M2D-CLAP's, arXiv 2503.22104, with a final period as captions have it
+      in our trainings (our choice).
 
     Example:
       >>> cosines = zero_shot(model, audio, 44_100, ["dog", "rain"])
@@ -42,9 +42,9 @@ def zero_shot(
     """
     if isinstance(classes, str) or not len(classes):
         raise InputError(f"classes: {classes!r}; give a list of at least one name.")
-    if _CLASS not in prompt:
-        raise InputError(f"prompt: {prompt!r} has no {_CLASS}; say where the name of a class goes.")
-    texts = model.embed_text([prompt.replace(_CLASS, name) for name in classes])
+    if CLASS not in prompt:
+        raise InputError(f"prompt: {prompt!r} has no {CLASS}; say where the name of a class goes.")
+    texts = model.embed_text([prompt.replace(CLASS, name) for name in classes])
     return model.embed_audio(audio, sample_rate_hz) @ texts.T
 
 

@@ -73,7 +73,8 @@ class M2dClapConfig:
       normalisation: mean and standard deviation of its levels, by which they are normalised. None:
         a training measures them on random crops of its data and stores them with the run; until
         then levels are taken as they are.
-      content: the encoder.
+      content: the encoder. Its `frames` are the length of the inputs that a recording is cut into
+        in use: that of training, `crop_frames` or, without crops, `frames`.
       mask_ratio: share of the patches that the encoder does not see in training; with 0 nothing is
         masked, and nothing predicted.
       masked_weight: of the loss of masked prediction; with 0 there is no predictor and no target.
@@ -313,7 +314,8 @@ class M2dClap:
             told = ring_in_batch_accuracy(audio, text, batch["group"], meaning, **layout)
             # There are no two members of a group to be told apart.
             metrics |= {name: value for name, value in told.items() if name != "assignment"}
-            contrast = ring_info_nce(audio, text, scale, meaning, **layout)
+            alike = self.contrast.meaning(batch)
+            contrast = ring_info_nce(audio, text, scale, alike, **layout)
             metrics["contrastive_loss"] = contrast
             loss += config.contrast_weight * contrast
         if "category_logits" in rows:

@@ -127,11 +127,12 @@ class TwoTowers(abc.ABC):
         ]
         metrics = ring_in_batch_accuracy(audio, text, batch["group"], meaning, **layout)
         metrics["scale"] = scales[0]
+        alike = self.contrast.meaning(batch)
         if self.contrast.kind == "info_nce":
-            loss = ring_info_nce(audio, text, scales[0], meaning, *scales[1:], **layout)
+            loss = ring_info_nce(audio, text, scales[0], alike, *scales[1:], **layout)
         else:
             bias = metrics["bias"] = shared["logit_bias"]
-            loss = ring_siglip(audio, text, scales[0], bias, meaning, **layout)
+            loss = ring_siglip(audio, text, scales[0], bias, alike, **layout)
         if not self.contrast.rival_weight:
             return loss, metrics
         if "rival" in rows:

@@ -2,8 +2,9 @@
 
 A run's folder holds, beside its description,
 
-    checkpoints/<step>/     state (arrays), data_state (the place in the data) and digests
+    checkpoints/<step>/     state (arrays), data_state (the place in the data), digests and shapes
     set_aside/<step>/       checkpoints that were found damaged, never deleted
+    saved.json              the first step known to have been saved whole, which outlives them all
 
 We take Orbax's v1 API. A trial of 0.12.8 saw it do all that is needed: saves in the
 background that a donated step cannot disturb, retention of the newest N and every K-th,
@@ -15,34 +16,46 @@ a flipped bit in an array, so each has a digest of ours.
 """
 
 import contextlib
-import functools
-import gc
 import json
-import logging
 import re
 import shutil
-import sys
-import warnings
-import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of
 from spatial_clap_jax.train import processes
-from spatial_clap_jax.train.description import run_folder
+from spatial_clap_jax.train.checkpoint_files import (
+    DamagedCheckpoint,
+    JsonFile,
+    check_arrays,
+    check_committed,
+    check_digests,
+    orbax_kept_quiet,
+    quieten_orbax,
+    read_json,
+    read_whole,
+    root_reason,
+    saved_tree,
+    shapes,
+    steps_in,
+)
+from spatial_clap_jax.train.description import run_folder, write_atomically
 from spatial_clap_jax.train.digests import digests
+from spatial_clap_jax.train.metrics_log import has_metrics
 
 PyTree = Any
 T = TypeVar("T")
 
-_JSON = "value.json"
-# What Orbax writes last.
-_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_SAVED = "saved.json"
+# Bytes of an error that other processes are told.
+_TOLD = 2000
 
 
 class SaveError(InputError):
@@ -59,6 +72,8 @@ class RunCheckpoints:
       workdir: the run's folder; made when missing.
       keep: how many of the newest checkpoints stay.
       keep_every: checkpoints whose step is a multiple of this stay as well.
+      save_timeout_s: how long a save may take; where one process cannot write, the others wait
+        for it so long, and then none has saved.
 
     Raises:
       InputError: `workdir` is a bucket's address, or a count is below 1.
@@ -66,7 +81,13 @@ class RunCheckpoints:
     Reference: our choice.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 3, keep_every: int | None = None):
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep: int = 3,
+        keep_every: int | None = None,
+        save_timeout_s: int = 600,
+    ):
         for name, count in (("keep", keep), ("keep_every", keep_every)):
             if count is not None and count < 1:
                 raise InputError(f"{name}: {count} is below 1; keep at least one checkpoint.")
@@ -74,17 +95,27 @@ class RunCheckpoints:
         newest = policies.LatestN(keep)
         kept = [newest] if keep_every is None else [newest, policies.EveryNSteps(keep_every)]
         self._folder = run_folder(workdir) / "checkpoints"
-        with _orbax_kept_quiet():
+        # Folders made in the background leave threads, where they may not be made, that wait for
+        # them for minutes, and keep a program that stops from ending.
+        bounded = ocp.options.AsyncOptions(
+            timeout_secs=save_timeout_s, create_directories_asynchronously=False
+        )
+        with orbax_kept_quiet():
             self._checkpointer = ocp.training.Checkpointer(
                 str(self._folder.absolute()),
                 # Orbax annotates its own policies with a protocol that they do not fit.
                 preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
                 cleanup_tmp_directories=True,
+                context=ocp.Context(async_options=bounded),
             )
         self._aside = self._folder.parent / "set_aside"
+        self._timeout_s = save_timeout_s
+        # A run of before this file was written has a log, and what it has saved is not known.
+        if self._looks_unsaved() and not has_metrics(workdir):
+            self._note_saved(None)
         self._saving = 0
         self._response: Any = None
-        _quieten_orbax()
+        quieten_orbax()
 
     def save(self, step: int, state: PyTree, data_state: dict, *, wait: bool = False) -> None:
         """Saves a step in the background; a step that is already saved is left as it is.
@@ -110,8 +141,9 @@ class RunCheckpoints:
         if newest is None or newest.step < step:
             items = {
                 "state": state,
-                "data_state": _JsonFile(data_state),
-                "digests": _JsonFile(digests(state)),
+                "data_state": JsonFile(data_state),
+                "digests": JsonFile(digests(state)),
+                "shapes": JsonFile(shapes(state)),
             }
             self._saving = step
             try:
@@ -152,23 +184,33 @@ class RunCheckpoints:
           The state, and the place in the data.
 
         Raises:
-          InputError: there is no such checkpoint, it cannot be read, its bits are not those that
-            were saved, or its arrays are not those of `abstract_state`.
+          DamagedCheckpoint: it cannot be read whole, or its bits are not those that were saved.
+          InputError: there is no such checkpoint, its arrays are not those of `abstract_state`, or
+            memory, rights or the disk keep it from being read. Whatever fails in one process
+            fails in all of them.
         """
         self.wait()
-        folder = _step_folder(self._folder, step)
+        return self._restored(_step_folder(self._folder, step), abstract_state)
 
-        def read() -> tuple[PyTree, dict]:
-            _check_committed(folder)
-            _check_fits(folder, _saved_tree(folder), abstract_state)
-            data_state, saved = _JsonFile(), _JsonFile()
-            items = {"data_state": data_state, "digests": saved}
-            ocp.load_checkpointables(str(folder), items)
-            loaded = ocp.load_checkpointables(str(folder), {"state": abstract_state})
-            _check_digests(saved.value, digests(loaded["state"]))
-            return loaded["state"], data_state.value
+    def _restored(self, folder: Path, abstract_state: PyTree) -> tuple[PyTree, dict]:
+        def check() -> tuple[dict, dict]:
+            check_committed(folder)
+            _check_fits(folder, saved_tree(folder), abstract_state)
+            place, saved = read_json(folder / "data_state"), read_json(folder / "digests")
+            if jax.process_count() > 1:
+                check_arrays(folder / "state", jax.process_index(), jax.process_count())
+            return place, saved
 
-        return _read_whole(folder, read)
+        # Orbax's load waits, five minutes at most, for a process in which it fails: so each looks
+        # first by itself, and all load or none.
+        place, saved = _in_all_or_none(folder, check)
+
+        def load() -> PyTree:
+            state = ocp.load_checkpointables(str(folder), {"state": abstract_state})["state"]
+            check_digests(saved, digests(state))
+            return state
+
+        return _in_all_or_none(folder, load), place
 
     def restore_newest(
         self, abstract_state: PyTree, tell: Callable[[str], None]
@@ -183,28 +225,27 @@ class RunCheckpoints:
           The state, the place in the data and the step.
 
         Raises:
-          InputError: none is whole; nothing is moved then.
+          InputError: none is whole; or the newest that may be is of another model, or cannot be
+            read for now. Nothing is moved then.
         """
         self.wait()
-        steps, reasons = _steps(self._folder), {}
-        for step in reversed(steps):
-            restored = None
+        damaged: dict[int, DamagedCheckpoint] = {}
+        for step in reversed(_steps_of_first(self._folder)):
             try:
-                restored = self.restore(abstract_state, step)
-            except InputError as error:
-                reasons[step] = str(error)
-            if processes.all_agree(restored is not None):
-                assert restored is not None
-                for broken, reason in reasons.items():
-                    tell(f"{reason}; set aside as {self._set_aside(broken)}")
-                if reasons:
-                    tell(f"goes on from step {step}")
-                self._checkpointer.reload()
-                return *restored, step
-            reasons.setdefault(step, f"{self._folder / str(step)}: cannot be read elsewhere")
-        if reasons:
+                restored = self._restored(self._folder.absolute() / str(step), abstract_state)
+            except DamagedCheckpoint as error:
+                damaged[step] = error
+                continue
+            for broken, reason in damaged.items():
+                tell(f"{reason}; set aside as {self._set_aside(broken)}")
+            if damaged:
+                tell(f"goes on from step {step}")
+            self._checkpointer.reload()
+            self._note_saved(step)
+            return *restored, step
+        if damaged:
             raise InputError(
-                f"{next(iter(reasons.values()))} No checkpoint of {self._folder} is whole; copy "
+                f"{next(iter(damaged.values()))} No checkpoint of {self._folder} is whole; copy "
                 "one there again, or take another --workdir to start anew."
             )
         raise InputError(
@@ -213,9 +254,20 @@ class RunCheckpoints:
         )
 
     def is_empty(self) -> bool:
-        """Whether nothing was ever saved: there is no checkpoint, whole or not."""
+        """Whether no process sees a checkpoint, whole or not; all must ask."""
+        return processes.all_agree(self._looks_unsaved())
+
+    def _looks_unsaved(self) -> bool:
         was_damaged = self._aside.is_dir() and any(self._aside.iterdir())
-        return not _steps(self._folder) and not was_damaged
+        return not steps_in(self._folder) and not was_damaged
+
+    def _note_saved(self, step: int | None) -> None:
+        """Notes the first step known to be saved whole, or that there is none so far."""
+        path = self._folder.parent / _SAVED
+        if processes.is_first_process() and first_saved_step(path.parent) is None:
+            # What cannot be written now follows with the next save.
+            with contextlib.suppress(OSError):
+                write_atomically(path, json.dumps({"step": step}) + "\n")
 
     def _set_aside(self, step: int) -> Path:
         names = [str(step), *(f"{step}-{again}" for again in range(2, 1000))]
@@ -236,7 +288,7 @@ class RunCheckpoints:
         """
         response, self._response = self._response, None
         try:
-            with _orbax_kept_quiet():
+            with orbax_kept_quiet():
                 try:
                     if response is not None:
                         # Asked for, it gives back its thread and three files.
@@ -246,16 +298,20 @@ class RunCheckpoints:
                     self._checkpointer.wait()
         except Exception as error:
             self._fail(error)
+        if response is not None:
+            self._note_saved(self._saving)
 
     def _fail(self, error: Exception) -> NoReturn:
         step = self._saving
-        reason = _root_reason(error)
+        reason = root_reason(error)
+        if jax.process_count() > 1 and re.search("DEADLINE_EXCEEDED|did not complete", reason):
+            reason = f"another process did not end its part in {self._timeout_s} s"
         # Orbax gives up its list of what is on disk with the save.
         self._checkpointer.reload()
         if processes.is_first_process():
             for left in self._folder.glob(f"{step}.*tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
-        steps = _steps(self._folder)
+        steps = steps_in(self._folder)
         kept = f"step {steps[-1]} is the last whole one" if steps else "none is whole yet"
         raise SaveError(
             f"{self._folder}: step {step} could not be saved ({reason}); {kept}. Make room or give "
@@ -272,7 +328,30 @@ class RunCheckpoints:
 
 def has_checkpoints(workdir: str | Path) -> bool:
     """Whether a run's folder holds a whole checkpoint."""
-    return bool(_steps(run_folder(workdir) / "checkpoints"))
+    return bool(steps_in(run_folder(workdir) / "checkpoints"))
+
+
+def has_noted_saves(workdir: str | Path) -> bool:
+    """Whether a run notes what it has saved; those of older versions do not."""
+    return (run_folder(workdir) / _SAVED).is_file()
+
+
+def first_saved_step(workdir: str | Path) -> int | None:
+    """The first step that is known to have been saved whole, whatever became of it; or None.
+
+    Raises:
+      InputError: the note of it is damaged.
+    """
+    path = run_folder(workdir) / _SAVED
+    if not has_noted_saves(workdir):
+        return None
+    try:
+        step = json_of(path)["step"]
+        return None if step is None else int(step)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); remove it if checkpoints/ is in its place."
+        ) from error
 
 
 def load_params(
@@ -297,8 +376,8 @@ def load_params(
     folder = _step_folder(run_folder(workdir) / "checkpoints", step)
 
     def read() -> dict[str, PyTree]:
-        _check_committed(folder)
-        saved = _saved_tree(folder)
+        check_committed(folder)
+        saved = saved_tree(folder)
         if subtrees[0] not in saved:
             raise InputError(
                 f"{folder}: its state has no {subtrees[0]!r} (it has {', '.join(sorted(saved))}); "
@@ -314,84 +393,14 @@ def load_params(
         with context:
             loaded: Any = ocp.load(str(folder), abstract, checkpointable_name="state")
         if (folder / "digests").is_dir():
-            digest_file = _JsonFile()
-            ocp.load_checkpointables(str(folder), {"digests": digest_file})
-            _check_digests(digest_file.value, digests(loaded))
+            check_digests(read_json(folder / "digests"), digests(loaded))
         return loaded
 
-    return _read_whole(folder, read), int(folder.name)
-
-
-class _JsonFile:
-    """A JSON file with a checksum, saved and restored by Orbax beside the arrays."""
-
-    def __init__(self, value: dict | None = None):
-        # Encoded at once: the value may change while the save runs in the background.
-        self._text = _with_checksum(value or {})
-
-    @property
-    def value(self) -> dict:
-        return json.loads(self._text)["value"]
-
-    async def save(self, directory: Any) -> Awaitable[None]:
-        async def write() -> None:
-            folder = Path(await directory.await_creation())
-            if processes.is_first_process():
-                (folder / _JSON).write_text(self._text, "utf-8")
-
-        return write()
-
-    async def load(self, directory: Any) -> Awaitable[None]:
-        async def read() -> None:
-            path = Path(directory) / _JSON
-            self._text = path.read_text("utf-8")
-            found = json.loads(self._text)
-            if not isinstance(found, dict) or _with_checksum(found.get("value")) != self._text:
-                raise ValueError(f"{path.name} is damaged")
-
-        return read()
-
-
-def _with_checksum(value: Any) -> str:
-    text = json.dumps(value)
-    return json.dumps({"value": value, "crc32": zlib.crc32(text.encode())})
-
-
-def _check_committed(folder: Path) -> None:
-    for name in _MARKERS:
-        if not (folder / name).is_file():
-            raise ValueError(f"its {name} is missing, it was never finished")
-    # Reading a pipe may never end.
-    odd = [path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())]
-    if odd:
-        raise ValueError(f"{odd[0].relative_to(folder)} is no file")
-
-
-def _check_digests(saved: Mapping[str, int], loaded: Mapping[str, int]) -> None:
-    """Raises ValueError, naming the first array, unless all bits are those that were saved."""
-    for path, digest in loaded.items():
-        if saved.get(path) != digest:
-            raise ValueError(f"{path} is not what was saved, a bit has changed")
-
-
-def _saved_tree(folder: Path) -> Any:
-    """The saved tree's structure, shapes and dtypes."""
-    tree = ocp.metadata(str(folder), "state").metadata
-    # Orbax logs a damaged file and gives None.
-    if tree is None:
-        raise ValueError("the list of its arrays is damaged")
-    return tree
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps on disk; Orbax gives a folder its plain number only when it is whole."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    return read_whole(folder, read), int(folder.name)
 
 
 def _step_folder(folder: Path, step: int | None) -> Path:
-    steps = _steps(folder)
+    steps = steps_in(folder)
     if not steps:
         raise InputError(
             f"{folder}: holds no checkpoint; give the workdir of a run that has saved one."
@@ -402,89 +411,48 @@ def _step_folder(folder: Path, step: int | None) -> Path:
     return folder.absolute() / str(steps[-1] if step is None else step)
 
 
-def _read_whole(folder: Path, read: Callable[[], T]) -> T:
-    """Calls `read`, turning what a damaged file raises into an InputError."""
-    with _orbax_kept_quiet():
-        try:
-            return read()
-        except InputError:
-            raise
-        # Orbax and TensorStore raise many kinds for a damaged file, among them KeyError,
-        # ValueError, FileNotFoundError and their own.
-        except Exception as error:
-            _ignore_abandoned_reads()
-            reason = _root_reason(error)
-        # Collected here, the abandoned reads do not complain at the program's end.
-        gc.collect()
-    earlier = [step for step in _steps(folder.parent) if step < int(folder.name)]
-    remedy = f"go on from step {earlier[-1]}" if earlier else "start anew"
-    raise InputError(
-        f"{folder}: cannot be read, a checkpoint must be whole ({reason}); "
-        f"copy it again, or remove this folder to {remedy}."
-    )
+def _steps_of_first(folder: Path) -> list[int]:
+    """Steps on disk as process 0 sees them; a network's file system may show others less."""
+    steps = np.array(steps_in(folder), np.int32)
+    if jax.process_count() == 1:
+        return steps.tolist()
+    count = int(multihost_utils.broadcast_one_to_all(np.array(len(steps), np.int32)))
+    return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist()
 
 
-@contextlib.contextmanager
-def _orbax_kept_quiet() -> Iterator[None]:
-    """Orbax logs what it also raises."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            yield
-    finally:
-        logging.disable(disabled)
+def _in_all_or_none(folder: Path, read: Callable[[], T]) -> T:
+    """Calls `read` in every process; what it raises in one of them, all of them raise.
 
-
-@functools.cache
-def _quieten_orbax() -> None:
-    """Leaves out of absl's log what Orbax's background work also raises later."""
-    orbax = str(Path(ocp.__file__).parents[2])
-    logging.getLogger("absl").addFilter(lambda record: not record.pathname.startswith(orbax))
-
-
-@functools.cache
-def _ignore_abandoned_reads() -> None:
-    """Keeps stderr clean of the reads that Orbax abandons, from now on and only of them.
-
-    When one read of many fails, Orbax closes its event loop under the others, and each of
-    them says so when it ends: seconds later for a large checkpoint.
+    A damaged file is told before an error of another kind: who waits in vain for a process that
+    fails has one too.
     """
-    report = sys.unraisablehook
-    complaints = ("Event loop is closed", "Encountered error while reading array index")
-
-    def report_others(unraisable: Any) -> None:
-        if not str(unraisable.exc_value).startswith(complaints):
-            report(unraisable)
-
-    sys.unraisablehook = report_others
-
-
-def _root_reason(error: BaseException) -> str:
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    # TensorStore says first which of its many files it was.
-    text = re.sub(r'Failed \w+: "[^"]*": ', "", str(error)).split(" [tensorstore_spec")[0]
-    return " ".join(text.split())[:300] or type(error).__name__
+    try:
+        found, error = read_whole(folder, read), None
+    except InputError as caught:
+        found, error = None, caught
+    if jax.process_count() > 1:
+        row = np.zeros(1 + _TOLD, np.uint8)
+        if error is not None:
+            text = str(error).encode()[:_TOLD]
+            row[0] = 2 if isinstance(error, DamagedCheckpoint) else 1
+            row[1 : 1 + len(text)] = np.frombuffer(text, np.uint8)
+        rows = multihost_utils.process_allgather(row)
+        worst = rows[int(np.argmax(rows[:, 0]))]
+        text = bytes(worst[1:]).rstrip(b"\0").decode(errors="replace")
+        error = (None, InputError(text), DamagedCheckpoint(text))[worst[0]]
+    if error is not None:
+        raise error
+    assert found is not None
+    return found
 
 
 def _check_fits(folder: Path, saved: PyTree, abstract: PyTree) -> None:
     """Raises InputError, naming the first path, unless shapes and dtypes are the saved ones."""
-    there, here = _shapes(saved), _shapes(abstract)
+    there, here = shapes(saved), shapes(abstract)
     for path in sorted(there.keys() | here.keys()):
         if there.get(path, "absent") != here.get(path, "absent"):
             raise InputError(
                 f"{folder}: {path} is {there.get(path, 'absent')} in the checkpoint and "
                 f"{here.get(path, 'absent')} in this model; use the configuration it was "
-                "trained with."
+                "trained with, or take another --workdir for this one."
             )
-
-
-def _shapes(tree: PyTree) -> dict[str, str]:
-    def kind(leaf: Any) -> str:
-        return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "shape") else "a number"
-
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): kind(leaf) for path, leaf in leaves
-    }

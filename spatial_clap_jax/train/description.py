@@ -16,7 +16,10 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.small_files import json_of, sealed, unsealed
 
 _FILE = "description.json"
-_DESCRIBED_LIBRARIES = ("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+_DESCRIBED_LIBRARIES = (
+    *("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"),
+    *("grain", "array-record", "tokenizers"),
+)
 
 
 def write_description(workdir: str | Path, description: dict) -> None:
@@ -29,7 +32,7 @@ def write_description(workdir: str | Path, description: dict) -> None:
     """
     described = {**description, "versions": library_versions()}
     if jax.process_index() == 0:
-        text = json.dumps(sealed(described), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(sealed(described), indent=2, allow_nan=False)
         write_atomically(run_folder(workdir) / _FILE, text + "\n")
 
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from spatial_clap_jax.errors import InputError, RunStopped
+from spatial_clap_jax.train.appended_lines import AppendedLines
 from spatial_clap_jax.train.description import run_folder, write_atomically
 from spatial_clap_jax.train.optim import path_text
-from spatial_clap_jax.train.processes import is_first_process
+from spatial_clap_jax.train.processes import is_first_process, total_of_all
 
 _FILE = "incidents.jsonl"
 _NOT_FINITE, _RECORDS = "not finite", "bad records"
@@ -62,6 +63,7 @@ class HealthWatch:
         dropped.
       samples: what the batch of a step was made of, by name.
       tell: is told of each incident.
+      state: of the run that goes on, as `get_state` gave it with that step.
     """
 
     def __init__(
@@ -71,13 +73,16 @@ class HealthWatch:
         resume_step: int,
         samples: Callable[[int], Sequence[str]],
         tell: Callable[[str], None],
+        state: Mapping[str, Any] | None = None,
     ):
         self._config = config
         self._workdir = run_folder(workdir)
+        self._file = AppendedLines(self._workdir / _FILE)
         self._samples = samples
         self._tell = tell
-        self._losses: deque[float] = deque(maxlen=config.window)
-        self._bad: list[dict[str, Any]] = []
+        state = state or {}
+        self._losses: deque[float] = deque(state.get("losses", ()), maxlen=config.window)
+        self._bad: list[dict[str, Any]] = list(state.get("bad", ()))
         self._skipped = self._records = 0
         self._told_records: Counter[str] = Counter()
         path = self._workdir / _FILE
@@ -86,6 +91,13 @@ class HealthWatch:
             self._skipped = sum(row["kind"] == _NOT_FINITE for row in kept)
             self._records = sum(row.get("times", 0) for row in kept if row["kind"] == _RECORDS)
             write_atomically(path, "".join(map(_line, kept)))
+
+    def get_state(self) -> dict[str, Any]:
+        """What is known of the steps before, as plain JSON: to be saved with the run's state.
+
+        Who starts a run again that was ended has mended something: it is counted anew then.
+        """
+        return {"losses": list(self._losses), "bad": [] if self.is_hopeless else list(self._bad)}
 
     @property
     def skipped(self) -> int:
@@ -99,7 +111,7 @@ class HealthWatch:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether as many steps in a row as are allowed were not applied."""
+        """Whether as many steps in a row as are allowed were not applied, at any time."""
         return len(self._bad) >= self._config.bad_steps
 
     def see(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -108,54 +120,68 @@ class HealthWatch:
         Args:
           step: its number.
           metrics: `loss`, `gradient_norm` and `applied`, as numbers.
+
+        Raises:
+          OSError: it is seen, but cannot be noted; the note follows with the next one.
         """
         loss = float(metrics["loss"])
         if not metrics["applied"]:
             self._skipped += 1
-            self._bad.append(self._note(_NOT_FINITE, step, metrics))
+            self._bad.append(self._row(_NOT_FINITE, step, metrics))
             self._tell(
                 f"step {step}: loss {loss:g}, gradient norm {float(metrics['gradient_norm']):g}; "
                 f"not applied, {len(self._bad)} in a row; its samples are in {_FILE}"
             )
+            self._append(self._bad[-1])
             return
-        self._bad.clear()
+        # The step after the last one that is allowed may have been on its way, and a good one.
+        if not self.is_hopeless:
+            self._bad.clear()
         usual = self._spike(loss)
+        self._losses.append(loss)
         if usual is not None:
-            self._note("spike", step, metrics)
             self._tell(
                 f"step {step}: loss {loss:.3f} jumps above the usual {usual:.3f}; see {_FILE}"
             )
-        self._losses.append(loss)
+            self._append(self._row("spike", step, metrics))
 
     def see_records(self, step: int, skipped: Counter[str]) -> None:
-        """Looks at the records that could not be read.
+        """Looks at the records that could not be read; all processes must, at the same steps.
 
         Args:
           step: of the last batch.
-          skipped: how often each was wanted in the batches since the start.
+          skipped: how often each was wanted in the batches of this process since the start.
+
+        Raises:
+          OSError: as `see`.
         """
         new = skipped - self._told_records
-        if not new:
+        times = total_of_all(new.total())
+        if not times:
             return
         self._told_records = skipped
-        self._records += new.total()
-        self._append({"step": step, "kind": _RECORDS, "times": new.total(), "samples": sorted(new)})
-        some = ", ".join(sorted(new)[:3]) + (" and more" if len(new) > 3 else "")
+        self._records += times
+        row = {"step": step, "kind": _RECORDS, "times": times, "samples": sorted(new)}
+        some = ", ".join(sorted(new)[:3]) or "records of other processes"
+        more = " and more" if len(new) > 3 or times > new.total() > 0 else ""
         self._tell(
-            f"step {step}: {some} cannot be read, others stand in; {self._records} so far, see "
-            f"{_FILE}"
+            f"step {step}: {some}{more} cannot be read, others stand in; {self._records} so far, "
+            f"see {_FILE}"
         )
+        self._append(row)
 
-    def stop(self, state: Any, experiment: Mapping[str, Any], saved: int) -> RunStopped:
-        """Writes all that is needed to see what went wrong, and says so.
+    def bundle(self, state: Any, experiment: Mapping[str, Any]) -> Path:
+        """Writes all that is needed to see what went wrong.
 
         Args:
-          state: after the last step, unchanged since the last one that was applied.
+          state: unchanged since the last step that was applied.
           experiment: as plain JSON.
-          saved: the step whose checkpoint holds that state.
 
         Returns:
-          The error that ends the run.
+          The folder.
+
+        Raises:
+          OSError: it cannot be written.
         """
         folder = self._workdir / f"incident_{self._bad[-1]['step']}"
         summary = _summary(state)
@@ -166,11 +192,18 @@ class HealthWatch:
                 ("experiment.json", experiment),
             ):
                 write_atomically(folder / name, json.dumps(content, indent=1) + "\n")
+        return folder
+
+    def stopped(self, outcome: str) -> RunStopped:
+        """The error that ends the run.
+
+        Args:
+          outcome: what has become of the state and of the bundle, in words.
+        """
         first, last = self._bad[0]["step"], self._bad[-1]["step"]
         return RunStopped(
             f"{self._workdir}: loss or gradients of steps {first} to {last} were not finite, and "
-            f"{self._config.bad_steps} in a row end a run; the weights before them are saved as "
-            f"step {saved}, and {folder} tells the samples and the state. Mend the data or lower "
+            f"{self._config.bad_steps} in a row end a run; {outcome}. Mend the data or lower "
             "the learning rate, or raise --health.bad-steps, and start again."
         )
 
@@ -182,16 +215,13 @@ class HealthWatch:
         spread = statistics.median(abs(x - usual) for x in self._losses) / _MEDIAN_DEVIATION
         return usual if loss > usual + self._config.spike * max(spread, 1e-3 * abs(usual)) else None
 
-    def _note(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    def _row(self, kind: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
         numbers = {name: _plain(float(value)) for name, value in metrics.items()}
-        row = {"step": step, "kind": kind, **numbers, "samples": list(self._samples(step))}
-        self._append(row)
-        return row
+        return {"step": step, "kind": kind, **numbers, "samples": list(self._samples(step))}
 
     def _append(self, row: Mapping[str, Any]) -> None:
         if is_first_process():
-            with (self._workdir / _FILE).open("a", encoding="utf-8") as file:
-                file.write(_line(row))
+            self._file.append(_line(row))
 
 
 def read_incidents(workdir: str | Path) -> list[dict[str, Any]]:
@@ -220,7 +250,7 @@ def read_incidents(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
 def _plain(value: float) -> float | str:

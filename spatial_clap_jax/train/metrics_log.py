@@ -1,21 +1,24 @@
 """The log of a run: one JSON object a line, the same scalars for TensorBoard, W&B if asked."""
 
 import contextlib
-import errno
 import importlib
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.small_files import bytes_of, parsed_json
+from spatial_clap_jax.train.appended_lines import AppendedLines
 from spatial_clap_jax.train.description import run_folder, write_atomically
 
 _FILE = "metrics.jsonl"
@@ -41,8 +44,8 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: str | Path, resume_step: int | None = None, *, wandb: bool = False):
-        self._file = self._tensorboard = self._wandb = None
-        self._waiting = ""
+        self._file: AppendedLines | None = None
+        self._tensorboard = self._wandb = None
         self._scored: set[int] = set()
         if jax.process_index() != 0:
             return
@@ -55,13 +58,12 @@ class MetricsLog:
             rows = [row for row in read_metrics(folder) if row["step"] <= last]
             write_atomically(folder / _FILE, "".join(_line(row) for row in rows))
             self._scored = {row["step"] for row in rows if "loss" not in row}
-        self._file = (folder / _FILE).open("ab", buffering=0)
-        self._tensorboard = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=last + 1, write_to_disk=True
-        )
+        (folder / _FILE).touch()
+        self._file = AppendedLines(folder / _FILE)
+        self._tensorboard = _TensorBoard(folder / "tensorboard", last + 1)
 
     def has_scores(self, step: int) -> bool:
-        """Whether the log that is gone on with holds an evaluation of a step."""
+        """Whether the log that is gone on with holds an evaluation of a step, on process 0."""
         return step in self._scored
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -78,38 +80,77 @@ class MetricsLog:
         if self._file is None or self._tensorboard is None:
             return
         row = {name: _number(value) for name, value in metrics.items()}
-        self._waiting += _line({"step": step, **row})
-        for name, value in row.items():
-            # TensorBoard draws no others, and its writer complains of each.
-            if math.isfinite(value):
-                self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.write(step, row)
         if self._wandb is not None:
             self._wandb.log(row, step=step)
-        self._append()
-        self._tensorboard.flush()
-
-    def _append(self) -> None:
-        assert self._file is not None
-        end = self._file.seek(0, os.SEEK_END)
-        content = self._waiting.encode()
-        try:
-            if self._file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
-        except OSError:
-            self._file.truncate(end)
-            raise
-        self._waiting = ""
+        self._file.append(_line({"step": step, **row}))
 
     def close(self) -> None:
         """Closes the files; a row that could not be written is tried once more."""
         if self._file is not None and self._tensorboard is not None:
-            if self._waiting:
-                with contextlib.suppress(OSError):
-                    self._append()
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.flush()
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _TensorBoard:
+    """Scalars for TensorBoard, written as they come.
+
+    Not by its usual writer, whose thread dies of a full disk and then blocks who gives it more.
+    What cannot be written waits, and begins a file of its own.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        self._folder = folder
+        self._files = 0
+        self._writer: EventsWriter | None = None
+        self._waiting: list[Event] = []
+        self._purge_step = purge_step
+        self._flush()
+
+    def write(self, step: int, row: Mapping[str, float | int]) -> None:
+        """Adds the scalars of a step."""
+        # TensorBoard draws no others, and its readers complain of each.
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if math.isfinite(value)
+        ]
+        summary = Summary(value=values)
+        self._waiting.append(Event(wall_time=time.time(), step=step, summary=summary))
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            if self._writer is None:
+                self._writer = self._opened()
+            for event in self._waiting:
+                self._writer.write_event(event)
+            self._writer.flush()
+        except OSError:
+            self.close()
+        else:
+            self._waiting.clear()
+
+    def _opened(self) -> EventsWriter:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Files that begin in one second must not have one name.
+        self._files += 1
+        writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}.{self._files}")
+        # Of steps that the file before may hold as well, these here count.
+        first = self._waiting[0].step if self._waiting else self._purge_step
+        begins = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(wall_time=time.time(), step=first, session_log=begins))
+        return writer
+
+    def close(self) -> None:
+        """Closes the file, where there is one; what waits is left out if it is the end."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def has_metrics(workdir: str | Path) -> bool:

@@ -53,7 +53,9 @@ class Plan:
       temporary_bytes: the rest: activations, gradients, buffers, the program.
       flops_per_step: of matrix products, convolutions and FFTs, those that are computed again
         in the backward pass too.
-      bytes_per_step: read from and written to main memory; what stays on the chip costs none.
+      bytes_per_step: read from and written to main memory; what stays on the chip costs none. None,
+        as all that follows but the time of compilation, where the program was refused, or is
+        written in a form that this JAX cannot read.
       collectives: bytes of results of each kind of exchange; those that begin with 'dcn-' pass
         between slices.
       seconds: the least time of each part by itself: compute, hbm, interconnect.
@@ -196,6 +198,8 @@ def _verdicts(found: Plan) -> Iterator[str]:
         yield f"{found.device_kind}: peaks unknown; memory and counts only."
     else:
         yield "It fits." if found.fits else "It does not fit."
+    if found.fits and found.collectives is None:
+        yield "Its program cannot be read by this version of JAX: no traffic, exchanges and bound."
     if found.step_seconds_bound is not None and found.mfu_bound is not None:
         yield (
             f"A step takes at least {_duration(found.step_seconds_bound)}, bound by "
@@ -323,7 +327,12 @@ def _roofline(step: _Compiled, mesh: Mesh, experiment: Experiment) -> dict[str, 
     )
     if step.executable is None:
         return {"bytes_per_step": None, "collectives": None, **bounds}
-    program = hlo.parse(step.executable.as_text() or "")
+    try:
+        text = step.executable.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        # libtpu may write what this JAX cannot read; sizes are known all the same.
+        return {"bytes_per_step": None, "collectives": None, **bounds}
+    program = hlo.parse(text)
     exchanges = hlo.collectives(program, mesh.size)
     results: dict[str, float] = defaultdict(float)
     for exchange in exchanges:

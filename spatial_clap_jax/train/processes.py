@@ -74,6 +74,20 @@ def all_agree(wish: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(wish))))
 
 
+def as_first(wish: bool) -> bool:
+    """What process 0 wishes; all must ask, and all wait for the answer."""
+    if jax.process_count() == 1:
+        return wish
+    return bool(multihost_utils.broadcast_one_to_all(np.array(wish)))
+
+
+def total_of_all(count: int) -> int:
+    """The sum of what every process counts; all must ask, and all wait for the answers."""
+    if jax.process_count() == 1:
+        return count
+    return int(np.sum(multihost_utils.process_allgather(np.array(count))))
+
+
 def on_host(tree: Any) -> Any:
     """A tree of global arrays as NumPy arrays, whole on every process; all must ask."""
     if jax.process_count() == 1:

@@ -10,6 +10,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from spatial_clap_jax.shown import printable
+
 # More waiting for data than this is worth a line.
 _MUCH_WAITING = 0.1
 
@@ -60,8 +62,8 @@ class TrainProgress:
         self._bar.stop()
 
     def announce(self, text: str) -> None:
-        """Prints a line of its own."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints a line of its own; names in it come from data, and no terminal shall obey them."""
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def started(self, flops_per_step: float, peak_flops: float | None, device_kind: str) -> None:
         """Starts the clock, with what a step costs and what the devices can do.

@@ -44,7 +44,7 @@ def note_start(workdir: str | Path, step: int, accepted: Sequence[str]) -> None:
         "versions": library_versions(),
     }
     with (run_folder(workdir) / _FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(json.dumps(row) + "\n")
 
 
 def source_commit() -> str | None:

@@ -1,12 +1,18 @@
 """Whether a folder holds a run, and whether what is to go on is that run."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train.checkpoint import has_checkpoints
+from spatial_clap_jax.small_files import bytes_of, parsed_json
+from spatial_clap_jax.train.checkpoint import (
+    first_saved_step,
+    has_checkpoints,
+    has_noted_saves,
+)
 from spatial_clap_jax.train.description import has_description, read_description
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.metrics_log import has_metrics, read_metrics
@@ -39,24 +45,40 @@ def resumed_experiment(workdir: Path) -> dict[str, Any] | None:
 
 
 def check_never_saved(workdir: Path, checkpoint_every: int) -> None:
-    """Refuses a fresh start in a folder whose log tells of checkpoints that are gone.
+    """Refuses a fresh start in a folder that had checkpoints which are gone.
+
+    A run that was killed before its first checkpoint was whole may start again, however far it had
+    come.
 
     Args:
       workdir: the run's folder, without checkpoints.
-      checkpoint_every: steps between checkpoints; a run that was killed while it saved its first
-        one may start again.
+      checkpoint_every: steps between checkpoints. What a run of an older version has saved is not
+        noted: where its log goes on past the second one, it has saved.
 
     Raises:
-      InputError: the log goes on past the second checkpoint.
+      InputError: a checkpoint was once whole.
     """
-    if not has_metrics(workdir):
-        return
-    last = max((row["step"] for row in read_metrics(workdir)), default=0)
-    if last > 2 * checkpoint_every:
+    rows = read_metrics(workdir) if has_metrics(workdir) else []
+    logged = max((row["step"] for row in rows), default=0)
+    saved = max(first_saved_step(workdir) or 0, _latest_resumed_step(workdir))
+    if saved or (not has_noted_saves(workdir) and logged > 2 * checkpoint_every):
         raise InputError(
-            f"{workdir}: had come to step {last}, but its checkpoints are gone; put them back, or "
-            "take another --workdir to start anew."
+            f"{workdir}: had come to step {max(logged, saved)}, but its checkpoints are gone; put "
+            "them back, or take another --workdir to start anew."
         )
+
+
+def _latest_resumed_step(workdir: Path) -> int:
+    """The latest step that a start of the run went on from; 0 where none did.
+
+    What cannot be read in the file, which people may add to, tells nothing.
+    """
+    steps = [0]
+    with contextlib.suppress(OSError, ValueError):
+        for line in bytes_of(workdir / "starts.jsonl").split(b"\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                steps.append(int(parsed_json(line)["from_step"]))
+    return max(steps)
 
 
 def check_unchanged(

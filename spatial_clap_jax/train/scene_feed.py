@@ -13,12 +13,14 @@ import numpy as np
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.labels import check_clips, check_labels
+from spatial_clap_jax.data.manifests import digest
 from spatial_clap_jax.data.pipeline import PipelineConfig, TrainBatches, train_batches
-from spatial_clap_jax.data.rewritten import read_rewrites
+from spatial_clap_jax.data.rewritten import REWRITTEN, read_rewrites
 from spatial_clap_jax.data.sentences import Sentences
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
+from spatial_clap_jax.small_files import text_of
 from spatial_clap_jax.systems.base import Labelled, System
 from spatial_clap_jax.train import warm_start
 from spatial_clap_jax.train.experiment import Experiment
@@ -56,7 +58,15 @@ class SceneFeed:
 
     @property
     def fingerprint(self) -> str:
-        return self.scenes.manifest["fingerprint"]
+        scenes, config = self.scenes.manifest["fingerprint"], self._config
+        # What lies beside the scenes, where the run reads it.
+        beside: dict[str, Any] = {}
+        if config.rewritten_share:
+            path = Path(self.data) / REWRITTEN
+            beside["rewrites"] = digest(text_of(path)) if path.exists() else None
+        if config.sentences is not None:
+            beside["sentences"] = Sentences(config.sentences).header
+        return digest({"scenes": scenes, **beside}) if beside else scenes
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.pipeline import TrainBatches
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.systems.base import Variables, in_use
 from spatial_clap_jax.train import processes, sharding
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError
@@ -159,13 +159,18 @@ def _opened(
             show=progress,
         )
     )
-    state, done = restore_or_init(start, feed.arrays, checkpoints, batches, bar.announce)
-    if not done:
+    state, place = restore_or_init(start, feed.arrays, checkpoints, bar.announce)
+    done = place["step"] if place else 0
+    if place:
+        batches.set_state(place)
+    else:
         check_never_saved(workdir, experiment.checkpoint_every)
     note_start(workdir, done, accepted)
     log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
     stack.callback(log.close)
-    health = HealthWatch(experiment.health, workdir, done, batches.samples, bar.announce)
+    health = HealthWatch(
+        experiment.health, workdir, done, batches.samples, bar.announce, place.get("health")
+    )
     bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
     for note in (*feed.notes(), *(f"accepted: {difference}" for difference in accepted)):
         bar.announce(note)
@@ -192,6 +197,7 @@ class _Run:
     done: int
     interruption: Interruption = field(default_factory=Interruption)
     program: Any = None
+    unseen: tuple[int, dict[str, Any]] | None = None
 
     def compile(self) -> None:
         """Compiles the step, while the first batches are built."""
@@ -217,8 +223,8 @@ class _Run:
     def _take_steps(self) -> dict[str, float]:
         experiment, row = self.experiment, {}
         vote = processes.Vote(self.mesh)
-        unseen: tuple[int, dict[str, Any]] | None = None
-        if self.done and self._evaluates() and not self.log.has_scores(self.done):
+        # Process 0 alone has the log, and an evaluation needs them all.
+        if self.done and self._evaluates() and processes.as_first(not self._has_scores()):
             self._evaluate()
         for batch in self._batches():
             with jax.transfer_guard("disallow"):
@@ -230,13 +236,11 @@ class _Run:
             saves = self.done % experiment.checkpoint_every == 0 or last
             # The step before is waited for, so that the host runs one step ahead, no more; and this
             # one where what is known of it is written.
-            seen, unseen = unseen, (self.done, metrics)
-            if seen is not None:
-                self.health.see(*seen)
+            self._see_step_before()
+            self.unseen = (self.done, metrics)
             if logs or saves:
-                self.health.see(*unseen)
-                self.health.see_records(self.done, self.batches.skipped)
-                unseen = None
+                self._see_step_before()
+                self._bear(lambda: self.health.see_records(self.done, self.batches.skipped))
             if logs:
                 row = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 row |= {
@@ -248,8 +252,7 @@ class _Run:
                 self.bar.show(self.done, row)
                 self._bear(self.checkpoints.check)
             if self.health.is_hopeless:
-                self._save(wait=True)
-                raise self.health.stop(self.state, to_plain(experiment), self.done)
+                raise self._stopped()
             if saves:
                 self._save(wait=last)
             if self._evaluates():
@@ -257,6 +260,31 @@ class _Run:
             if vote.cast(self.interruption.is_asked):
                 raise self.interruption.interrupted()
         return row
+
+    def _has_scores(self) -> bool:
+        return self.log.has_scores(self.done)
+
+    def _see_step_before(self) -> None:
+        """Looks at the numbers of the last step that nobody has looked at."""
+        unseen, self.unseen = self.unseen, None
+        if unseen is not None:
+            self._bear(lambda: self.health.see(*unseen))
+
+    def _stopped(self) -> RunStopped:
+        """The end of a run whose numbers stay wrong; what can be kept of it is."""
+        self._see_step_before()
+        told = []
+        try:
+            folder = self.health.bundle(self.state, to_plain(self.experiment))
+            told.append(f"{folder} tells the samples and the state")
+        except OSError as error:
+            told.append(f"samples and state could not be written ({error})")
+        try:
+            self._save(wait=True)
+            told.append(f"the last good weights are saved as step {self.done}")
+        except (InputError, OSError) as error:
+            told.append(f"the last good weights could not be saved ({error})")
+        return self.health.stopped(", and ".join(told))
 
     def _batches(self) -> Iterator[dict]:
         """Batches on the devices, as many as are left; the time of waiting for them is counted."""
@@ -271,7 +299,9 @@ class _Run:
 
     def _save(self, wait: bool) -> None:
         # A batch may have been taken for a step that was then abandoned.
-        place = {**self.batches.get_state(), "step": self.done}
+        self._see_step_before()
+        health = self.health.get_state()
+        place = {**self.batches.get_state(), "step": self.done, "health": health}
         self._bear(self.checkpoints.wait)
         if self._bear(
             lambda: self.checkpoints.save(self.done, self.state._asdict(), place, wait=wait)
@@ -279,8 +309,7 @@ class _Run:
             return
         if wait:
             raise InputError(
-                f"{self.workdir}: step {self.done}, the last, could not be saved; make room and "
-                "start again."
+                f"{self.workdir}: step {self.done} could not be saved; make room and start again."
             )
 
     def _write(self, row: dict[str, float]) -> None:
@@ -312,7 +341,7 @@ class _Run:
         try:
             if processes.is_first_process():
                 with self.interruption.abandonable(jax.process_count() == 1):
-                    row = self.scores(variables, self.done)
+                    row = call_abandonably(partial(self.scores, variables, self.done))
         except InputError as error:
             # Worth a line, and no reason to lose a training.
             self.bar.announce(f"step {self.done}: not evaluated: {error}")
@@ -391,31 +420,29 @@ def restore_or_init(
     start: Any,
     loaded: Mapping[str, np.ndarray],
     checkpoints: RunCheckpoints,
-    batches: TrainBatches,
     tell: Callable[[str], None] = lambda text: None,
-) -> tuple[TrainState, int]:
+) -> tuple[TrainState, dict[str, Any]]:
     """The newest whole checkpoint's state with its place in the data, or a fresh state.
 
     Args:
       start: see `build_state_and_step`.
       loaded: what a fresh state does not draw.
       checkpoints: of the run.
-      batches: whose place is set.
       tell: is told of checkpoints that are damaged.
 
     Returns:
-      The state, and the number of steps that it has done.
+      The state, and what was saved beside it: the `step` that it has done and the place in the
+      data; nothing beside a fresh one.
 
     Raises:
       InputError: there are checkpoints, and none is whole.
     """
     if checkpoints.is_empty():
-        return start(dict(loaded)), 0
+        return start(dict(loaded)), {}
     abstract = jax.tree.map(
         lambda shape, like: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=like),
         start.eval_shape({}),
         start.lower({}).compile().output_shardings,
     )
-    saved, data_state, done = checkpoints.restore_newest(abstract._asdict(), tell)
-    batches.set_state(data_state)
-    return TrainState(**saved), done
+    saved, place, done = checkpoints.restore_newest(abstract._asdict(), tell)
+    return TrainState(**saved), {**place, "step": done}

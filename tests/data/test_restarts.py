@@ -9,8 +9,6 @@ from soak.restarts import RECIPE, restarts
 
 from spatial_clap_jax.data.builders import render_scenes
 
-pytestmark = pytest.mark.slow
-
 pytestmark = [
     pytest.mark.filterwarnings("ignore:label.. is deprecated:DeprecationWarning"),
     pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's /proc"),

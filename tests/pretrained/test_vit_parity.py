@@ -1,11 +1,13 @@
 """M2D's ViT answers like Hugging Face's, whose weights come to it under timm's names."""
 
+import dataclasses
 import re
 
 import jax
 import numpy as np
 import pytest
 
+from spatial_clap_jax.features import M2D_LOG_MEL
 from spatial_clap_jax.models.m2d import TokenProjection
 from spatial_clap_jax.models.vit import Vit, VitConfig, sincos_positions
 from spatial_clap_jax.pretrained.m2d_clap import (
@@ -15,6 +17,8 @@ from spatial_clap_jax.pretrained.m2d_clap import (
     vit_shapes,
 )
 from spatial_clap_jax.pretrained.mapping import Taking, nested
+from spatial_clap_jax.scene_embeddings import PatchTokens
+from spatial_clap_jax.windows import log_mel_on_host
 
 torch = pytest.importorskip("torch", reason="the parity extra is not installed")
 transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
@@ -22,9 +26,10 @@ from random_models import randomised  # noqa: E402
 
 pytestmark = pytest.mark.parity
 SMALL = VitConfig(width=64, layers=3, heads=4)
-# Seconds of audio by columns of patches: of the last one some frames are filled up; 20 s are two
-# inputs of 10 s one after the other.
-COLUMNS = {1: 7, 3: 19, 6.01: 38, 20: 124}
+NORMALISATION = (-7.1, 4.2)
+# Seconds of audio by the columns of patches of each input: of the last column some frames are
+# filled up, and the positions of each input begin anew.
+COLUMNS = {1: (7,), 3: (19,), 6.01: (38,), 10: (62,), 20: (62, 62)}
 
 
 def hugging_face(config: VitConfig, columns: int):
@@ -83,26 +88,53 @@ def ours_of(config: VitConfig, tensors: dict[str, np.ndarray]):
     return jax.jit(lambda levels: Vit(config).apply(variables, levels))
 
 
-def gap(config: VitConfig, columns: int, examples: int) -> float:
-    model = hugging_face(config, columns)
-    levels = np.random.default_rng(1).normal(size=(examples, columns * 16, 80)).astype(np.float32)
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(levels.transpose(0, 2, 1)[:, None].copy()))
-    theirs = theirs.last_hidden_state.numpy()
-    ours = ours_of(config, timm_names(model))(levels)
-    assert ours.tokens.shape == (examples, 5 * columns, config.width)
-    worst = np.abs(np.asarray(ours.tokens) - theirs[:, 1:]).max()
-    return float(max(worst, np.abs(np.asarray(ours.cls) - theirs[:, 0]).max()))
+def gap(config: VitConfig, seconds: float) -> float:
+    """Greatest difference of the tokens of a recording, all its inputs together."""
+    config = dataclasses.replace(config, frames=1001)
+    columns = COLUMNS[seconds]
+    model = hugging_face(config, columns[0])
+    audio = 0.1 * np.random.default_rng(1).normal(size=(1, 1, round(seconds * 16_000)))
+    encode = ours_of(config, timm_names(model))
+    tokens = PatchTokens(
+        config,
+        M2D_LOG_MEL,
+        NORMALISATION,
+        encode=lambda levels: encode(levels).tokens,
+        project=lambda tokens: tokens,
+    )
+    ours, _ = tokens.frames(audio.astype(np.float32), 16_000)
+    mean, deviation = map(np.float32, NORMALISATION)
+    levels = (log_mel_on_host(audio[0, 0].astype(np.float32), M2D_LOG_MEL) - mean) / deviation
+    theirs = []
+    for start, count in zip(range(0, len(levels), 1001), columns, strict=True):
+        part = levels[start : start + 1001][: count * 16]
+        part = np.pad(part, ((0, count * 16 - len(part)), (0, 0))).T
+        with torch.no_grad():
+            found = model(torch.from_numpy(part[None, None].copy())).last_hidden_state[0, 1:]
+        # Frequency-major tokens; a moment holds those of all frequencies.
+        theirs.append(found.numpy().reshape(5, count, -1).swapaxes(0, 1).reshape(count, -1))
+    assert ours.shape == (1, sum(columns), 5 * config.width)
+    return float(np.abs(ours[0] - np.concatenate(theirs)).max())
 
 
 @pytest.mark.parametrize("seconds", COLUMNS)
 def test_tokens_are_those_of_hugging_face(seconds):
-    assert gap(SMALL, COLUMNS[seconds], examples=2) < 1e-5
+    assert gap(SMALL, seconds) < 1e-5
 
 
 @pytest.mark.slow
-def test_tokens_of_the_true_size_are_those_of_hugging_face():
-    assert gap(VitConfig(), COLUMNS[1], examples=1) < 1e-5
+@pytest.mark.parametrize("seconds", COLUMNS)
+def test_tokens_of_the_true_size_are_those_of_hugging_face(seconds):
+    assert gap(VitConfig(), seconds) < 1e-5
+
+
+def test_cls_is_that_of_hugging_face():
+    model = hugging_face(SMALL, 7)
+    levels = np.random.default_rng(1).normal(size=(2, 7 * 16, 80)).astype(np.float32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(levels.transpose(0, 2, 1)[:, None].copy()))
+    ours = ours_of(SMALL, timm_names(model))(levels).cls
+    np.testing.assert_allclose(ours, theirs.last_hidden_state[:, 0].numpy(), atol=1e-5)
 
 
 def layer_norm(x, scale, bias):

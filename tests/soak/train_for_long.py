@@ -77,7 +77,7 @@ def main() -> int:
         config, told = folder / "config.py", folder / "log.txt"
         config.write_text(CONFIG.format(tests=str(TESTS)))
         command = [
-            *(sys.executable, "-m", "spatial_clap_jax.cli", "train", str(config)),
+            *(sys.executable, "-m", "spatial_clap_jax", "train", str(config)),
             *("--data", str(folder / "scenes"), "--workdir", str(folder / "run")),
             *("--checkpoint-every", str(options.checkpoint_every)),
             *("--evaluate-every", str(options.evaluate_every)),

@@ -16,8 +16,9 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import info_nce
 from spatial_clap_jax.losses.labels import label_loss
 from spatial_clap_jax.losses.masked import masked_prediction_loss
-from spatial_clap_jax.models.m2d import Masks, Predictor
-from spatial_clap_jax.models.vit import Vit
+from spatial_clap_jax.models.m2d import Masks, Predictor, PredictorConfig
+from spatial_clap_jax.models.text import bert_base
+from spatial_clap_jax.models.vit import Vit, VitConfig
 from spatial_clap_jax.systems.base import Batch, Following, Labelled, System
 from spatial_clap_jax.systems.content import SpecAugmentConfig
 from spatial_clap_jax.systems.m2d_clap import CachedSentences, M2dClap, M2dClapConfig
@@ -28,12 +29,13 @@ from spatial_clap_jax.train.experiment import SIZES, Experiment, load_config
 from spatial_clap_jax.train.step import Execution
 from spatial_clap_jax.train.trainer import build_state_and_step
 
+STAGES = ("m2d_clap", "m2d_clap_labels", "m2d_clap_text", "m2d_clap_text_fine")
 CLASSES = ("bell", "dog", "rain")
 SENTENCES = CachedSentences(width=5)
 
 
-def batch_of(rows: int = 8) -> Batch:
-    rng = np.random.default_rng(0)
+def batch_of(rows: int = 8, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
     arrays = {
         "audio": rng.normal(size=(rows, 1, WINDOW)).astype(np.float32),
         "tokens": rng.integers(0, 300, (rows, MAX_TOKENS)).astype(np.int32),
@@ -405,7 +407,7 @@ def test_losses_that_it_has_not_are_refused():
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("config", ["m2d_clap", "m2d_clap_labels", "m2d_clap_text"])
+@pytest.mark.parametrize("config", STAGES)
 def test_shipped_experiments_are_plain_and_have_their_parts(config, size):
     ours = load_config(config, size)
     assert from_plain(Experiment, to_plain(ours)) == ours
@@ -419,11 +421,15 @@ def test_shipped_experiments_are_plain_and_have_their_parts(config, size):
         "m2d_clap": {"predictor", "audio_projection", "logit_scale"},
         "m2d_clap_labels": {"head"},
         "m2d_clap_text": {"audio_projection", "logit_scale", "text"},
+        "m2d_clap_text_fine": {"audio_projection", "logit_scale", "text"},
     }[config]
     assert parts | {"content"} <= variables["params"].keys()
     stage = load_config("m2d_clap", size).model
     assert isinstance(stage, M2dClapConfig)
-    assert model.content == stage.content
+    # In use, inputs are as long as in training: a crop, or a window with its last frames.
+    frames = model.crop_frames or model.frames
+    assert model.content == dataclasses.replace(stage.content, frames=frames)
+    assert (model.crop_frames is None) == (config != "m2d_clap")
     assert system.sample_rate_hz == RATE_HZ
 
 
@@ -432,16 +438,99 @@ def test_base_has_the_papers_numbers():
     model, optimizer = ours.model, ours.optimizer
     assert isinstance(model, M2dClapConfig)
     assert model.mel == features.M2D_LOG_MEL
+    assert model.content == VitConfig(
+        mels=80, frames=608, patch=(16, 16), width=768, layers=12, heads=12, mlp_ratio=4.0
+    )
     assert (model.frames, model.crop_frames, model.mask_ratio) == (1001, 608, 0.7)
     assert (model.masked_weight, model.contrast_weight) == (1.0, 0.01)
+    assert model.predictor == PredictorConfig(width=512, layers=8, heads=16, mlp_ratio=4.0)
     assert model.target_decays == (0.99995, 0.99999)
+    assert (model.projector, model.joint_width) == ("token", 768)
+    assert model.text == CachedSentences(width=4096)
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.9, 0.95, 0.05)
     assert (optimizer.clip_norm, optimizer.learning_rate) == (3.0, pytest.approx(2.4e-3))
-    assert ours.loss.initial_scale == pytest.approx(1 / 0.07)
-    text = load_config("m2d_clap_text", "base")
-    assert text.optimizer.frozen == (r"^content/",)
-    assert (text.model.mask_ratio, text.loss.initial_scale) == (0.3, 100.0)
-    assert text.model.crop_frames is None
+    assert ours.data.captions_per_batch == 2048
+    # 300 epochs, 20 of them to warm up.
+    assert ours.steps / optimizer.warmup_steps == 300 / 20
+    assert (ours.loss.initial_scale, ours.loss.min_scale, ours.loss.max_scale) == (
+        *(pytest.approx(1 / 0.07), 1.0, 100.0),
+    )
+    # CLIP's loss: a clip and its own caption, whatever else is of its category.
+    assert ours.loss.positives == "pair"
     labels = load_config("m2d_clap_labels", "base")
     assert (labels.optimizer.kind, labels.optimizer.learning_rate) == ("lars", 2.0)
-    assert labels.model.mixup == 0.5
+    assert labels.steps * labels.data.captions_per_batch / 70 == ours.steps * 2048 / 300
+    held = labels.model
+    assert isinstance(held, M2dClapConfig)
+    assert (held.mixup, held.content.frames, held.classes) == (0.5, 1001, None)
+    assert held.spec_augment == SpecAugmentConfig(1, 192, 1, 30)
+
+
+def test_stages_of_the_text_have_the_papers_numbers():
+    first = load_config("m2d_clap", "base")
+    text, fine = load_config("m2d_clap_text", "base"), load_config("m2d_clap_text_fine", "base")
+    for stage, ratio, anew in ((text, 0.3, (r"^logit_scale$",)), (fine, 0.0, ())):
+        model, optimizer = stage.model, stage.optimizer
+        assert isinstance(model, M2dClapConfig)
+        assert (model.mask_ratio, model.crop_frames, model.content.frames) == (ratio, None, 1001)
+        assert (model.masked_weight, model.contrast_weight) == (0.0, 1.0)
+        assert (model.projector, model.joint_width) == ("token", 768)
+        assert model.text == dataclasses.replace(bert_base(), max_tokens=128, pooling="first")
+        assert (stage.loss.initial_scale, stage.loss.positives) == (100.0, "pair")
+        assert (optimizer.learning_rate, optimizer.frozen) == (2.4e-5, (r"^content/",))
+        # 30 epochs, 5 of them to warm up.
+        assert stage.steps / optimizer.warmup_steps == 30 / 5
+        # What is learned goes on in stage 2.1, the scale too.
+        assert stage.init.anew == anew
+    assert text.steps / 30 == first.steps / 300
+
+
+def narrow(config: str) -> Experiment:
+    """A shipped stage of the small size, as narrow as the tiny one and with classes."""
+    ours, tiny = load_config(config, "small"), tiny_m2d().model
+    assert isinstance(ours.model, M2dClapConfig)
+    assert isinstance(tiny, M2dClapConfig)
+    model = dataclasses.replace(
+        ours.model,
+        window_s=tiny.window_s,
+        crop_frames=ours.model.crop_frames and tiny.crop_frames,
+        mel=tiny.mel,
+        content=tiny.content,
+        predictor=tiny.predictor,
+        joint_width=tiny.content.width,
+        text=tiny.text,
+        classes=CLASSES if ours.model.classes is None else (),
+    )
+    return dataclasses.replace(ours, model=model, steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", STAGES)
+def test_the_step_of_a_stage_compiles_once(config):
+    start, step = build_state_and_step(narrow(config), sharding.make_mesh(jax.devices()[:1]))
+    state, losses = start({}), set()
+    for seed in range(3):
+        state, metrics = step(state, batch_of(seed=seed))
+        losses.add(float(metrics["loss"]))
+    assert step._cache_size() == 1
+    assert len(losses) == 3
+
+
+def test_a_clip_and_its_own_caption_may_be_the_only_positives():
+    rng = np.random.default_rng(0)
+    rows = {}
+    for name in ("audio", "text"):
+        x = rng.normal(size=(4, 6)).astype(np.float32)
+        rows[name] = jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+    batch = {name: jnp.array([0, 1, 1, 2]) for name in ("group", "meaning")}
+    scale, found = jnp.log(7.0), {}
+    for positives, meaning in (("meaning", batch["meaning"]), ("pair", None)):
+        ours = tiny_m2d(contrast_weight=1.0)
+        ours = dataclasses.replace(ours, loss=dataclasses.replace(ours.loss, positives=positives))
+        loss, metrics = ours.build_system().objective(rows, {"logit_scale": scale}, batch, None)
+        expected = info_nce(rows["audio"], rows["text"], jnp.float32(7.0), meaning)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+        found[positives] = float(loss), float(metrics["retrieval"])
+    assert found["pair"][0] != pytest.approx(found["meaning"][0], rel=1e-3)
+    # What counts as right stays.
+    assert found["pair"][1] == found["meaning"][1]

@@ -1,10 +1,12 @@
 """Checkpoints: bit for bit, on any devices, whole or refused."""
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,9 @@ import pytest
 
 import spatial_clap_jax
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import checkpoint
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, load_params
+from spatial_clap_jax.train.checkpoint_files import DamagedCheckpoint
 
 # Long and without pattern, so that it fills a data file of its own.
 NOISE = np.random.default_rng(0).random(20_000, np.float32)
@@ -302,6 +306,111 @@ def test_without_a_whole_checkpoint_nothing_starts_anew(saved, tmp_path):
     with pytest.raises(InputError, match=r"holds no checkpoint, but .*set_aside holds damaged"):
         checkpoints.restore_newest(abstract(make_state(0)), told.append)
     checkpoints.close()
+
+
+def test_another_model_sets_nothing_aside(tmp_path):
+    """Though a checkpoint before it would fit."""
+    checkpoints, told = RunCheckpoints(tmp_path), []
+    for step, length in ((10, 2), (20, 3)):
+        checkpoints.save(step, {"a": jnp.ones(length)}, {}, wait=True)
+    with pytest.raises(InputError) as caught:
+        checkpoints.restore_newest(abstract({"a": jnp.ones(2)}), told.append)
+    checkpoints.close()
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert str(caught.value) == (
+        f"{tmp_path}/checkpoints/20: a is float32[3] in the checkpoint and float32[2] in this "
+        "model; use the configuration it was trained with, or take another --workdir for this one."
+    )
+    assert not told
+    assert not (tmp_path / "set_aside").exists()
+
+
+def test_a_changed_list_of_arrays_is_damage_and_no_other_model(saved, tmp_path):
+    run, told = tmp_path / "run", []
+    shutil.copytree(saved, run)
+    listed = run / "checkpoints" / "20" / "state" / "_METADATA"
+    # 'n' and 'o' differ in one bit.
+    listed.write_bytes(listed.read_bytes().replace(b"mean", b"meao"))
+    checkpoints = RunCheckpoints(run)
+    assert checkpoints.restore_newest(abstract(make_state(0)), told.append)[2] == 10
+    checkpoints.close()
+    assert "set aside" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MemoryError"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (ValueError("RESOURCE_EXHAUSTED: no memory on the device"), "no memory on the device"),
+        (
+            ValueError("UNKNOWN: Error reading: Input/output error [os_error_code='5']"),
+            "Input/output error",
+        ),
+    ],
+)
+def test_what_passes_sets_nothing_aside(saved, tmp_path, monkeypatch, error, reason):
+    run, told = tmp_path / "run", []
+    shutil.copytree(saved, run)
+
+    def fails(*_):
+        raise error
+
+    checkpoints = RunCheckpoints(run)
+    monkeypatch.setattr(checkpoint, "check_digests", fails)
+    with pytest.raises(InputError, match=rf"20: could not be read now \(.*{reason}") as caught:
+        checkpoints.restore_newest(abstract(make_state(0)), told.append)
+    assert "move this folder away to go on from step 10" in str(caught.value)
+    monkeypatch.undo()
+    assert checkpoints.restore_newest(abstract(make_state(0)), told.append)[2] == 20
+    checkpoints.close()
+    assert not told
+
+
+READ_ONLY = """
+import os, sys
+import jax.numpy as jnp
+from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError
+
+checkpoints = RunCheckpoints(sys.argv[1])
+save = lambda step: checkpoints.save(step, {"a": jnp.ones(3)}, {}, wait=True)
+save(1)
+folder = sys.argv[1] + "/checkpoints"
+os.chmod(folder, 0o555)
+root = os.geteuid() == 0
+# Nothing is read-only for root.
+if root:
+    os.seteuid(65534)
+for step in (2, 3):
+    try:
+        save(step)
+    except SaveError as error:
+        print(error)
+print(checkpoints.latest())
+if root:
+    os.seteuid(0)
+os.chmod(folder, 0o755)
+save(4)
+print(checkpoints.latest())
+checkpoints.close()
+"""
+
+
+def test_a_read_only_folder_is_said_and_the_last_whole_checkpoint_kept():
+    # Where another user may come, as pytest's own folder is not.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        with start(READ_ONLY, folder) as process:
+            output, _ = process.communicate(timeout=120)
+        lines = output.splitlines()
+        assert process.returncode == 0, output
+        for line, step in zip(lines[:2], (2, 3), strict=True):
+            assert f"step {step} could not be saved" in line
+            assert "Permission denied" in line
+            assert "step 1 is the last whole one" in line
+            assert "give the right to write there" in line
+        assert lines[2:] == ["1", "4"]
 
 
 FULL = """

@@ -42,3 +42,11 @@ def test_a_folder_has_a_description_once_it_is_written(tmp_path):
     assert has_description(tmp_path / "run")
     with pytest.raises(InputError, match="gs://bucket/run is no path of a file system"):
         has_description("gs://bucket/run")
+
+
+def test_names_that_are_no_utf8_are_written_and_read(tmp_path):
+    # As Python reads the byte 0xFF in a path.
+    description = {"experiment": {"data": "clips/\udcff.wav"}, "words": "ein Käuzchen"}
+    write_description(tmp_path, description)
+    found = read_description(tmp_path)
+    assert {key: found[key] for key in description} == description

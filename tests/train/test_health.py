@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import health
 from spatial_clap_jax.train.health import HealthConfig, HealthWatch, read_incidents
 
 
 class Watched:
     """A watch with what it tells."""
 
-    def __init__(self, folder, resume_step=0, **config):
+    def __init__(self, folder, resume_step=0, state=None, **config):
         self.told: list[str] = []
         self.watch = HealthWatch(
             HealthConfig(**config),
@@ -22,6 +23,7 @@ class Watched:
             resume_step,
             lambda step: [f"train_k1/{step}", f"train_k2/{step}"],
             self.told.append,
+            state,
         )
 
     def see(self, step, loss, norm=1.0, applied=1.0):
@@ -57,10 +59,13 @@ def test_as_many_in_a_row_end_the_run_with_a_bundle(tmp_path):
         watched.see(step, 1.0, applied=applied)
     assert watched.watch.is_hopeless
     state = {"w": jnp.float32([3.0, np.nan, -4.0]), "step": jnp.int32(4)}
-    error = watched.watch.stop(state, {"seed": 0}, 4)
-    assert "steps 3 to 4 were not finite, and 2 in a row end a run" in str(error)
-    assert "saved as step 4" in str(error)
-    folder = tmp_path / "incident_4"
+    folder = watched.watch.bundle(state, {"seed": 0})
+    assert folder == tmp_path / "incident_4"
+    error = watched.watch.stopped("all is saved as step 4")
+    assert (
+        "steps 3 to 4 were not finite, and 2 in a row end a run; all is saved as step 4. Mend the "
+        "data or lower the learning rate, or raise --health.bad-steps" in str(error)
+    )
     steps, found, experiment = (
         json.loads((folder / name).read_text())
         for name in ("steps.json", "state.json", "experiment.json")
@@ -68,6 +73,41 @@ def test_as_many_in_a_row_end_the_run_with_a_bundle(tmp_path):
     assert [step["samples"][0] for step in steps] == ["train_k1/3", "train_k1/4"]
     assert found == {"w": {"shape": [3], "not_finite": 1, "norm": 5.0, "min": -4.0, "max": 3.0}}
     assert experiment == {"seed": 0}
+
+
+def test_a_good_step_after_the_last_bad_one_saves_no_run(tmp_path):
+    # It was on its way when the bad one was seen.
+    watched = Watched(tmp_path, bad_steps=2)
+    for step, applied in ((1, 0.0), (2, 0.0), (3, 1.0)):
+        watched.see(step, 1.0, applied=applied)
+    assert watched.watch.is_hopeless
+    # Who starts it again has mended something.
+    again = Watched(tmp_path, resume_step=3, state=watched.watch.get_state(), bad_steps=2)
+    assert not again.watch.is_hopeless
+
+
+def test_a_watch_that_goes_on_sees_what_a_straight_one_sees(tmp_path):
+    def steps(watched, numbers):
+        for step in numbers:
+            applied = float(step not in (28, 29, 30))
+            watched.see(step, 50.0 if step in (35, 60) else 2.0 + 0.01 * (step % 7), 1.0, applied)
+
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "cut").mkdir()
+    straight = Watched(tmp_path / "straight", bad_steps=4)
+    steps(straight, range(1, 71))
+    first = Watched(tmp_path / "cut", bad_steps=4)
+    steps(first, range(1, 40))
+    halves = Watched(tmp_path / "cut", resume_step=0, bad_steps=4)
+    steps(halves, range(1, 30))
+    state = json.loads(json.dumps(halves.watch.get_state()))
+    resumed = Watched(tmp_path / "cut", resume_step=29, state=state, bad_steps=4)
+    steps(resumed, range(30, 71))
+    assert halves.told + resumed.told == straight.told
+    assert sum("jumps" in line for line in straight.told) == 2
+    assert "not applied, 3 in a row" in resumed.told[0]
+    same = [(tmp_path / name / "incidents.jsonl").read_bytes() for name in ("cut", "straight")]
+    assert same[0] == same[1]
 
 
 def test_a_jump_of_the_loss_is_told_and_slow_changes_are_not(tmp_path):
@@ -116,6 +156,20 @@ def test_records_that_cannot_be_read_are_counted_by_name(tmp_path):
     resumed = Watched(tmp_path, resume_step=4)
     assert resumed.watch.skipped_records == 2
     assert resumed.watch.skipped == 0
+
+
+def test_records_of_other_processes_count(tmp_path, monkeypatch):
+    watched = Watched(tmp_path)
+    monkeypatch.setattr(health, "total_of_all", lambda count: count + 3)
+    watched.watch.see_records(4, Counter())
+    watched.watch.see_records(5, Counter({"train_k1/7": 1}))
+    assert watched.watch.skipped_records == 7
+    assert watched.told == [
+        "step 4: records of other processes cannot be read, others stand in; 3 so far, see "
+        "incidents.jsonl",
+        "step 5: train_k1/7 and more cannot be read, others stand in; 7 so far, see "
+        "incidents.jsonl",
+    ]
 
 
 def test_damaged_incidents_and_settings(tmp_path):

@@ -11,38 +11,96 @@ import pytest
 
 from spatial_clap_jax.train.interruption import Interrupted, Interruption, call_abandonably
 
+# It keeps the main thread in native code, without the interpreter's lock, for many minutes.
+NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+PROGRAM = """
+import hashlib, os, signal, sys, time
+from spatial_clap_jax.train.interruption import Interruption
+with Interruption({options}):
+    print("listens", flush=True)
+    {work}
+"""
+
 
 def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
-    # Handlers run between two instructions of the main thread.
-    time.sleep(0.01)
+    # A thread hears it.
+    time.sleep(0.2)
+
+
+def begun(work: str, options: str = "") -> subprocess.Popen:
+    """A process that has begun to listen, and does some work."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(work=work, options=options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "listens\n"
+    return process
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit status and stderr of a process that must end soon."""
+    try:
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    return process.returncode, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_handlers_are_given_back(number):
-    before = signal.getsignal(number)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGURG)
+    before = [signal.getsignal(n) for n in numbers]
     with Interruption() as interruption:
         assert not interruption.is_asked
         send(number)
         assert interruption.is_asked
         assert interruption.name == number.name
-    assert signal.getsignal(number) is before
+    assert [signal.getsignal(n) for n in numbers] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    time.sleep(0.2)
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_what_can_be_abandoned_is_left_at_once_and_not_begun_again():
     with Interruption() as interruption:
         told, left = pytest.raises(Interrupted, match="SIGTERM: nothing"), interruption.abandonable
         with told, left():
-            send(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+            pytest.fail("went on")
         with pytest.raises(Interrupted), interruption.abandonable():
             pytest.fail("began")
         with interruption.abandonable(False):
             pass
 
 
+class Signalled:
+    """What is hit by a signal when it is deleted."""
+
+    def __del__(self) -> None:
+        send(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_a_destructor_swallows_is_raised_at_the_end():
+    done = []
+    with Interruption() as interruption:
+        told, left = pytest.raises(Interrupted), interruption.abandonable
+        with told, left():
+            done.append(Signalled())
+            del done[0]
+            done.append("the rest")
+        assert done == ["the rest"]
+
+
 def test_an_inner_one_is_the_outer_one():
     with Interruption() as outer:
-        with Interruption.current() as inner:
+        with Interruption.current(exits=True) as inner:
             assert inner is outer
         send(signal.SIGTERM)
         assert outer.is_asked
@@ -57,27 +115,44 @@ def test_another_signal_a_moment_later_is_the_same_wish():
         assert interruption.name == "SIGINT"
 
 
-SECOND = """
-import os, signal, sys, time
-from spatial_clap_jax.train.interruption import Interruption
-with Interruption():
-    for number in sys.argv[1:]:
-        os.kill(os.getpid(), int(number))
-        time.sleep(1.2 if len(set(sys.argv[1:])) > 1 else 0.05)
-    print("went on")
-"""
+@pytest.mark.parametrize("work", ["time.sleep(60)", NATIVE], ids=["python", "native"])
+def test_a_second_signal_exits_at_once(work):
+    process = begun(work)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert ended(process) == (128 + signal.SIGINT, "")
 
 
-@pytest.mark.parametrize("numbers", [(15, 15), (2, 2), (2, 15)])
-def test_a_second_signal_exits_at_once(numbers):
-    done = subprocess.run(
-        [sys.executable, "-c", SECOND, *map(str, numbers)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert done.returncode == 128 + numbers[1], done.stderr
-    assert done.stdout == ""
+def test_an_echo_is_no_second_signal_and_a_later_one_is():
+    process = begun(NATIVE)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (128 + signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", NATIVE], ids=["python", "native"])
+def test_a_command_that_starts_up_exits_at_the_first_signal(work):
+    process = begun(work, "exits=True")
+    process.send_signal(signal.SIGTERM)
+    line = "spatial-clap: SIGTERM: nothing is left to save; the same command goes on\n"
+    assert ended(process) == (75, line)
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["begun", "others wait"])
+def test_a_command_that_has_begun_does_not_exit(other):
+    with Interruption(exits=True) as interruption:
+        if other:
+            interruption.stay()
+        else:
+            with interruption.abandonable():
+                pass
+        send(signal.SIGTERM)
+        assert interruption.is_asked
 
 
 def test_long_calls_return_raise_or_are_abandoned():

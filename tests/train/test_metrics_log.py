@@ -1,7 +1,9 @@
 """The log of a run reads the same whether or not the run was interrupted."""
 
+import contextlib
 import json
 import math
+import resource
 import sys
 import types
 
@@ -76,15 +78,19 @@ def test_starting_anew_drops_all_rows(tmp_path):
 
 def read_events(folder) -> list[Event]:
     """TensorBoard's records: length, its checksum, the event, its checksum."""
+    paths = sorted(folder.glob("events.*"))
+    return [event for path in paths for event in events_of(path.read_bytes())]
+
+
+def events_of(data: bytes) -> list[Event]:
+    """The records of one file."""
     events = []
-    for path in sorted(folder.glob("events.*")):
-        data = path.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")
-            record, check = data[12 : 12 + length], data[12 + length : 16 + length]
-            assert int.from_bytes(check, "little") == masked_crc32c(record)
-            events.append(Event.FromString(record))
-            data = data[16 + length :]
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        record, check = data[12 : 12 + length], data[12 + length : 16 + length]
+        assert int.from_bytes(check, "little") == masked_crc32c(record)
+        events.append(Event.FromString(record))
+        data = data[16 + length :]
     return events
 
 
@@ -96,6 +102,37 @@ def test_tensorboard_has_the_scalars_and_the_step_to_purge_from(tmp_path):
     assert [e.step for e in events if e.session_log.status == SessionLog.START] == [5]
     scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
     assert scalars == [(5, "train/loss", 0.5)]
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """Every write past a size fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_rows_that_a_full_disk_refused_follow_with_the_next_one(tmp_path):
+    log = MetricsLog(tmp_path)
+    write_steps(log, range(1, 4))
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    with files_of_at_most(size + 5):
+        # As many as would fill a queue, if there were one.
+        for step in range(4, 30):
+            with pytest.raises(OSError, match=r"File too large|No space left"):
+                log.write(step, {"loss": 1 / step})
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+        assert (tmp_path / "metrics.jsonl").stat().st_size == size
+    log.write(30, {"loss": 1 / 30})
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 31))
+    last = max((tmp_path / "tensorboard").glob("events.*"), key=lambda path: path.stat().st_mtime)
+    steps = [e.step for e in events_of(last.read_bytes()) if e.summary.value]
+    assert steps == list(range(steps[0], 31))
+    assert steps[0] <= 4
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):

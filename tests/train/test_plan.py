@@ -204,6 +204,22 @@ def test_a_refused_program_still_makes_a_plan(monkeypatch, capsys):
     assert "It does not fit." in capsys.readouterr().out
 
 
+def test_a_program_that_cannot_be_read_still_makes_a_plan(monkeypatch, capsys):
+    class Unread:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    def compile_unread(experiment, mesh, batch, **_):
+        return replace(compiled(batch, peak=GIB), executable=Unread())
+
+    monkeypatch.setattr(planning, "_compile", compile_unread)
+    found = plan(tiny_experiment(), "cpu", 16 * len(jax.devices("cpu")), largest=False)
+    assert (found.fits, found.hbm_peak_bytes) == (True, GIB)
+    assert (found.collectives, found.mfu_bound) == (None, None)
+    print_plan(found)
+    assert "program cannot be read by this version of JAX" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("units", "gib_a_unit", "second"),
     # Half as many; more than the fewest that there can be; as many as 16 GiB may hold.

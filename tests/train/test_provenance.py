@@ -17,6 +17,13 @@ def test_every_start_leaves_a_line(tmp_path, monkeypatch):
     assert rows[0]["command"] == ["spatial-clap", "train", "configs/mine.py"]
     assert {"time", "folder", "commit", "host", "processes", "devices", "versions"} < set(rows[0])
     assert rows[0]["versions"]["jax"]
+    assert {"numpy", "grain", "tokenizers", "array-record"} < set(rows[0]["versions"])
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["spatial-clap", "train", "--workdir", "runs/\udcff"])
+    provenance.note_start(tmp_path, 0, [])
+    assert json.loads((tmp_path / "starts.jsonl").read_bytes())["command"][-1] == "runs/\udcff"
 
 
 def git(folder, *arguments):

@@ -288,7 +288,10 @@ def test_numbers_that_stay_wrong_end_the_run_with_all_that_tells_why(
     tiny_scenes, tmp_path, poisoned
 ):
     poisoned({2, 3})
-    ours = dataclasses.replace(experiment(), steps=8, health=HealthConfig(bad_steps=2))
+    # The good step after the last bad one is on its way, and seen where the log is written.
+    ours = dataclasses.replace(
+        experiment(), steps=8, health=HealthConfig(bad_steps=2), log_every=4
+    )
     run = tmp_path / "run"
     message = "steps 2 to 3 were not finite, and 2 in a row end a run.*saved as step"
     with pytest.raises(RunStopped, match=message):
@@ -419,17 +422,27 @@ sys.path.insert(0, {tests!r})
 from tiny import tiny_experiment
 
 def get_config(size):
+    tiny = tiny_experiment()
     return dataclasses.replace(
-        tiny_experiment(), steps={steps}, log_every=1, checkpoint_every=3, keep=5
+        tiny, steps={steps}, log_every=1, checkpoint_every=3, keep=5, {changes}
     )
 """
 ROOT = Path(__file__).parents[2]
 
 
-def launch(folder: Path, scenes: Path, workdir: Path, processes: int, devices: int, steps: int):
+def launch(
+    folder: Path,
+    scenes: Path,
+    workdir: Path,
+    processes: int,
+    devices: int,
+    steps: int,
+    changes: str = "",
+):
     """A training by the local script, as a user would start it."""
     config = folder / f"config_{steps}.py"
-    config.write_text(CONFIG.format(tests=str(ROOT / "tests"), steps=steps), encoding="utf-8")
+    text = CONFIG.format(tests=str(ROOT / "tests"), steps=steps, changes=changes)
+    config.write_text(text, encoding="utf-8")
     arguments = ("train", config, "--data", scenes, "--workdir", workdir)
     return subprocess.Popen(
         [ROOT / "launch" / "local.sh", str(processes), *arguments],
@@ -474,6 +487,23 @@ def test_a_run_goes_on_with_other_processes_and_devices(tiny_scenes, tmp_path):
             # A softmax has no slope along this one: Adam moves it by rounding alone.
             if "score']['bias" not in name:
                 np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_processes_agree_whether_the_last_step_is_evaluated(tiny_scenes, tmp_path):
+    """Process 0 alone has the log that tells it, and all must take part."""
+    # Long enough for the captions of the validation split, which are not cut.
+    text = "dataclasses.replace(tiny.model.text, max_tokens=64)"
+    model = f"evaluate_every=4, model=dataclasses.replace(tiny.model, text={text})"
+    for _ in range(2):
+        started = launch(tmp_path, tiny_scenes, tmp_path / "run", 2, 1, 4, changes=model)
+        try:
+            _, err = started.communicate(timeout=240)
+        finally:
+            started.terminate()
+        assert started.returncode == 0, err
+    scored = [row["step"] for row in read_metrics(tmp_path / "run") if "loss" not in row]
+    assert scored == [4]
 
 
 @pytest.mark.slow

@@ -1,0 +1,99 @@
+"""A run whose checkpoints are gone never starts anew, and one that never had any always may."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import checkpoint
+from spatial_clap_jax.train.checkpoint import RunCheckpoints, first_saved_step
+from spatial_clap_jax.train.resuming import check_never_saved
+
+STATE = {"a": jnp.ones(2)}
+GONE = "but its checkpoints are gone; put them back, or take another --workdir to start anew"
+
+
+def log(workdir: Path, last: int) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, last + 1)]
+    (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def save(workdir: Path, *steps: int) -> None:
+    checkpoints = RunCheckpoints(workdir, keep=1)
+    for step in steps:
+        checkpoints.save(step, STATE, {}, wait=True)
+    checkpoints.close()
+
+
+def test_before_the_first_whole_checkpoint_a_run_may_start_again(tmp_path):
+    check_never_saved(tmp_path, checkpoint_every=10)
+    save(tmp_path)
+    # As far as it comes where saves fail, or were to be less frequent.
+    log(tmp_path, last=50)
+    for _ in range(2):
+        check_never_saved(tmp_path, checkpoint_every=10)
+        save(tmp_path)
+
+
+@pytest.mark.parametrize("steps", [(2,), (2, 4)])
+def test_one_checkpoint_that_is_gone_is_enough(tmp_path, steps):
+    save(tmp_path, *steps)
+    log(tmp_path, last=5)
+    shutil.rmtree(tmp_path / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"{tmp_path}: had come to step 5, {GONE}"):
+            check_never_saved(tmp_path, checkpoint_every=1000)
+        # A start that was refused has opened the folder.
+        save(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match=f"had come to step 2, {GONE}"):
+        check_never_saved(tmp_path, checkpoint_every=1000)
+
+
+def test_a_checkpoint_that_was_gone_on_from_was_whole(tmp_path):
+    """A kill between the end of the first save and the note of it."""
+    save(tmp_path, 2)
+    (tmp_path / "saved.json").write_text('{"step": null}', "utf-8")
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.restore_newest({"a": STATE["a"]}, print)
+    checkpoints.close()
+    assert first_saved_step(tmp_path) == 2
+
+
+def test_a_note_that_cannot_be_written_follows_with_the_next_save(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = RunCheckpoints(tmp_path)
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    checkpoints.save(2, STATE, {}, wait=True)
+    monkeypatch.undo()
+    assert first_saved_step(tmp_path) is None
+    checkpoints.save(4, STATE, {}, wait=True)
+    checkpoints.close()
+    assert first_saved_step(tmp_path) == 4
+
+
+def test_runs_of_before_the_note(tmp_path):
+    log(tmp_path, last=20)
+    save(tmp_path)
+    assert not (tmp_path / "saved.json").exists()
+    check_never_saved(tmp_path, checkpoint_every=10)
+    with pytest.raises(InputError, match=f"had come to step 20, {GONE}"):
+        check_never_saved(tmp_path, checkpoint_every=9)
+    starts = tmp_path / "starts.jsonl"
+    starts.write_text('{"from_step": 0}\nnonsense\n{"from_', "utf-8")
+    check_never_saved(tmp_path, checkpoint_every=10)
+    starts.write_text('{"from_step": 30}\n{"from_step": 0}\n', "utf-8")
+    with pytest.raises(InputError, match=f"had come to step 30, {GONE}"):
+        check_never_saved(tmp_path, checkpoint_every=10)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"step": "x"}'])
+def test_a_damaged_note_is_named(tmp_path, content):
+    (tmp_path / "saved.json").write_text(content, "utf-8")
+    with pytest.raises(InputError, match=r"saved\.json: cannot be read .*; remove it if"):
+        check_never_saved(tmp_path, checkpoint_every=10)
