@@ -23,13 +23,16 @@ def describe_origin() -> dict[str, Any]:
     return {"command": sys.argv, "folder": os.getcwd(), "commit": source_commit()}
 
 
-def note_start(workdir: str | Path, step: int, accepted: Sequence[str]) -> None:
+def note_start(
+    workdir: str | Path, step: int, accepted: Sequence[str], changed: Sequence[str] = ()
+) -> None:
     """Appends a line to `starts.jsonl`: who goes on with a run, from where, and by what.
 
     Args:
       workdir: the run's folder.
       step: steps that are done.
       accepted: what differs from the run's description and was accepted.
+      changed: what differs from it and may.
     """
     if not is_first_process():
         return
@@ -38,6 +41,7 @@ def note_start(workdir: str | Path, step: int, accepted: Sequence[str]) -> None:
         "from_step": step,
         **describe_origin(),
         "accepted": list(accepted),
+        "changed": list(changed),
         "host": platform.node(),
         "processes": jax.process_count(),
         "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",

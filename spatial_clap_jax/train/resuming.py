@@ -17,7 +17,8 @@ from spatial_clap_jax.train.description import has_description, read_description
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.metrics_log import has_metrics, read_metrics
 
-# What may change from one start of a run to the next: it changes no result.
+# What may change from one start of a run to the next: of a run whose records and disk are whole it
+# changes no result. Every start notes it.
 _FREE_TO_CHANGE = (
     *("log_every", "checkpoint_every", "evaluate_every", "keep", "keep_every", "wandb"),
     *("tokenizer", "failed_save", "health"),
@@ -111,8 +112,7 @@ def check_unchanged(
                 f"{workdir}/description.json: has no {key!r}; restore the file, or take "
                 "another --workdir."
             )
-    # Through the classes, so that what an older description leaves out is what it is by default.
-    there = to_plain(from_plain(Experiment, found["experiment"]))
+    there = _experiment_of(found)
     differences = _differences(_comparable(there), _comparable(plain))
     if found["data_fingerprint"] != fingerprint:
         differences["dataset"] = (
@@ -137,6 +137,24 @@ def check_unchanged(
             f"settings, or go on all the same with --accept {next(iter(refused))}."
         )
     return [f"{key} {text}" for key, text in differences.items()]
+
+
+def changed_freely(found: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
+    """What differs from a run's description, and needs nobody to accept it, in words.
+
+    Args:
+      found: the description.
+      plain: the experiment that goes on, as plain JSON.
+    """
+    there = _experiment_of(found)
+    bound = _differences(_comparable(there), _comparable(plain))
+    every = _differences(there, plain)
+    return [f"{key} {text}" for key, text in every.items() if key not in bound]
+
+
+def _experiment_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A description's, where what an older one leaves out is what it is by default."""
+    return to_plain(from_plain(Experiment, found["experiment"]))
 
 
 def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from spatial_clap_jax.train.optim import make_optimizer
 from spatial_clap_jax.train.progress import TrainProgress
 from spatial_clap_jax.train.provenance import describe_origin, note_start
 from spatial_clap_jax.train.resuming import (
+    changed_freely,
     check_never_saved,
     check_unchanged,
     resumed_experiment,
@@ -126,11 +127,13 @@ def _opened(
         "origin": describe_origin(),
     }
     accepted: list[str] = []
+    changed: list[str] = []
     if has_description(workdir):
         found = read_description(workdir)
         accepted = check_unchanged(
             found, description["experiment"], feed.fingerprint, workdir, accept
         )
+        changed = changed_freely(found, description["experiment"])
         feed.adopt(found)
         description = {**found, **description, "origin": found.get("origin")} if accepted else None
     elif accept:
@@ -165,7 +168,7 @@ def _opened(
         batches.set_state(place)
     else:
         check_never_saved(workdir, experiment.checkpoint_every)
-    note_start(workdir, done, accepted)
+    note_start(workdir, done, accepted, changed)
     log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
     stack.callback(log.close)
     health = HealthWatch(

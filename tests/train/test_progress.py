@@ -90,6 +90,4 @@ def test_it_can_be_silent(capsys):
 def test_no_terminal_obeys_a_name_out_of_data(capsys):
     bar = TrainProgress(10, clips_per_step=8)
     bar.announce("step 3:  \x1b[2J\x1b]0;title\x07 a\nb cannot be read")
-    assert capsys.readouterr().err == (
-        "step 3:  \\x1b[2J\\x1b]0;title\\x07 a\\nb cannot be read\n"
-    )
+    assert capsys.readouterr().err == ("step 3:  \\x1b[2J\\x1b]0;title\\x07 a\\nb cannot be read\n")

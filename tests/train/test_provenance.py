@@ -10,10 +10,11 @@ from spatial_clap_jax.train import provenance
 def test_every_start_leaves_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["spatial-clap", "train", "configs/mine.py"])
     provenance.note_start(tmp_path, 0, [])
-    provenance.note_start(tmp_path, 40, ["seed 0 there, 1 here"])
+    provenance.note_start(tmp_path, 40, ["seed 0 there, 1 here"], ["keep 3 there, 5 here"])
     rows = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert [row["from_step"] for row in rows] == [0, 40]
     assert rows[1]["accepted"] == ["seed 0 there, 1 here"]
+    assert [row["changed"] for row in rows] == [[], ["keep 3 there, 5 here"]]
     assert rows[0]["command"] == ["spatial-clap", "train", "configs/mine.py"]
     assert {"time", "folder", "commit", "host", "processes", "devices", "versions"} < set(rows[0])
     assert rows[0]["versions"]["jax"]

@@ -1,16 +1,19 @@
 """A run whose checkpoints are gone never starts anew, and one that never had any always may."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from tiny import tiny_experiment
 
+from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import checkpoint
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, first_saved_step
-from spatial_clap_jax.train.resuming import check_never_saved
+from spatial_clap_jax.train.resuming import changed_freely, check_never_saved
 
 STATE = {"a": jnp.ones(2)}
 GONE = "but its checkpoints are gone; put them back, or take another --workdir to start anew"
@@ -97,3 +100,17 @@ def test_a_damaged_note_is_named(tmp_path, content):
     (tmp_path / "saved.json").write_text(content, "utf-8")
     with pytest.raises(InputError, match=r"saved\.json: cannot be read .*; remove it if"):
         check_never_saved(tmp_path, checkpoint_every=10)
+
+
+def test_what_may_change_is_told_all_the_same():
+    ours = tiny_experiment()
+    found = {"experiment": to_plain(ours)}
+    data = dataclasses.replace(ours.data, workers=2)
+    changed = dataclasses.replace(ours, keep=7, data=data, seed=5)
+    told = changed_freely(found, to_plain(changed))
+    # A seed has to be accepted, and is told there.
+    assert told == [
+        f"data.workers {ours.data.workers} there, 2 here",
+        f"keep {ours.keep} there, 7 here",
+    ]
+    assert changed_freely(found, to_plain(ours)) == []

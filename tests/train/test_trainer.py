@@ -289,9 +289,7 @@ def test_numbers_that_stay_wrong_end_the_run_with_all_that_tells_why(
 ):
     poisoned({2, 3})
     # The good step after the last bad one is on its way, and seen where the log is written.
-    ours = dataclasses.replace(
-        experiment(), steps=8, health=HealthConfig(bad_steps=2), log_every=4
-    )
+    ours = dataclasses.replace(experiment(), steps=8, health=HealthConfig(bad_steps=2), log_every=4)
     run = tmp_path / "run"
     message = "steps 2 to 3 were not finite, and 2 in a row end a run.*saved as step"
     with pytest.raises(RunStopped, match=message):
