@@ -125,7 +125,7 @@ def _unbox(text: str) -> str:
     if body and not body[0].strip("─-"):
         body = body[1:]
     kept = itertools.takewhile(lambda line: line.strip("─-"), body)
-    return one_line(" ".join(kept)) or one_line(text)
+    return _one_line(" ".join(kept)) or _one_line(text)
 
 
 def _flags(function: Callable, program: str, style: _Style) -> list[str]:
@@ -135,5 +135,5 @@ def _flags(function: Callable, program: str, style: _Style) -> list[str]:
     return sorted(set(re.findall(r"--[a-z][\w.-]*", printed.getvalue())))
 
 
-def one_line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from spatial_clap_jax import shown
-from spatial_clap_jax.arguments import call, one_line, peek, with_content
+from spatial_clap_jax.arguments import call, peek, with_content
 from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.train.host_memory import keep_freed_memory
 from spatial_clap_jax.train.interruption import EXIT_STATUS, Interrupted, Interruption, leave
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except Interrupted as error:
-        print(f"spatial-clap: {one_line(str(error))}", file=sys.stderr)
+        print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
         leave(EXIT_STATUS)
     except RunStopped as error:
-        print(f"spatial-clap: {one_line(str(error))}", file=sys.stderr)
+        print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
         raise SystemExit(3) from None
     except InputError as error:
         print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)

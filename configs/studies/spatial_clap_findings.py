@@ -147,7 +147,7 @@ def _model(experiment: Experiment) -> SpatialClapConfig:
 def small() -> tuple[Experiment, SceneRecipe]:
     """`small` of configs/spatial_clap.py in half the time a step: 1,200 of 32 captions.
 
-    Frames are half as dense. Thirty such trainings take two cores a working day.
+    Frames are half as dense. Thirty such trainings take two cores about a working day.
     """
     experiment = load_config("spatial_clap", "small")
     model = _model(experiment)
