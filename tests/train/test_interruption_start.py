@@ -40,7 +40,7 @@ def test_a_signal_amid_imports(tmp_path):
         number = (signal.SIGTERM, signal.SIGINT)[i % 2]
         delay_s = draw.uniform(limit_s / 2, limit_s)
         took_s = leaves_well(start(config, tmp_path, tmp_path / "run"), number, delay_s)
-        assert took_s < 5
+        assert took_s < 30
 
 
 @pytest.mark.slow
@@ -58,8 +58,8 @@ def test_a_signal_anywhere_in_the_start(tiny_scenes, tmp_path):
     started.process.kill()
     started.process.wait()
     draw = random.Random(1)
-    for i in range(20):
+    for i in range(8):
         number = (signal.SIGTERM, signal.SIGINT)[i % 2]
-        delay_s = draw.uniform(i / 20, (i + 1) / 20) * whole_s
+        delay_s = draw.uniform(i / 8, (i + 1) / 8) * whole_s
         started = start(config, tiny_scenes, tmp_path / f"run{i}", cached=i % 4 != 3)
         assert leaves_well(started, number, delay_s) < 30
