@@ -362,7 +362,7 @@ def test_a_last_save_that_fails_is_an_error_all_the_same(tiny_scenes, tmp_path, 
         raise SaveError(f"checkpoints: step {step} could not be saved (No space left).")
 
     monkeypatch.setattr(RunCheckpoints, "save", fails)
-    with pytest.raises(InputError, match="step 4, the last, could not be saved; make room"):
+    with pytest.raises(InputError, match="step 4 could not be saved; make room"):
         trainer.train(
             experiment(failed_save="go_on"), tiny_scenes, tmp_path / "run", progress=False
         )
