@@ -26,7 +26,7 @@ from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.checkpoint import RunCheckpoints
 from spatial_clap_jax.train.description import write_description
-from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.experiment import Experiment, load_config
 from spatial_clap_jax.train.optim import OptimizerConfig
 
 RATE_HZ = 16_000
@@ -225,3 +225,27 @@ def tiny_m2d(**changes: Any) -> Experiment:
     )
     data = PipelineConfig(captions_per_batch=8, plain_share=1.0, swap=False)
     return replace(tiny, name="tiny_m2d", model=replace(model, **changes), data=data)
+
+
+def tiny_m2d_stage(config: str, **changes: Any) -> Experiment:
+    """A shipped stage of M2D-CLAP of the small size, as narrow as `tiny_m2d`.
+
+    Args:
+      config: such as 'm2d_clap_text.py'.
+      changes: of its `M2dClapConfig`.
+    """
+    ours, tiny = load_config(config, "small"), tiny_m2d().model
+    assert isinstance(ours.model, M2dClapConfig)
+    assert isinstance(tiny, M2dClapConfig)
+    model = replace(
+        ours.model,
+        window_s=tiny.window_s,
+        crop_frames=ours.model.crop_frames and tiny.crop_frames,
+        mel=tiny.mel,
+        content=tiny.content,
+        predictor=tiny.predictor,
+        joint_width=tiny.content.width,
+        text=tiny.text,
+        **changes,
+    )
+    return replace(ours, model=model)

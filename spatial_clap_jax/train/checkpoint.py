@@ -433,7 +433,8 @@ def _in_all_or_none(folder: Path, read: Callable[[], T]) -> T:
     if jax.process_count() > 1:
         row = np.zeros(1 + _TOLD, np.uint8)
         if error is not None:
-            text = str(error).encode()[:_TOLD]
+            # A path may be no UTF-8.
+            text = str(error).encode(errors="backslashreplace")[:_TOLD]
             row[0] = 2 if isinstance(error, DamagedCheckpoint) else 1
             row[1 : 1 + len(text)] = np.frombuffer(text, np.uint8)
         rows = multihost_utils.process_allgather(row)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import MAX_TOKENS, RATE_HZ, WINDOW, tiny_m2d
+from tiny import MAX_TOKENS, RATE_HZ, WINDOW, tiny_m2d, tiny_m2d_stage
 
 from spatial_clap_jax import features
 from spatial_clap_jax.configs_io import from_plain, to_plain
@@ -486,22 +486,11 @@ def test_stages_of_the_text_have_the_papers_numbers():
 
 
 def narrow(config: str) -> Experiment:
-    """A shipped stage of the small size, as narrow as the tiny one and with classes."""
-    ours, tiny = load_config(config, "small"), tiny_m2d().model
-    assert isinstance(ours.model, M2dClapConfig)
-    assert isinstance(tiny, M2dClapConfig)
-    model = dataclasses.replace(
-        ours.model,
-        window_s=tiny.window_s,
-        crop_frames=ours.model.crop_frames and tiny.crop_frames,
-        mel=tiny.mel,
-        content=tiny.content,
-        predictor=tiny.predictor,
-        joint_width=tiny.content.width,
-        text=tiny.text,
-        classes=CLASSES if ours.model.classes is None else (),
-    )
-    return dataclasses.replace(ours, model=model, steps=4)
+    """A shipped stage, tiny and with classes where it tells any."""
+    shipped = load_config(config, "small").model
+    assert isinstance(shipped, M2dClapConfig)
+    classes = CLASSES if shipped.classes is None else ()
+    return dataclasses.replace(tiny_m2d_stage(config, classes=classes), steps=4)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_m2d, tiny_recipe
+from tiny import tiny_m2d_stage, tiny_recipe
 
 from spatial_clap_jax import features
 from spatial_clap_jax.acoustics.receivers import Mono
@@ -18,7 +18,6 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.export import export
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.stored import flatten
-from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.train import trainer
 from spatial_clap_jax.train.checkpoint import load_params
 from spatial_clap_jax.train.description import read_description
@@ -45,24 +44,10 @@ def clips(tmp_path_factory) -> Path:
 
 
 def stage(config: str, **changes) -> Experiment:
-    """A shipped stage with the parts of its small size, each as narrow as the tiny one's."""
-    ours, tiny = load_config(config, "small"), tiny_m2d().model
-    assert isinstance(ours.model, M2dClapConfig)
-    assert isinstance(tiny, M2dClapConfig)
-    model = dataclasses.replace(
-        ours.model,
-        window_s=tiny.window_s,
-        crop_frames=ours.model.crop_frames and tiny.crop_frames,
-        mel=tiny.mel,
-        content=tiny.content,
-        predictor=tiny.predictor,
-        joint_width=16,
-        text=tiny.text,
-        **changes,
-    )
+    """A shipped stage, tiny, for two steps."""
+    ours = tiny_m2d_stage(config, **changes)
     return dataclasses.replace(
         ours,
-        model=model,
         data=dataclasses.replace(ours.data, captions_per_batch=8),
         steps=2,
         log_every=1,
