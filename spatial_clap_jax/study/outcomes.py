@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import Evaluation, Outcome
 from spatial_clap_jax.small_files import bytes_of, parsed_json
 from spatial_clap_jax.train.description import write_atomically
+from spatial_clap_jax.train.experiment import Experiment
 
 _FILE = "tests.npz"
 # DEFLATE makes nothing smaller than this.
@@ -124,11 +126,21 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
         raise InputError(
             f"{path}: is damaged ({reason}); remove it to have it made anew."
         ) from error
-    if identity is not None and found != identity:
+    if identity is not None and _with_defaults(found) != identity:
         raise InputError(
             f"{path}: tells of a training with other settings or data; take another --workdir."
         )
     return tested
+
+
+def _with_defaults(identity: Any) -> Any:
+    """A setting that the library did not have yet had the value that is now its default."""
+    try:
+        experiment = to_plain(from_plain(Experiment, identity["experiment"]))
+    # What is no identity of ours is not equal to any.
+    except (InputError, TypeError, LookupError):
+        return identity
+    return {**identity, "experiment": experiment}
 
 
 def _refuse_inflated(content: bytes) -> None:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from tiny import tiny_experiment, tiny_recipe
 
+from spatial_clap_jax.configs_io import to_plain
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import Outcome
 from spatial_clap_jax.study import Noise, Row, Study
 from spatial_clap_jax.study.outcomes import Findings, SceneMap, read_findings, write_findings
@@ -82,3 +84,13 @@ def test_what_is_written_is_read_again(tmp_path):
     assert found["test"].map is not None
     assert found["test"].map.categories == ["a", "b", ""]
     assert found["loud"].map is None
+
+
+def test_findings_of_a_version_without_a_setting_are_findings_of_its_default(tmp_path):
+    now = {"experiment": to_plain(tiny_experiment()), "data": "d"}
+    older = {**now, "experiment": {k: v for k, v in now["experiment"].items() if k != "keep"}}
+    write_findings(tmp_path, older, {"test": found_of(0.3)})
+    assert read_findings(tmp_path, now).keys() == {"test"}
+    other = {**now, "experiment": {**now["experiment"], "keep": 7}}
+    with pytest.raises(InputError, match="tells of a training with other settings"):
+        read_findings(tmp_path, other)
