@@ -10,6 +10,8 @@ from jaxtyping import Float32
 
 from spatial_clap_jax import features
 from spatial_clap_jax.configs_io import from_plain
+from spatial_clap_jax.data.drawing import REFERENCE_LEVEL_DB
+from spatial_clap_jax.data.manifests import LEVELLED
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.train.experiment import Experiment
@@ -69,9 +71,9 @@ def check_heard(experiment: Experiment, recipe: Mapping[str, Any]) -> None:
       recipe: of the clips, as plain JSON.
 
     Raises:
-      InputError: inputs in use would be of another length.
+      InputError: inputs in use would be of another length, or recordings of another level.
     """
-    model = experiment.model
+    model, level = experiment.model, recipe.get("level", LEVELLED)
     if not isinstance(model, M2dClapConfig):
         return
     trained = model.crop_frames or model.frames
@@ -81,6 +83,13 @@ def check_heard(experiment: Experiment, recipe: Mapping[str, Any]) -> None:
             f"model.content.frames: {model.content.frames}, the inputs that a recording is cut "
             f"into in use, but the training hears {what} {trained} frames; give "
             f"--model.content.frames {trained}."
+        )
+    held = REFERENCE_LEVEL_DB if level == LEVELLED else None
+    if model.active_level_db != held:
+        raise InputError(
+            f"model.active_level_db: {model.active_level_db}, the level of recordings in use, but "
+            f"the clips of the data were rendered at level '{level}'; give --model.active-level-db "
+            f"{held}, or render clips by --level {'recorded' if held else LEVELLED}."
         )
 
 

@@ -205,7 +205,9 @@ def test_labels_are_scored_as_the_training_goes(clips, tmp_path):
     assert 0 < row["validation/labels_map/plain"] <= 1
     assert row["step"] == 2
     nothing = dataclasses.replace(stage("m2d_clap", contrast_weight=0.0), evaluate_every=2)
-    with pytest.raises(InputError, match=r"evaluate_every: 2, .* reads no texts and tells no label"):
+    with pytest.raises(
+        InputError, match=r"evaluate_every: 2, .* reads no texts and tells no label"
+    ):
         Validation(open_feed(nothing, clips))
 
 
