@@ -149,11 +149,11 @@ def test_a_cnn_takes_any_length_as_it_is(audio):
 def test_a_vit_is_given_inputs_of_its_own_length(audio):
     log_mel = features.log_mel(jnp.asarray(audio), NATURAL)
     assert log_mel.shape[1] == 129
-    encoder, normalisation = content_encoder(VIT, jnp.float32), (-7.0, 4.0)
+    encoder, variables = content_encoder(VIT, jnp.float32), drawn("vit")
 
     @jax.jit
     def tokens(part):
-        return content_frames(encoder.bind(drawn("vit")), part, NATURAL, normalisation)[0]
+        return content_frames(encoder.bind(variables), part, NATURAL, (-7.0, 4.0))[0]
 
     # Of 129 frames inputs of 60 hold 7 patches of 8; the last 9 frames are filled up to 2.
     parts = [log_mel[:, :56], log_mel[:, 60:116], log_mel[:, 120:]]
