@@ -47,8 +47,8 @@ from spatial_clap_jax.systems.content import (
     SpecAugmentConfig,
     check_content,
     content_encoder,
-    content_frames,
     frame_step_s,
+    frames_of_audio,
 )
 
 
@@ -286,9 +286,14 @@ class SeldModule(nn.Module):
         mono = features.resample(
             batch["audio"].mean(axis=1), config.sample_rate_hz, config.content_mel.sample_rate_hz
         )
-        mel = features.log_mel(mono, config.content_mel)
-        normalisation = config.content_normalisation
-        found, _ = content_frames(self.content, mel, config.content_mel, normalisation, train)
+        found, _ = frames_of_audio(
+            self.content,
+            mono,
+            config.content_mel,
+            config.content_normalisation,
+            window_s=config.duration_s,
+            train=train,
+        )
         return found
 
     def seen(self, batch: Batch, train: bool) -> Float[Array, "b v w e"] | None:
