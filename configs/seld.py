@@ -69,7 +69,14 @@ def small() -> Experiment:
             column_width=16,
             masks=SpecAugmentConfig(2, 20, 2, 6),
         ),
-        loss=AccdoaConfig(distance_error="relative", distance_weight=0.5, active_weight=4.0),
+        # Distance and flags as strong as directions; flags at 1 take the steps that events need.
+        loss=AccdoaConfig(
+            distance_error="relative",
+            distance_weight=1.5,
+            on_screen_weight=0.3,
+            visible_weight=0.3,
+            active_weight=4.0,
+        ),
         data=SeldPipelineConfig(clips_per_batch=8, gain_db=(-1.0, 1.0)),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, warmup_steps=60, weight_decay=0.01, final_share=0.02
