@@ -98,7 +98,7 @@ def evaluate_events(
     """
     predictions = located_events(locator, clips, split, processing or PostProcessing(), progress)
     references = {name: clips.events(name) for name in predictions}
-    tells = all(member.system.config.on_screen for member in locator.members)
+    tells = any(member.system.config.on_screen for member in locator.members)
     results = seld_results(
         predictions, references, locator.classes, clips.labels, official, on_screen=tells
     )

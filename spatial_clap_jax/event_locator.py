@@ -91,7 +91,8 @@ class EventLocator:
 
         Returns:
           For each clip x, y, distance in m and probability of being on screen, of three tracks in
-          each label frame and class.
+          each label frame and class; the probability is that of the networks that tell it, 0
+          where none does.
 
         Raises:
           InputError: the clips are not what a network takes, or its cached features are missing.
@@ -110,7 +111,7 @@ class EventLocator:
                     some, self._located(member, [loader[name] for name in some]), strict=True
                 ):
                     found[name].append(tracks)
-        return {name: average_outputs(each) for name, each in found.items()}
+        return {name: average_outputs(each, self._tells) for name, each in found.items()}
 
     def locate_recording(self, audio: str | Path, video: str | Path | None = None) -> Tracks:
         """Tracks of a stereo recording of any length, window by window.
@@ -120,12 +121,12 @@ class EventLocator:
           video: of it; needed where a network looks.
 
         Returns:
-          Tracks of all label frames; the last window is filled up by silence, and what lies
-          behind the end is left out.
+          Tracks of all label frames; the last window is filled up by silence and by the last
+          picture, and what lies behind the end is left out.
 
         Raises:
-          InputError: the recording is not stereo, a video is missing, or a network takes cached
-            features alone.
+          InputError: the recording is not stereo, a video is missing or ends too early, or a
+            network takes cached features alone.
         """
         config = self.config
         sound, rate_hz = read_audio(audio)
@@ -138,7 +139,7 @@ class EventLocator:
         parts = np.split(padded.astype(np.float32), count, axis=1)
         found = []
         for member in self.members:
-            shown = self._pictures(member, video, count)
+            shown = self._pictures(member, video, count, sound.shape[1] / config.sample_rate_hz)
             tracks = []
             for start in range(0, count, _BATCH):
                 some = [
@@ -150,9 +151,15 @@ class EventLocator:
                 tracks += list(self._located(member, some))
             found.append(np.concatenate(tracks))
         heard = -(-sound.shape[1] * config.labels // window)
-        return average_outputs(found)[:heard]
+        return average_outputs(found, self._tells)[:heard]
 
-    def _pictures(self, member: Member, video: str | Path | None, windows: int) -> Sequence[Any]:
+    @property
+    def _tells(self) -> list[bool]:
+        return [member.system.config.on_screen for member in self.members]
+
+    def _pictures(
+        self, member: Member, video: str | Path | None, windows: int, sound_s: float
+    ) -> Sequence[Any]:
         config, looked_at = member.system.config, member.system.config.looked_at
         if "cache" in (config.heard_from, config.seen_from):
             raise InputError(
@@ -167,7 +174,9 @@ class EventLocator:
             )
         total = windows * looked_at.count
         times = (np.arange(total) + 0.5) * config.duration_s / looked_at.count
-        frames = frames_at(video, times.tolist(), looked_at.size)
+        # No video goes on behind the end of its sound, where the last window does.
+        times = np.minimum(times, sound_s)
+        frames = frames_at(video, times.tolist(), looked_at.size, at_least_s=sound_s)
         return [*frames.reshape(windows, *looked_at.shape)]
 
     def _located(
