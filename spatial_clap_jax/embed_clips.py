@@ -62,7 +62,7 @@ def embed_clips(
     Args:
       source: a run or an export with a content encoder, which hears the mean of both channels at
         every moment; or a converted OWL-ViT, which looks at pictures.
-      clips: a folder in DCASE form.
+      clips: a folder in DCASE form, with labels or without.
       out: folder to write; one that holds these very features is left as it is.
       pictures: of a clip that an OWL-ViT looks at, `PICTURES` where None.
       progress: show a progress bar (on standard error).
@@ -74,7 +74,7 @@ def embed_clips(
       InputError: no tower, no clips, no video to look at, pictures for a tower that hears, or
         `out` holds something else.
     """
-    opened = open_clips(clips)
+    opened = open_clips(clips, needs_labels=False)
     looks = find_owl_vit(source) is not None
     if not looks and pictures is not None:
         raise InputError(

@@ -85,7 +85,7 @@ class EventLocator:
         """Tracks of clips of a folder.
 
         Args:
-          clips: opened; of the classes, rate and length of the networks.
+          clips: opened; of the classes, rate and length of the networks, with or without labels.
           names: which of them.
           progress: show a progress bar on stderr.
 
@@ -101,7 +101,7 @@ class EventLocator:
         for member in self.members:
             config = member.system.config
             check_clips_fit(clips, config)
-            loader = clip_loader(clips, config, member.data)
+            loader = clip_loader(clips, config, member.data, reads_labels=False)
             starts = range(0, len(names), _BATCH)
             for start in track(
                 starts, description="clips located", transient=True, disable=not progress

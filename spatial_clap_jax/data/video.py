@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -72,14 +73,42 @@ def frames_at(
             raise InputError(f"{path}: holds no pictures; give a whole copy of the video.")
         end_s += step_s
         wanted_s = max(at_least_s, times_s[-1] if len(times_s) else 0.0)
-        if end_s < wanted_s - _LEEWAY_S:
-            raise InputError(
-                f"{path}: the video lasts {end_s:.2f} s, shorter than the {wanted_s:.2f} s of its "
-                "audio; give a video of the whole clip."
-            )
+        _check_length(path, end_s, wanted_s)
         for later in range(due, len(times_s)):
             pictures[later] = _rgb(shown, height, width)
     return pictures
+
+
+def check_length(path: str | Path, at_least_s: float) -> None:
+    """Refuses a video that is shorter than its audio, without decoding a picture.
+
+    What is looked at is the length that the file tells of itself; where it tells none, or one that
+    is too short, time stamps decide.
+
+    Args:
+      path: the video.
+      at_least_s: how long it must last; a label step less is let pass.
+
+    Raises:
+      InputError: as `frames_at` does.
+    """
+    with _opened(path) as stream:
+        if stream.duration and stream.duration * stream.time_base >= at_least_s - _LEEWAY_S:
+            return
+        # Packets tell when their pictures are shown, not always in that order.
+        found = {x.pts: x.duration for x in stream.container.demux(stream) if x.pts is not None}
+        if not found:
+            return
+        *_, before, last = [min(found), *sorted(found)]
+        # As in `frames_at`: the last picture lasts as long as the one before it.
+        step = last - before or found[last] or 0
+        end_s = float((last + step - min(found)) * stream.time_base)
+    _check_length(path, end_s, at_least_s)
+
+
+def has_reader() -> bool:
+    """Whether PyAV is installed, without which no video can be read."""
+    return importlib.util.find_spec("av") is not None
 
 
 def write_video(
@@ -111,6 +140,14 @@ def write_video(
             frame.pts, frame.time_base = number, context.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _check_length(path: str | Path, end_s: float, wanted_s: float) -> None:
+    if end_s < wanted_s - _LEEWAY_S:
+        raise InputError(
+            f"{path}: the video lasts {end_s:.2f} s, shorter than the {wanted_s:.2f} s of its "
+            "audio; give a video of the whole clip."
+        )
 
 
 def _pyav() -> ModuleType:

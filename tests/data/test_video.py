@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from spatial_clap_jax.data.video import frames_at, write_video
+from spatial_clap_jax.data.video import check_length, frames_at, write_video
 from spatial_clap_jax.errors import InputError
 
 av = pytest.importorskip("av")
@@ -93,6 +93,26 @@ def test_a_video_shorter_than_its_audio_is_refused(tmp_path):
     write_video(tmp_path / "clip.mp4", numbered(46), 10)
     with pytest.raises(InputError, match=r"clip\.mp4: the video lasts 4\.60 s, shorter than the 5"):
         frames_at(tmp_path / "clip.mp4", [4.95], (32, 64), at_least_s=5.0)
+
+
+def test_lengths_are_checked_without_a_picture_decoded(tmp_path, monkeypatch):
+    for count, rate_hz in ((49, 10), (150, 30), (1, Fraction(1, 5))):
+        write_video(tmp_path / "clip.mp4", numbered(count), rate_hz)
+        check_length(tmp_path / "clip.mp4", 5.0)
+    write_video(tmp_path / "clip.mp4", numbered(46), 10)
+    message = r"clip\.mp4: the video lasts 4\.60 s, shorter than the 5\.00 s of its audio; give a"
+    with pytest.raises(InputError, match=message):
+        check_length(tmp_path / "clip.mp4", 5.0)
+    # The file says of itself that it ends with its last stamp; that picture lasts as the others.
+    write_stamped(tmp_path / "clip.mp4", [0, 100, 200, 300, 400])
+    check_length(tmp_path / "clip.mp4", 5.0)
+    # Matroska tells no length of its pictures.
+    write_stamped(tmp_path / "clip.mkv", [0, 100, 200, 300])
+    check_length(tmp_path / "clip.mkv", 4.0)
+    with pytest.raises(InputError, match=r"lasts 4\.00 s"):
+        check_length(tmp_path / "clip.mkv", 5.0)
+    with pytest.raises(InputError, match="no such video file"):
+        check_length(tmp_path / "none.mp4", 5.0)
 
 
 class StampedStream:

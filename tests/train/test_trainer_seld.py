@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -289,6 +290,32 @@ def test_the_command_line_detects(run, clips, tmp_path, capsys):
     main(["evaluate", str(run), *data, "--split", "validation"])
     # An untrained network places no event well enough for an error of its own.
     assert "events, F, on-screen" in capsys.readouterr().out
+
+
+def test_an_evaluation_set_without_labels_is_detected_in(run, clips, tmp_path, capsys):
+    whole, secret = ["detect", str(run), "--data", str(clips)], tmp_path / "secret"
+    options = ["--out", str(tmp_path / "told")]
+    main([*whole, *options])
+    for kind in ("stereo", "video"):
+        shutil.copytree(
+            clips / f"{kind}_dev" / "dev-test-tiny", secret / f"{kind}_eval" / "eval"
+        )
+    shutil.copy(clips / "clips.json", secret)
+    blind = ["detect", str(run), "--data", str(secret)]
+    main([*blind, "--out", str(tmp_path / "untold")])
+    assert "untold: 3 tables" in capsys.readouterr().out
+    for path in (tmp_path / "told").iterdir():
+        assert (tmp_path / "untold" / path.name).read_text() == path.read_text()
+    for more, message in (
+        ([], "has no folder metadata_eval, and training and scores need labels"),
+        (["--out", str(tmp_path / "x"), "--tune", "True"], "has no labels, which --results, --pl"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*blind, *more])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), "--data", str(secret)])
+    assert "training and scores need labels" in capsys.readouterr().err
 
 
 def test_the_command_line_detects_in_a_recording(run, clips, tmp_path, capsys):
