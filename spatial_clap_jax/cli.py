@@ -579,7 +579,8 @@ def detect_command(arguments: list[str]) -> None:
         if plot is not None:
             check_plot_path(plot)
         locator = load_locator(runs, step, heard, seen)
-        events = after.events(audio.stem, locator.locate_recording(audio, video), locator.classes)
+        tracks = locator.locate_recording(audio, video)
+        events = after.events(audio.stem, tracks, locator.classes, video)
         print_events(events, locator.classes)
         if out is not None:
             write_predictions(out, events)

@@ -106,6 +106,16 @@ def check_length(path: str | Path, at_least_s: float) -> None:
     _check_length(path, end_s, at_least_s)
 
 
+def width_of(path: str | Path) -> int:
+    """Pixels from left to right of a video's pictures.
+
+    Raises:
+      InputError: PyAV is not installed, or the file is missing or no video.
+    """
+    with _opened(path) as stream:
+        return stream.codec_context.width
+
+
 def has_reader() -> bool:
     """Whether PyAV is installed, without which no video can be read."""
     return importlib.util.find_spec("av") is not None
