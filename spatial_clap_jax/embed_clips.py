@@ -170,14 +170,16 @@ def looking_tower(source: str | Path, clips: Clips, pictures: int) -> FrozenTowe
     if pictures < 1:
         raise InputError(f"--frames {pictures}; give 1 or more.")
     weights = read_owl_vit(source)
-    detector, size = object_detector(weights), weights.config.image.image_size
+    detector = object_detector(weights)
     image = {path: array for path, array in weights.arrays.items() if "/image/" in path}
 
     def embed(name: str) -> Float32[np.ndarray, "v w d"]:
-        return detector.merged_maps(clips.frames(name, pictures, size)).mean(axis=1)
+        # As they are in the video: an OWL-ViT is defined by its own way of resizing them.
+        return detector.merged_maps(clips.frames(name, pictures, None)).mean(axis=1)
 
+    described = (to_plain(weights.config.image), pictures, "bicubic")
     return FrozenTower(
-        digest=weights_digest(image, repr((to_plain(weights.config.image), pictures))),
+        digest=weights_digest(image, repr(described)),
         step_s=clips.duration_s / pictures,
         embed=embed,
     )

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from safetensors.numpy import save_file
 from tiny import save_tiny_run, shared_run, tiny_experiment, tiny_m2d
 from towers_on_disk import random_arrays
@@ -124,7 +125,10 @@ def test_what_an_owl_vit_sees_is_its_map_over_columns(clips, owl_vit, tmp_path):
     folder, arrays = owl_vit
     cache = embed_clips(folder, clips, tmp_path / "c", pictures=3, progress=False)
     assert (cache.shape, cache.step_s) == ((3, 2, 16), pytest.approx(DURATION_S / 3))
-    frames = open_clips(clips).frames("mix1", 3, (32, 32))
+    # Whole pictures, resized as CLIP's preprocessing does.
+    pictures = open_clips(clips).frames("mix1", 3, None)
+    assert pictures.shape == (3, 32, 64, 3)
+    frames = np.stack([Image.fromarray(x).resize((32, 32), Image.BICUBIC) for x in pictures])
     tower = nested({"params/" + path.removeprefix("params/image/"): array
                     for path, array in arrays.items() if "/image/" in path})  # fmt: skip
     maps = jax.jit(OwlVitImageTower(OWL_VIT.image).apply)(tower, clip_normalised(frames))

@@ -115,14 +115,14 @@ class Clips:
         return read_events(self.path(LABELS, name), len(self.classes), self.labels)
 
     def frames(
-        self, name: str, count: int, size: tuple[int, int]
+        self, name: str, count: int, size: tuple[int, int] | None
     ) -> UInt8[np.ndarray, "count height width 3"]:
         """Pictures of a clip, each in the middle of one of `count` equal parts of its time.
 
         Args:
           name: of the clip.
           count: pictures wanted.
-          size: their height and width.
+          size: their height and width; None for those of the video.
 
         Returns:
           RGB.

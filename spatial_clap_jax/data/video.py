@@ -34,7 +34,10 @@ _LARGEST = 2**26
 
 
 def frames_at(
-    path: str | Path, times_s: Sequence[float], size: tuple[int, int], at_least_s: float = 0.0
+    path: str | Path,
+    times_s: Sequence[float],
+    size: tuple[int, int] | None = None,
+    at_least_s: float = 0.0,
 ) -> UInt8[np.ndarray, "n height width 3"]:
     """The pictures on show at given times, by the time stamps of the file.
 
@@ -44,7 +47,7 @@ def frames_at(
     Args:
       path: the video.
       times_s: ascending, in seconds.
-      size: height and width wanted; another size is resampled by area.
+      size: height and width wanted; another size is resampled by area. None for the video's own.
       at_least_s: how long the video must last; a label step less is let pass.
 
     Returns:
@@ -56,12 +59,12 @@ def frames_at(
 
     Reference: our choice.
     """
-    height, width = size
     if list(times_s) != sorted(times_s):
         raise InputError(f"times_s {list(times_s)} must ascend; sort them.")
-    pictures = np.zeros((len(times_s), height, width, 3), np.uint8)
     due, shown, end_s = 0, None, 0.0
     with _opened(path) as stream:
+        height, width = size or (stream.codec_context.height, stream.codec_context.width)
+        pictures = np.zeros((len(times_s), height, width, 3), np.uint8)
         for time_s, frame in _timed(path, stream):
             while shown is not None and due < len(times_s) and times_s[due] < time_s:
                 pictures[due] = _rgb(shown, height, width)
@@ -227,4 +230,6 @@ def _step_s(frame: Any) -> float:
 
 
 def _rgb(frame: Any, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    if (height, width) == (frame.height, frame.width):
+        return frame.to_ndarray(format="rgb24")
     return frame.to_ndarray(format="rgb24", height=height, width=width, interpolation="AREA")

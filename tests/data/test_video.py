@@ -85,6 +85,15 @@ def test_pictures_are_resized_and_rgb(tmp_path):
     np.testing.assert_allclose(small[0, 4, 12], [20, 60, 210], atol=12)
 
 
+def test_without_a_size_pictures_are_as_they_were_decoded(tmp_path):
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "clip.mp4", rng.integers(0, 256, (3, 36, 64, 3)).astype(np.uint8), 10)
+    found = frames_at(tmp_path / "clip.mp4", [0.15])
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        _, second, _ = container.decode(video=0)
+        np.testing.assert_array_equal(found[0], second.to_image())
+
+
 def test_a_video_shorter_than_its_audio_is_refused(tmp_path):
     write_video(tmp_path / "clip.mp4", numbered(49), 10)
     # A step of the labels less is let pass: the last picture stays on show.
