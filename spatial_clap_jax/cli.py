@@ -546,8 +546,9 @@ def detect_command(arguments: list[str]) -> None:
           plot: a figure to write (png, svg or pdf): of the scores; of a recording, its events.
           official: score as the public code of DCASE 2025 Task 3 does.
           tune: choose the threshold on the validation clips of --data first.
-          heard: cached CLAP features of the clips, where a network takes such.
-          seen: cached OWL-ViT features, likewise.
+          heard: cached CLAP features of the clips, where a network takes such; of a recording,
+            the CLAP that made those of the training.
+          seen: cached OWL-ViT features, or the OWL-ViT, likewise.
           step: checkpoint to take; default: the newest.
           after: what becomes of the tracks.
         """
@@ -578,8 +579,8 @@ def detect_command(arguments: list[str]) -> None:
 
         if plot is not None:
             check_plot_path(plot)
-        locator = load_locator(runs, step, heard, seen)
-        tracks = locator.locate_recording(audio, video)
+        locator = load_locator(runs, step)
+        tracks = locator.locate_recording(audio, video, heard, seen)
         events = after.events(audio.stem, tracks, locator.classes, video)
         print_events(events, locator.classes)
         if out is not None:

@@ -27,7 +27,7 @@ from spatial_clap_jax.data.audio import read_audio
 from spatial_clap_jax.data.event_tables import check_table, read_events
 from spatial_clap_jax.data.sound_events import DCASE_CLASSES, LABEL_STEP_S, SoundEvents
 from spatial_clap_jax.data.sources import SPLITS
-from spatial_clap_jax.data.video import check_length, frames_at, has_reader
+from spatial_clap_jax.data.video import check_length, each_frame_at, has_reader
 from spatial_clap_jax.errors import InputError
 
 SAMPLE_RATE_HZ = 24_000
@@ -115,7 +115,7 @@ class Clips:
         return read_events(self.path(LABELS, name), len(self.classes), self.labels)
 
     def frames(
-        self, name: str, count: int, size: tuple[int, int] | None
+        self, name: str, count: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "count height width 3"]:
         """Pictures of a clip, each in the middle of one of `count` equal parts of its time.
 
@@ -129,7 +129,7 @@ class Clips:
 
         Raises:
           InputError: there is no video, PyAV is not installed, or the file cannot be used, see
-            `video.frames_at`, or is not as it was rendered.
+            `video.each_frame_at`, or is not as it was rendered.
         """
         if not self.has_video:
             raise InputError(
@@ -138,7 +138,7 @@ class Clips:
             )
         times_s = [(i + 0.5) * self.duration_s / count for i in range(count)]
         path = self.path(VIDEO, name)
-        frames = frames_at(path, times_s, size, at_least_s=self.duration_s)
+        frames = np.stack([*each_frame_at(path, times_s, size, at_least_s=self.duration_s)])
         _check_content(self.folder, path)
         return frames
 

@@ -36,10 +36,23 @@ _LARGEST = 2**26
 def frames_at(
     path: str | Path,
     times_s: Sequence[float],
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int],
     at_least_s: float = 0.0,
 ) -> UInt8[np.ndarray, "n height width 3"]:
-    """The pictures on show at given times, by the time stamps of the file.
+    """The pictures on show at given times; see `each_frame_at`, which takes the same."""
+    pictures = np.zeros((len(times_s), *size, 3), np.uint8)
+    for number, picture in enumerate(each_frame_at(path, times_s, size, at_least_s)):
+        pictures[number] = picture
+    return pictures
+
+
+def each_frame_at(
+    path: str | Path,
+    times_s: Sequence[float],
+    size: tuple[int, int] | None,
+    at_least_s: float = 0.0,
+) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    """The pictures on show at given times, by the time stamps of the file, one after the other.
 
     Time 0 is the first picture; each is on show until the next one, whatever the frame rate or
     its changes. The file is decoded once, and only what is asked for becomes RGB.
@@ -50,24 +63,23 @@ def frames_at(
       size: height and width wanted; another size is resampled by area. None for the video's own.
       at_least_s: how long the video must last; a label step less is let pass.
 
-    Returns:
+    Yields:
       RGB.
 
     Raises:
       InputError: PyAV is not installed; the file is missing or no video, its time stamps are
-        missing or do not ascend, or it is too short.
+        missing or do not ascend, or it is too short, which shows at its end.
 
     Reference: our choice.
     """
     if list(times_s) != sorted(times_s):
         raise InputError(f"times_s {list(times_s)} must ascend; sort them.")
-    due, shown, end_s = 0, None, 0.0
+    due, shown, end_s, step_s = 0, None, 0.0, 0.0
     with _opened(path) as stream:
-        height, width = size or (stream.codec_context.height, stream.codec_context.width)
-        pictures = np.zeros((len(times_s), height, width, 3), np.uint8)
+        size = size or (stream.codec_context.height, stream.codec_context.width)
         for time_s, frame in _timed(path, stream):
             while shown is not None and due < len(times_s) and times_s[due] < time_s:
-                pictures[due] = _rgb(shown, height, width)
+                yield _rgb(shown, *size)
                 due += 1
             # The last picture lasts as long as the one before it, or as it says itself.
             step_s = time_s - end_s if shown is not None else _step_s(frame)
@@ -75,11 +87,9 @@ def frames_at(
         if shown is None:
             raise InputError(f"{path}: holds no pictures; give a whole copy of the video.")
         end_s += step_s
-        wanted_s = max(at_least_s, times_s[-1] if len(times_s) else 0.0)
-        _check_length(path, end_s, wanted_s)
-        for later in range(due, len(times_s)):
-            pictures[later] = _rgb(shown, height, width)
-    return pictures
+        _check_length(path, end_s, max(at_least_s, times_s[-1] if len(times_s) else 0.0))
+        for _ in range(due, len(times_s)):
+            yield _rgb(shown, *size)
 
 
 def check_length(path: str | Path, at_least_s: float) -> None:

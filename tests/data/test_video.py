@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from spatial_clap_jax.data.video import check_length, frames_at, write_video
+from spatial_clap_jax.data.video import check_length, each_frame_at, frames_at, write_video
 from spatial_clap_jax.errors import InputError
 
 av = pytest.importorskip("av")
@@ -88,10 +88,10 @@ def test_pictures_are_resized_and_rgb(tmp_path):
 def test_without_a_size_pictures_are_as_they_were_decoded(tmp_path):
     rng = np.random.default_rng(0)
     write_video(tmp_path / "clip.mp4", rng.integers(0, 256, (3, 36, 64, 3)).astype(np.uint8), 10)
-    found = frames_at(tmp_path / "clip.mp4", [0.15])
+    (found,) = each_frame_at(tmp_path / "clip.mp4", [0.15], None)
     with av.open(str(tmp_path / "clip.mp4")) as container:
         _, second, _ = container.decode(video=0)
-        np.testing.assert_array_equal(found[0], second.to_image())
+        np.testing.assert_array_equal(found, second.to_image())
 
 
 def test_a_video_shorter_than_its_audio_is_refused(tmp_path):

@@ -219,9 +219,7 @@ def test_a_network_that_tells_no_screen_leaves_it_to_the_others(locator, clips):
     folder = open_clips(clips)
     names = folder.splits["test"]
     system = locator.members[0].system
-    silent = dataclasses.replace(
-        system, config=dataclasses.replace(system.config, on_screen=False)
-    )
+    silent = dataclasses.replace(system, config=dataclasses.replace(system.config, on_screen=False))
     deaf = trained_member(
         "deaf", silent, silent.init(jax.random.key(0)), locator.members[0].data, 0
     )
@@ -297,9 +295,7 @@ def test_an_evaluation_set_without_labels_is_detected_in(run, clips, tmp_path, c
     options = ["--out", str(tmp_path / "told")]
     main([*whole, *options])
     for kind in ("stereo", "video"):
-        shutil.copytree(
-            clips / f"{kind}_dev" / "dev-test-tiny", secret / f"{kind}_eval" / "eval"
-        )
+        shutil.copytree(clips / f"{kind}_dev" / "dev-test-tiny", secret / f"{kind}_eval" / "eval")
     shutil.copy(clips / "clips.json", secret)
     blind = ["detect", str(run), "--data", str(secret)]
     main([*blind, "--out", str(tmp_path / "untold")])
