@@ -246,8 +246,7 @@ def _embedded(
     """What a tower makes of each window, if it is the one that a network was trained with."""
     config, cache = member.system.config, getattr(member.data, name)
     wanted = getattr(config, name)
-    is_known = cache is not None and cache.is_dir()
-    if is_known and TowerCache(cache).tower != tower.digest:
+    if cache is not None and cache.is_dir() and TowerCache(cache).tower != tower.digest:
         raise InputError(
             f"--{name}: is another tower than that of {cache}, which {member.source} was trained "
             "with; give that."
