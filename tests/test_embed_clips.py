@@ -174,7 +174,7 @@ def test_a_network_of_cached_towers_takes_a_recording_with_their_towers(
     with pytest.raises(InputError, match=r"--heard: is another tower than that of .*heard, which"):
         locator.locate_recording(*recording, heard=other, seen=owl_vit[0])
     unknown = dataclasses.replace(locator.members[0], data=SeldPipelineConfig())
-    with pytest.raises(InputError, match=r"--heard: gives \(6, 16\) a window, but runs/a takes"):
+    with pytest.raises(InputError, match=r"--heard: gives \(\d+, 16\) a window, but runs/a takes"):
         EventLocator((unknown,)).locate_recording(*recording, heard=other, seen=owl_vit[0])
 
 
