@@ -1,12 +1,19 @@
 """Clips by themselves: one channel, no room, no place; for M2D-CLAP and for linear probes.
 
-Paper: M2D-CLAP, arXiv 2503.22104: 16 kHz, at most 10 s. The rest is our choice. Every usable clip
-of a split is in it, in training as often as -train_k0 says, each time at another speed and level.
-Of clips that are longer than a record, records hold places drawn at random. What the clips of a
-csv may be told with is their captions. Where there are labels alone, a clip of several is told as
-the paper does, "the sound of A, B, and C"; one of a single label in four ways, which is our choice:
-in words of its own where we know the class ("a dog barks"), else "the sound of A", "A is heard",
-"A can be heard" and "A".
+Paper: M2D-CLAP, arXiv 2503.22104: 16 kHz, at most 10 s, as recorded. The rest is our choice. Every
+usable clip of a split is in it, in training as often as -train_k0 says. In `quickstart` and `small`
+clips are brought to one active level, -30 dB, then each time to another speed and up to 3 dB up or
+down; `base` leaves speed and level as they are. A model hears recordings in use at the level that
+its clips had (--model.active-level-db).
+
+Silence at both ends is cut off. Of clips that are longer than a record, records hold places drawn
+at random where there is sound; shorter ones are repeated: crops of a training out of clips that
+silence follows would often be of silence alone.
+
+What the clips of a csv may be told with is their captions. Where there are labels alone, a clip of
+several is told as the paper does, "the sound of A, B, and C"; one of a single label in four ways,
+which is our choice: in words of its own where we know the class ("a dog barks"), else "the sound of
+A", "A is heard", "A can be heard" and "A".
 
     size         seconds  clips
     quickstart         2  the built-in bank: 288 to train on, 48 and 96 to choose and test on
@@ -47,8 +54,9 @@ RECIPES = {
         name="clips_base",
         duration_s=10.0,
         group_counts=dataclasses.replace(SMALL.group_counts, train_k0=-1),
-        clip_fit="pad",
         speed_range=(1.0, 1.0),
+        level="recorded",
+        level_range_db=0.0,
     ),
 }
 

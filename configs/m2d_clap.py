@@ -34,6 +34,8 @@ What is ours:
   the contrastive loss learns from categories, "language alone" is partly supervised by class, and
   zero-shot asks for classes that were trained. `--loss.positives pair` is the paper's plain
   InfoNCE, which `base` has.
+- In `quickstart` and `small` clips have one active level, and so have recordings in use
+  (`--model.active-level-db`): some hundred clips are too few to learn that loudness is no content.
 - The length of `base`: an epoch counts as 1,000 batches of 2,048 clips, near AudioSet's two
   million; the paper adds VGGSound and WavCaps. Other data need other `--steps` and
   `--optimizer.warmup-steps`: clips / 2,048 times 300 and 20.
@@ -44,6 +46,7 @@ What is ours:
 
 from dataclasses import replace
 
+from spatial_clap_jax.data.drawing import REFERENCE_LEVEL_DB
 from spatial_clap_jax.data.pipeline import PipelineConfig
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.m2d import PredictorConfig
@@ -65,6 +68,7 @@ def small() -> Experiment:
         window_s=5.0,
         crop_frames=304,
         normalisation=None,
+        active_level_db=REFERENCE_LEVEL_DB,
         content=VitConfig(frames=304, width=128, layers=4, heads=4),
         predictor=PredictorConfig(width=128, layers=2, heads=4),
         target_decays=(0.99, 0.9995),

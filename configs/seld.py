@@ -51,6 +51,8 @@ def small() -> Experiment:
         name="seld_small",
         model=SeldConfig(
             features=replace(BASELINE, planes=AV_SELD.planes),
+            # The median of the clips of configs/seld_scenes.py.
+            loudest_db=10.0,
             encoder=SeldEncoderConfig(
                 patch=(5, 4), channels=(48, 64, 64), pools=((1, 2), (1, 2), (1, 2)), bands="flat"
             ),
@@ -63,11 +65,12 @@ def small() -> Experiment:
                 image_size=(96, 160), patch=16, width=96, layers=2, heads=4, mlp_width=192
             ),
             fusion=CrossModalConfig(width=96, heads=4, feed_forward=192, layers=1, kernel=15),
+            merged=False,
             column_width=16,
             masks=SpecAugmentConfig(2, 20, 2, 6),
         ),
-        loss=AccdoaConfig(distance_weight=0.3, active_weight=4.0),
-        data=SeldPipelineConfig(clips_per_batch=8),
+        loss=AccdoaConfig(distance_error="relative", distance_weight=0.5, active_weight=4.0),
+        data=SeldPipelineConfig(clips_per_batch=8, gain_db=(-1.0, 1.0)),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, warmup_steps=60, weight_decay=0.01, final_share=0.02
         ),

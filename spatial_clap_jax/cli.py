@@ -426,6 +426,9 @@ def evaluate_command(arguments: list[str]) -> None:
         step: int | None = None,
         probe: bool = False,
         text_encoder: Path | None = None,
+        active_level_db: float | None = None,
+        captions: Literal["drawn", "all"] = "drawn",
+        sentences: Path | None = None,
     ) -> None:
         """Retrieval, direction, content and content-space assignment, each beside chance; of
         ambisonic scenes also elevation, distance, room, 3-D localisation and moved directions; of
@@ -448,6 +451,12 @@ def evaluate_command(arguments: list[str]) -> None:
           probe: train a linear probe on features of the plain clips of train, choose its
             regularisation on those of validation, and test it on those of --split.
           text_encoder: for an M2D-CLAP of sentence embeddings, what made these.
+          active_level_db: for an M2D-CLAP whose run does not tell, the level that recordings (not
+            scenes that `render` wrote) are brought to.
+          captions: all: of mono clips, also retrieval over the whole split by all captions of each
+            clip, as figures of AudioCaps and Clotho are computed.
+          sentences: for an M2D-CLAP of sentence embeddings, in place of their encoder, a folder
+            that `embed-text` wrote of the captions and prompts (embed-text DATA --split test).
         """
         from spatial_clap_jax import report
         from spatial_clap_jax.data.builders import open_scenes
@@ -471,6 +480,8 @@ def evaluate_command(arguments: list[str]) -> None:
             report.check_map_extra()
             if data is None or not localise:
                 raise InputError(f"--umap {umap}: needs --data, and --localise above 0.")
+        if captions == "all" and data is None:
+            raise InputError("--captions all: needs --data with mono clips; leave it out.")
         if probe and data is None:
             raise InputError("--probe True: needs --data with plain clips; leave it out.")
         if is_locator(run):
@@ -478,7 +489,13 @@ def evaluate_command(arguments: list[str]) -> None:
                 raise InputError(f"{run}: locates events; give --data, clips in DCASE form.")
             _detect([run], data, split, results=out, step=step, plot=plot)
             return
-        model = load(run, step=step, text_encoder=text_encoder)
+        model = load(
+            run,
+            step=step,
+            text_encoder=text_encoder,
+            active_level_db=active_level_db,
+            sentences=sentences,
+        )
         confusion = None
         if data is not None:
             found = evaluate_in_detail(
@@ -488,6 +505,7 @@ def evaluate_command(arguments: list[str]) -> None:
                 gallery=gallery,
                 localise=localise,
                 probe=probe,
+                captions=captions,
             )
             results, confusion = found.results, found.direction_confusion
             if found.probe_strength is not None:
@@ -716,6 +734,7 @@ def embed_text_command(arguments: list[str]) -> None:
         out: Path,
         text_encoder: str | None = None,
         vectors: Path | None = None,
+        split: Literal["train", "validation", "test"] = "train",
     ) -> None:
         """Writes a vector for each distinct caption; a start after a failure goes on where it
         stopped, and what is finished or of other captions is never overwritten.
@@ -723,17 +742,19 @@ def embed_text_command(arguments: list[str]) -> None:
         Args:
           captions: a csv with captions (caption, caption_1, ...; where it has none, category), or
             a folder of mono clips that `render` wrote.
-          out: folder to write, for train --data.sentences.
+          out: folder to write, for train --data.sentences, or for evaluate --sentences.
           text_encoder: a text encoder as `convert` takes or writes them, or the folder of a run.
           vectors: in its place, an .npy of vectors that another program made: floats, a row for
             each distinct caption, in the order of data.sentences.captions_of.
+          split: of a folder of clips: train, the captions that trainings need; validation or test,
+            those of its clips and the prompts of all categories, which evaluate --sentences asks.
         """
         from spatial_clap_jax.embed_sentences import embed_sentences, store_vectors
 
         if vectors is not None and text_encoder is None:
-            found = store_vectors(captions, vectors, out)
+            found = store_vectors(captions, vectors, out, split=split)
         elif text_encoder is not None and vectors is None:
-            found = embed_sentences(captions, text_encoder, out)
+            found = embed_sentences(captions, text_encoder, out, split=split)
         else:
             given = "neither" if vectors is None else "both"
             raise InputError(
@@ -758,6 +779,7 @@ def embed_command(arguments: list[str]) -> None:
         plain: bool = False,
         foa_format: Literal["acn-sn3d", "acn-n3d", "fuma"] = "acn-sn3d",
         step: int | None = None,
+        active_level_db: float | None = None,
     ) -> None:
         """Embeds a recording of any length and rate, and says how near each text is; or runs a
         frozen tower over a folder of clips, for trainings that read what it made.
@@ -777,6 +799,8 @@ def embed_command(arguments: list[str]) -> None:
           plain: the recording is mono and has no place; for a model of ambisonics.
           foa_format: order and gains of an ambisonic recording's channels.
           step: checkpoint of a run to take; default: the newest.
+          active_level_db: for an M2D-CLAP whose run does not tell, the level that the recording is
+            brought to.
         """
         from spatial_clap_jax.data.audio import read_audio
         from spatial_clap_jax.embedding_files import save_embedding, save_features
@@ -800,7 +824,7 @@ def embed_command(arguments: list[str]) -> None:
         if not text and out is None:
             raise InputError('embed: give --text "..." (any number of times), or --out FILE.npy')
         recording = read_audio(audio)
-        model = load(run, step=step, text_encoder=text_encoder)
+        model = load(run, step=step, text_encoder=text_encoder, active_level_db=active_level_db)
         try:
             if kind == "joint":
                 embedding = model.embed_audio(*recording, plain=plain, foa_format=foa_format)

@@ -18,6 +18,7 @@ from spatial_clap_jax.embed_sentences import progress_bar
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.vit import VitConfig
 from spatial_clap_jax.object_detection import object_detector
 from spatial_clap_jax.pretrained.mapping import nested, weights_digest
 from spatial_clap_jax.pretrained.owl_vit import find_owl_vit, read_owl_vit
@@ -147,8 +148,12 @@ def hearing_tower(source: str | Path, sample_rate_hz: int) -> FrozenTower:
             )
             return frames[0]
 
-    # Only an HTSAT is given windows.
-    window = (model.window_s, system.padding) if isinstance(content, HtsatConfig) else None
+    # What an HTSAT is given windows of, and a ViT inputs.
+    window: tuple[Any, ...] | None = None
+    if isinstance(content, HtsatConfig):
+        window = (model.window_s, system.padding)
+    elif isinstance(content, VitConfig):
+        window = ("inputs", content.frames)
     described = (to_plain(content), to_plain(mel), normalisation, window)
     heard = partial(run, jax.device_put(nested(arrays)))
     return FrozenTower(

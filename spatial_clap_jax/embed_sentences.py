@@ -33,7 +33,11 @@ _AT_ONCE = 256
 
 
 def embed_sentences(
-    captions: str | Path, text_encoder: str | Path, out: str | Path, progress: bool = True
+    captions: str | Path,
+    text_encoder: str | Path,
+    out: str | Path,
+    progress: bool = True,
+    split: str = "train",
 ) -> Sentences:
     """Embeds captions once, so that trainings need no text encoder; goes on where it stopped.
 
@@ -42,6 +46,7 @@ def embed_sentences(
       text_encoder: what `load_text` takes, or the folder of a run, whose whole text side it is.
       out: folder to write; one that holds these very sentences is left as it is.
       progress: show a progress bar (on standard error).
+      split: of a folder of clips; see `captions_of`.
 
     Returns:
       The opened folder: unit vectors by caption.
@@ -50,7 +55,7 @@ def embed_sentences(
       InputError: no captions, no text encoder, a caption that is too long for it, or `out` holds
         something else.
     """
-    told = captions_of(captions)
+    told = captions_of(captions, split)
     embed, fingerprint = _encoder(text_encoder)
     width = embed(told[:1]).shape[1]
     name = Path(text_encoder).expanduser().name
@@ -58,7 +63,11 @@ def embed_sentences(
 
 
 def store_vectors(
-    captions: str | Path, vectors: str | Path, out: str | Path, progress: bool = True
+    captions: str | Path,
+    vectors: str | Path,
+    out: str | Path,
+    progress: bool = True,
+    split: str = "train",
 ) -> Sentences:
     """Stores ready-made sentence embeddings as `embed_sentences` stores those that it makes.
 
@@ -68,6 +77,7 @@ def store_vectors(
         rows of any length but zero, of which the unit vectors are stored.
       out: folder to write; one that holds these very sentences is left as it is.
       progress: show a progress bar (on standard error).
+      split: of a folder of clips; see `captions_of`.
 
     Returns:
       The opened folder.
@@ -76,7 +86,7 @@ def store_vectors(
       InputError: no captions, an array that is not one of their vectors, or `out` holds something
         else.
     """
-    told, path = captions_of(captions), Path(vectors).expanduser()
+    told, path = captions_of(captions, split), Path(vectors).expanduser()
     rows = _read_vectors(path, told)
     # The order of the captions is theirs too: the same rows in another order mean something else.
     digest = hashlib.sha256("\n".join(told).encode())

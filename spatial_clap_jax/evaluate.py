@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,10 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.data.audio import read_audio
+from spatial_clap_jax.data.manifests import LEVELLED
 from spatial_clap_jax.data.pipeline import Scenes
 from spatial_clap_jax.data.recordings import read_recordings
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.metrics.captions import retrieve_captions
 from spatial_clap_jax.metrics.clips import probe_clips, trained_labels, zero_shot_labels
 from spatial_clap_jax.metrics.elsa import (
     cluster_distances,
@@ -129,6 +132,7 @@ def evaluate_in_detail(
     phrases: str = "side",
     localise: int = 2000,
     probe: bool = False,
+    captions: Literal["drawn", "all"] = "drawn",
 ) -> Evaluation:
     """Scores a model on the scene groups of one split, and says where it errs.
 
@@ -156,6 +160,8 @@ def evaluate_in_detail(
         localisation from; 0 leaves it out, as do data without `train_k1`, or that split itself.
       probe: whether to train and test a linear probe on plain clips; it learns from all of
         `train_k0` and chooses by `validation_k0`.
+      captions: 'all' searches the whole split of mono clips by all captions of each clip besides,
+        see `metrics/captions.py`; 'drawn' keeps to the one that a record has.
 
     Returns:
       Scores `t2a_r1/K`, `t2a_r5/K`, `t2a_r10/K`, `a2t_r1/K`, ... for K sources, `direction/1`,
@@ -163,12 +169,14 @@ def evaluate_in_detail(
       (where groups have several members); the confusion of directions; the score by category.
       Of scenes in ELSA's words `t2a_map10/K`, `a2t_map10/K`, the attributes in place of
       `direction/1`, and what `metrics/elsa.py` tells. Of mono clips `content/plain` (where each
-      has one label) and `content_map/plain`, and likewise `labels` and `probe`.
+      has one label) and `content_map/plain`, and likewise `labels` and `probe`; and by all captions
+      `t2a_all_r1/plain`, `a2t_all_r1/plain`, ...
 
     Raises:
       InputError: a gallery or batch below 1, a split that is absent or empty, a model of other
-        channels or one that reads no texts, embeddings that are not finite, or a probe of data
-        without plain clips of all three splits or without categories.
+        channels or one that reads no texts, embeddings that are not finite, a probe of data
+        without plain clips of all three splits or without categories, or all captions of data
+        without mono clips.
     """
     for name, value, least in (
         ("gallery", gallery, 1),
@@ -178,6 +186,7 @@ def evaluate_in_detail(
         if value < least:
             raise InputError(f"{name} {value}: must be at least {least}; give a larger number.")
     said = phrase_set(phrases)
+    embedder = _for_records_of(embedder, scenes)
     names = {k: f"{split}_k{k}" for k in SOURCES}
     sources = {k: scenes.source(name) for k, name in names.items() if name in scenes.splits}
     sources = {k: source for k, source in sources.items() if len(source)}
@@ -188,13 +197,18 @@ def evaluate_in_detail(
             f"give one of their splits ({', '.join(held) or 'they have none'})."
         )
     plain = sources.get(0)
-    if not getattr(embedder, "max_tokens", 1):
+    if not getattr(embedder, "reads_texts", True):
         if plain is None or not (probe or getattr(embedder, "classes", ())):
             raise InputError(
                 "this model reads no texts, so that nothing can be told of the scenes; give the "
-                "text encoder that it learnt from, or clips and a probe."
+                "text encoder that it learnt from or its vectors, or clips and a probe."
             )
         sources = {}
+    if captions == "all" and 0 not in sources:
+        raise InputError(
+            f"captions 'all': needs mono clips ({names[0]}) and a model that reads texts; give "
+            "clips (configs/clips.py), or leave it out."
+        )
     outcomes: dict[str, Outcome] = {}
     measures: Results = {}
     embedded: dict[int, EmbeddedSplit] = {}
@@ -207,6 +221,8 @@ def evaluate_in_detail(
                 measures |= _mean_precision(part, gallery, seed, SOURCES[k])
             if k > 1:
                 outcomes |= _assignment(part, SOURCES[k])
+            if k == 0 and captions == "all":
+                outcomes |= retrieve_captions(embedder, part, RECALL_AT, batch_size, bar)
             if k == 0 and part.words == "stereo":
                 found, measured = zero_shot_labels(embedder, part, batch_size, bar)
                 outcomes |= found
@@ -245,6 +261,15 @@ def evaluate_in_detail(
         learnt,
         probed.strength if probed else None,
     )
+
+
+def _for_records_of(embedder: Embedder, scenes: Scenes) -> Embedder:
+    """The model that hears records as they are where rendering brought them to their level."""
+    recipe = getattr(scenes, "manifest", {}).get("recipe", {})
+    hears_records = getattr(embedder, "of_records", None)
+    if hears_records is None or recipe.get("level", LEVELLED) != LEVELLED:
+        return embedder
+    return hears_records()
 
 
 def evaluate_recordings(

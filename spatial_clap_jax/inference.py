@@ -19,6 +19,8 @@ from jaxtyping import Float, Float32, Float64
 
 from spatial_clap_jax.acoustics.foa import FoaFormat, as_acn_sn3d, mono_as_foa
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
+from spatial_clap_jax.data.sentences import Sentences
+from spatial_clap_jax.data.sources import at_active_level
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import check_finite, embed_in_batches
@@ -79,6 +81,9 @@ class AudioTextModel:
       sentence_program: sentence embeddings [b, e] of another model -> [b, d] unit embeddings; None
         for models that have a text encoder.
       classes: what an M2D-CLAP has learnt to tell by `classify`.
+      active_level_db: level while it sounds that every recording is brought to, that of the clips
+        that an M2D-CLAP was trained on; None: as it comes.
+      sentences: vectors of the only texts that a model without a text encoder reads; None for none.
     """
 
     sample_rate_hz: int
@@ -94,6 +99,8 @@ class AudioTextModel:
     patches: PatchTokens | None = None
     sentence_program: Callable[..., Any] | None = None
     classes: tuple[str, ...] = ()
+    active_level_db: float | None = None
+    sentences: Sentences | None = None
 
     @property
     def window_s(self) -> float:
@@ -104,6 +111,11 @@ class AudioTextModel:
     def max_tokens(self) -> int:
         """Length of the longest text, in tokens; 0 where it has no text encoder."""
         return 0 if self.tokenizer is None else self.tokenizer.max_tokens
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it embeds texts, all or some."""
+        return self.tokenizer is not None or self.sentences is not None
 
     def embed_audio(
         self,
@@ -157,7 +169,7 @@ class AudioTextModel:
             clips = mono_as_foa(clips[:, 0]) if plain else as_acn_sn3d(clips, foa_format)
         rate_hz = _checked_rate(sample_rate_hz)
         if self.patches is not None:
-            rows = self.patches.embed(clips, rate_hz)
+            rows = self.patches.embed(*self._levelled(clips, rate_hz))
             return rows if np.ndim(audio) == 3 else rows[0]
         clips = resample(clips, rate_hz, self.sample_rate_hz)
         if self.whole_program is not None and clips.shape[-1] > self.window_samples:
@@ -209,7 +221,7 @@ class AudioTextModel:
         if self.patches is None or not self.classes:
             raise InputError("classify: this model has learnt no classes; give one that has.")
         clips = _checked_audio(audio, self.channels)
-        rows = self.patches.classify(clips, _checked_rate(sample_rate_hz))
+        rows = self.patches.classify(*self._levelled(clips, _checked_rate(sample_rate_hz)))
         return rows if np.ndim(audio) == 3 else rows[0]
 
     def embed_frames(
@@ -234,7 +246,8 @@ class AudioTextModel:
                 "embed_audio."
             )
         clips = _checked_audio(audio, self.channels)
-        rows, times_ms = self.patches.frames(clips, _checked_rate(sample_rate_hz))
+        heard = self._levelled(clips, _checked_rate(sample_rate_hz))
+        rows, times_ms = self.patches.frames(*heard)
         return (rows if np.ndim(audio) == 3 else rows[0]), times_ms
 
     def embed_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "b d"]:
@@ -245,12 +258,16 @@ class AudioTextModel:
 
         Raises:
           InputError: no text, a blank one, or one of more tokens than the model reads; a model
-            without a text encoder.
+            without a text encoder, or one that is not among its `sentences`.
         """
+        if self.sentences is not None:
+            self.check_texts(texts)
+            return self.embed_sentences(self.sentences.vectors(texts))
         if self.tokenizer is None:
             raise InputError(
                 "embed_text: this model has no text encoder, its texts are sentence embeddings of "
-                "another model; load it with text_encoder=DIR of that, or give embed_sentences."
+                "another model; load it with text_encoder=DIR of that or sentences=DIR of its "
+                "vectors, or give embed_sentences."
             )
         return embed_texts(self.tokenizer, self.text_program, self.text_lengths, texts)
 
@@ -270,6 +287,38 @@ class AudioTextModel:
             )
         given = np.asarray(sentences, np.float32)
         return check_finite(np.asarray(self.sentence_program(given)), "sentences")
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Refuses texts that are not among the `sentences`, all at once.
+
+        Raises:
+          InputError: some are not.
+        """
+        missing = [] if self.sentences is None else self.sentences.missing(texts)
+        if self.sentences is not None and missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{self.sentences.folder}: has no vector of {missing[0]!r}{more}; embed the "
+                "captions and prompts of the data (spatial-clap embed-text DATA --split test), or "
+                "a csv with a column caption."
+            )
+
+    def of_records(self) -> "AudioTextModel":
+        """The model as it hears records that have been brought to their level already."""
+        return replace(self, active_level_db=None)
+
+    def _levelled(
+        self, clips: Float32[np.ndarray, "b 1 t"], rate_hz: int
+    ) -> tuple[Float32[np.ndarray, "b 1 t"], int]:
+        """Clips at the level of those that were learnt from, and their rate.
+
+        The level is measured at the rate that records have, as it was when they were rendered.
+        """
+        if self.active_level_db is None:
+            return clips, rate_hz
+        clips = resample(clips, rate_hz, self.sample_rate_hz)
+        levelled = [at_active_level(clip[0], self.active_level_db) for clip in clips]
+        return np.stack(levelled)[:, None], self.sample_rate_hz
 
 
 def _checked_audio(audio: Any, channels: int) -> Float32[np.ndarray, "b c t"]:
@@ -321,7 +370,11 @@ def _checked_rate(rate_hz: Any) -> int:
 
 
 def load(
-    path: str | Path, step: int | None = None, text_encoder: str | Path | None = None
+    path: str | Path,
+    step: int | None = None,
+    text_encoder: str | Path | None = None,
+    active_level_db: float | None = None,
+    sentences: str | Path | None = None,
 ) -> AudioTextModel:
     """Loads a trained model, ready for use.
 
@@ -331,10 +384,15 @@ def load(
         exports of the same weights the compiled programs are taken.
       step: checkpoint of a run; the newest when None.
       text_encoder: for an M2D-CLAP of sentence embeddings, what made these; see `load_text`.
+      active_level_db: for an M2D-CLAP whose run says nothing of it, the level that recordings are
+        brought to; -30 for clips that were rendered at level 'reference'. None: what its run says.
+      sentences: in place of `text_encoder`, a folder of vectors that `embed-text` wrote; their
+        captions are the only texts that the model then reads.
 
     Raises:
       InputError: there is no model, it cannot be read, or it is damaged; a text encoder for a
-        model that takes none.
+        model that takes none, or vectors for one, or both at once; a level for another model than
+        an M2D-CLAP.
 
     Example:
       >>> model = load("runs/esc10")
@@ -350,12 +408,25 @@ def load(
                 "`spatial-clap detect`, or give an audio-text model."
             )
         if manifest["format"] == "stablehlo":
-            return _with_text_encoder(_load_programs(folder, manifest), text_encoder)
+            programs = _at_level(_load_programs(folder, manifest), active_level_db)
+            return _with_texts(programs, text_encoder, sentences)
     model = read_trained(folder, step)
     loaded = audio_text_model(
         model.audio_text, in_use(model.variables), model.tokenizer, model.step
     )
-    return _with_text_encoder(loaded, text_encoder)
+    return _with_texts(_at_level(loaded, active_level_db), text_encoder, sentences)
+
+
+def _at_level(model: AudioTextModel, active_level_db: float | None) -> AudioTextModel:
+    """The model with another level of recordings, if one is given."""
+    if active_level_db is None:
+        return model
+    if model.patches is None or not -120 <= active_level_db <= 0:
+        raise InputError(
+            f"active_level_db {active_level_db:g}: is dB of full scale within -120 and 0, for an "
+            "M2D-CLAP alone; give such a level, or leave it out."
+        )
+    return replace(model, active_level_db=active_level_db)
 
 
 def audio_text_model(
@@ -386,6 +457,7 @@ def audio_text_model(
         patches=patch_tokens(system, variables) if is_m2d else None,
         sentence_program=_sentence_program(system, variables) if is_m2d else None,
         classes=system.classes if is_m2d else (),
+        active_level_db=system.config.active_level_db if is_m2d else None,
     )
 
 
@@ -393,6 +465,18 @@ def audio_text_model(
 def _jitted(system: System) -> tuple[Callable[..., Any], Callable[..., Any]]:
     audio, text = embedding_functions(system)
     return jax.jit(audio), jax.jit(text)
+
+
+def _with_texts(
+    model: AudioTextModel, text_encoder: str | Path | None, sentences: str | Path | None
+) -> AudioTextModel:
+    """The model with what gives it sentence embeddings, if something does."""
+    if sentences is None:
+        return _with_text_encoder(model, text_encoder)
+    if model.sentence_program is None or text_encoder is not None:
+        what = "a text encoder is given too" if text_encoder else "this model takes no vectors"
+        raise InputError(f"sentences {sentences}: {what}; leave it out.")
+    return replace(model, sentences=Sentences(sentences))
 
 
 def _with_text_encoder(model: AudioTextModel, source: str | Path | None) -> AudioTextModel:

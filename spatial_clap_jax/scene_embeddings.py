@@ -10,7 +10,7 @@ Reference: the public code of M2D (nttcslab/m2d, `portable_m2d.py`), of which in
   and stacked features are; the times are exact here, and spread evenly over the recording there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,7 +96,7 @@ class PatchTokens:
     def _grid(self, levels: Float32[np.ndarray, "l m"]) -> Float32[np.ndarray, "f l d"]:
         """Tokens over frequency and time."""
         parts = []
-        for start, steps in self._inputs(len(levels)):
+        for start, steps in self.config.inputs(len(levels)):
             frames = steps * self.config.patch[1]
             part = levels[start : start + frames]
             part = np.pad(part, ((0, frames - len(part)), (0, 0)))
@@ -104,17 +104,11 @@ class PatchTokens:
             parts.append(tokens.reshape(self.config.mel_patches, steps, -1))
         return np.concatenate(parts, axis=1)
 
-    def _inputs(self, frames: int) -> Iterator[tuple[int, int]]:
-        """First frame and patches over time of every input of a recording."""
-        longest, patch = self.config.frames, self.config.patch[1]
-        for start in range(0, frames, longest):
-            yield start, min(-(-(frames - start) // patch), longest // patch)
-
     def _times_ms(self, frames: int) -> Float64[np.ndarray, "l"]:
         patch = self.config.patch[1]
         middles = [
             start + step * patch + (patch - 1) / 2
-            for start, steps in self._inputs(frames)
+            for start, steps in self.config.inputs(frames)
             for step in range(steps)
         ]
         return np.array(middles) * (1000 * self.mel.hop / self.mel.sample_rate_hz)

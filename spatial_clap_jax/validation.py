@@ -13,7 +13,9 @@ from spatial_clap_jax.evaluate_events import evaluate_events
 from spatial_clap_jax.event_locator import EventLocator, trained_member
 from spatial_clap_jax.inference import audio_text_model
 from spatial_clap_jax.metrics.scores import Results
+from spatial_clap_jax.stored import reads_texts
 from spatial_clap_jax.systems.base import System, Variables
+from spatial_clap_jax.systems.m2d_clap import M2dClap
 from spatial_clap_jax.systems.seld import Seld
 from spatial_clap_jax.train.feeds import Feed
 from spatial_clap_jax.train.scene_feed import SceneFeed
@@ -28,13 +30,15 @@ _DETAIL = ":"
 class Validation:
     """Scores variables on the validation split of what feeds a training.
 
-    Localisation and probes, which learn something of their own first, are left out.
+    Localisation and probes, which learn something of their own first, are left out. A model that
+    reads no texts is asked for the labels that it has learnt.
 
     Attributes:
       feed: of the training.
 
     Raises:
-      InputError: there is no such split, or the model reads no texts.
+      InputError: there is no such split, or nothing can be asked of the model: it reads no texts,
+        and has learnt no labels of plain clips.
     """
 
     feed: Feed
@@ -44,11 +48,15 @@ class Validation:
         if isinstance(feed, SeldFeed):
             splits = [name for name, clips in feed.clips.splits.items() if clips]
         else:
-            splits = [name.partition("_k")[0] for name in cast(SceneFeed, feed).scenes.splits]
-            if not feed.experiment.build_system().max_tokens:
+            named = cast(SceneFeed, feed).scenes.splits
+            splits = [name.partition("_k")[0] for name in named]
+            system = feed.experiment.build_system()
+            is_asked = isinstance(system, M2dClap) and system.classes and f"{SPLIT}_k0" in named
+            if not reads_texts(system) and not is_asked:
                 raise InputError(
                     f"evaluate_every: {feed.experiment.evaluate_every}, but this model reads no "
-                    "texts, and nothing can be asked; give None."
+                    f"texts and tells no labels of clips of {SPLIT}, so that nothing can be asked; "
+                    "give None."
                 )
         if SPLIT not in splits:
             raise InputError(
@@ -77,7 +85,9 @@ class Validation:
     def _of_scenes(self, feed: SceneFeed, variables: Variables, step: int) -> Results:
         system = feed.experiment.build_system()
         assert isinstance(system, System)
-        model = audio_text_model(system, variables, feed.tokenizer, step)
+        # Every feed has a tokenizer; a model that reads no texts must not be asked in words.
+        tokenizer = feed.tokenizer if reads_texts(system) else None
+        model = audio_text_model(system, variables, tokenizer, step)
         scenes = cast(Scenes, feed.scenes)
         return evaluate_in_detail(model, scenes, SPLIT, progress=False, localise=0).results
 

@@ -44,7 +44,7 @@ from spatial_clap_jax.systems.m2d_clap import CachedSentences
 from tiny import tiny_m2d
 
 def get_config(size):
-    return tiny_m2d(text=CachedSentences(16), classes=None)
+    return tiny_m2d(text=CachedSentences(16), classes=None, active_level_db=-30.0)
 """
 RECALLS = {f"{way}_r{at}/plain" for way in ("t2a", "a2t") for at in (1, 5, 10)}
 PROBED = {"probe/plain", "probe_map/plain"}
@@ -103,6 +103,40 @@ def test_without_its_text_encoder_it_is_probed(place, tmp_path, capsys):
     assert set(results) == PROBED | HEADED
 
 
+def test_vectors_stand_for_the_text_encoder(place, tmp_path, capsys):
+    asked = tmp_path / "asked"
+    made = ("--text-encoder", place / "bert", "--split", "test")
+    run("embed-text", place / "data", *made, "--out", asked)
+    said = refused(
+        *(capsys, "evaluate", place / "run", "--data", place / "data"),
+        *("--sentences", place / "sentences"),
+    )
+    # Captions of training clips, without the prompts.
+    assert "can be heard.' and 11 more; embed the captions and prompts of the data" in said
+    assert "embed-text DATA --split test" in said
+    read = evaluated(place, tmp_path / "read.json", "--text-encoder", place / "bert")
+    looked_up = evaluated(place, tmp_path / "up.json", "--sentences", asked, "--captions", "all")
+    assert {name for name in looked_up if "_all_" in name} == {
+        f"{way}_all_r{at}/plain" for way in ("t2a", "a2t") for at in (1, 5, 10)
+    }
+    for name, score in read.items():
+        assert looked_up[name]["value"] == pytest.approx(score["value"], abs=0.1), name
+    texts = ["a bell rings.", "bell can be heard."]
+    by_vectors, by_encoder = (
+        load(place / "run", **given).embed_text(texts)
+        for given in ({"sentences": asked}, {"text_encoder": place / "bert"})
+    )
+    np.testing.assert_allclose(by_vectors, by_encoder, atol=1e-5)
+    with pytest.raises(InputError, match=r"has no vector of 'a cow moos' and 1 more; embed the ca"):
+        load(place / "run", sentences=asked).embed_text(["a cow moos", "no", "a bell rings"])
+    with pytest.raises(InputError, match=r"sentences .*: a text encoder is given too; leave it ou"):
+        load(place / "run", text_encoder=place / "bert", sentences=asked)
+    (tmp_path / "a.csv").write_text("caption\na bell rings\n")
+    said = refused(capsys, "embed-text", tmp_path / "a.csv", *made, "--out", tmp_path / "x")
+    assert "--split test: " in said
+    assert "is a table, whose rows all count; leave it out" in said
+
+
 @pytest.mark.slow
 def test_step_0_is_what_the_run_drew(place, tmp_path):
     trained = read_trained(place / "run")
@@ -121,8 +155,8 @@ def test_step_0_is_what_the_run_drew(place, tmp_path):
 
 
 def test_logits_are_those_of_the_training(place):
-    model, system = load(place / "run"), read_trained(place / "run").system
-    # As many frames as an input of the encoder has.
+    model, system = load(place / "run").of_records(), read_trained(place / "run").system
+    # As many frames as an input of the encoder has, as loud as they come.
     audio = 0.1 * np.random.default_rng(0).normal(size=(2, 1, 39 * 160)).astype(np.float32)
     batch = {
         "audio": jnp.asarray(audio),

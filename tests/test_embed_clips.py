@@ -24,6 +24,7 @@ from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.embed_clips import embed_clips
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.event_locator import EventLocator, trained_member
+from spatial_clap_jax.inference import load
 from spatial_clap_jax.losses.accdoa import AccdoaConfig
 from spatial_clap_jax.models.owlvit import (
     OwlVitConfig,
@@ -122,7 +123,15 @@ def test_what_a_clap_hears_is_what_it_pools(clips, run_folder, tmp_path):
 def test_an_m2d_clap_hears_too(clips, tmp_path):
     run = save_tiny_run(tmp_path / "run", experiment=tiny_m2d())
     cache = embed_clips(run, clips, tmp_path / "c", progress=False)
-    assert (cache.shape, cache.step_s) == ((6, 16), pytest.approx(0.08))
+    # Inputs of 40 frames, 5 patches of 80 ms, and of the last 11 frames 2.
+    assert (cache.shape, cache.step_s) == ((7, 16), pytest.approx(0.08))
+    model, opened = load(run), open_clips(clips)
+    for name in ("mix0", "mix1"):
+        mono = opened.audio(name).mean(axis=0, keepdims=True)
+        rows, _ = model.embed_frames(mono, 24_000)
+        # Here tokens of all frequencies lie side by side; resampled on the host, and in float16.
+        expected = rows.reshape(7, 2, 16).mean(axis=1)
+        np.testing.assert_allclose(cache[name], expected, atol=0.05 * np.std(expected) + 2e-3)
     assert np.abs(cache["mix0"] - cache["mix1"]).max() > 1e-2
 
 

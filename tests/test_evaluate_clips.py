@@ -63,7 +63,7 @@ class Hearing:
 class Mute(Hearing):
     """Hears, and reads nothing, as a model without a text encoder."""
 
-    max_tokens = 0
+    reads_texts = False
     # As an M2D-CLAP has, whose features are not its embeddings.
     patches = ()
 
@@ -108,6 +108,28 @@ def test_a_model_that_hears_scores_one():
     assert not any("probe" in name for name in without.results)
 
 
+def test_all_captions_of_a_clip_are_asked_over_the_whole_split():
+    # Each clip is told in its category's words; nothing tells two clips of one apart.
+    scenes = Clips()
+    clips = {g.clips[0]: g for g in scenes.source("test_k0")}.values()
+    found = evaluate_in_detail(Hearing(), scenes, progress=False, captions="all", gallery=2)
+    recalls = {f"{way}_all_r{at}/plain" for way in ("t2a", "a2t") for at in (1, 5, 10)}
+    labels = {"content/plain", "content_map/plain"}
+    assert set(found.results) == RECALLS | recalls | labels
+    # Every caption of every clip is a query; the gallery does not matter.
+    queries = sum(len(group.contents[0]) for group in clips)
+    assert found.results["t2a_all_r1/plain"]["n"] == queries
+    assert found.results["a2t_all_r1/plain"]["n"] == len(clips)
+    assert found.results["t2a_all_r1/plain"]["value"] == 1.0
+    texts = sum(len(CATEGORIES[name][1]) for name in NAMES)
+    chances = [len(group.contents[0]) / texts for group in clips]
+    assert found.results["a2t_all_r1/plain"]["chance"] == pytest.approx(np.mean(chances))
+    with pytest.raises(
+        InputError, match=r"captions 'all': needs .* \(test_k0\) and a model that r"
+    ):
+        evaluate_in_detail(Headed(), scenes, progress=False, captions="all")
+
+
 def test_clips_of_several_labels_have_mean_average_precision_alone():
     def changed(group):
         # A second label, heard as well as the first.
@@ -134,7 +156,9 @@ def test_a_model_that_reads_nothing_is_probed():
     found = evaluate_in_detail(Mute(), Clips(), progress=False, probe=True)
     assert set(found.results) == {"probe/plain", "probe_map/plain"}
     assert found.results["probe/plain"]["value"] == 1.0
-    with pytest.raises(InputError, match=r"reads no texts, .*give the text encoder .* and a probe"):
+    with pytest.raises(
+        InputError, match=r"reads no texts, .*give the text encoder .* vectors, .* and a probe"
+    ):
         evaluate(Mute(), Clips(), progress=False)
 
 

@@ -58,7 +58,7 @@ def tiny_m2d_config(name: str, size: str):
             sources=tiny_recipe().sources,
         )
     assert name == "m2d_clap.py"
-    return tiny_m2d()
+    return tiny_m2d(active_level_db=-30.0)
 
 
 @pytest.mark.slow

@@ -237,12 +237,13 @@ def tiny_m2d_stage(config: str, **changes: Any) -> Experiment:
     ours, tiny = load_config(config, "small"), tiny_m2d().model
     assert isinstance(ours.model, M2dClapConfig)
     assert isinstance(tiny, M2dClapConfig)
+    crop_frames = ours.model.crop_frames and tiny.crop_frames
     model = replace(
         ours.model,
         window_s=tiny.window_s,
-        crop_frames=ours.model.crop_frames and tiny.crop_frames,
+        crop_frames=crop_frames,
         mel=tiny.mel,
-        content=tiny.content,
+        content=replace(tiny.content, frames=crop_frames or tiny.frames),
         predictor=tiny.predictor,
         joint_width=tiny.content.width,
         text=tiny.text,

@@ -22,7 +22,7 @@ from spatial_clap_jax.acoustics.rirs import RirRoom
 from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
 from spatial_clap_jax.acoustics.spatial_words import direction_word
 from spatial_clap_jax.data.scenes import SceneGroup, SceneRecipe, Words
-from spatial_clap_jax.data.sources import Clip, active_level_db, fit_clip
+from spatial_clap_jax.data.sources import Clip, at_active_level, fit_clip
 from spatial_clap_jax.data.wording import compose, member_places
 from spatial_clap_jax.errors import InputError
 
@@ -265,6 +265,7 @@ def _dry(
         recipe.clip_fit,
         recipe.speed_range if split == "train" else (1.0, 1.0),
         recipe.level_range_db,
+        recipe.level,
     )
 
 
@@ -276,8 +277,9 @@ def dry_signal(
     clip_fit: Literal["tile", "pad"],
     speed_range: tuple[float, float],
     level_range_db: float,
+    level: Literal["reference", "recorded"] = "reference",
 ) -> Float32[np.ndarray, "u"]:
-    """A clip at a drawn speed, a length and a drawn level around the reference.
+    """A clip at a drawn speed, a length and a drawn level around the reference or its own.
 
     Args:
       audio: the clip.
@@ -286,7 +288,9 @@ def dry_signal(
       rng: what is drawn from.
       clip_fit: what becomes of a clip that is too short; see `fit_clip`.
       speed_range: playing speeds; (1, 1) draws none.
-      level_range_db: most by which the active level differs from -30 dB of full scale.
+      level_range_db: most by which the active level differs from -30 dB of full scale, or from
+        that of the clip.
+      level: see `SceneRecipe`.
 
     Returns:
       The signal as it is 1 m from its source, without a room.
@@ -296,5 +300,6 @@ def dry_signal(
         audio = soxr.resample(audio, sample_rate_hz * speed, sample_rate_hz)
     audio = fit_clip(audio, length, rng, clip_fit)
     level_db = rng.uniform(-level_range_db, level_range_db)
-    gain_db = REFERENCE_LEVEL_DB + level_db - active_level_db(audio)
-    return audio * np.float32(10 ** (gain_db / 20))
+    if level == "reference":
+        return at_active_level(audio, REFERENCE_LEVEL_DB + level_db)
+    return audio * np.float32(10 ** (level_db / 20))

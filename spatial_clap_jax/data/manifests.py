@@ -20,6 +20,8 @@ from spatial_clap_jax.data.seld_recipe import SeldRecipe
 from spatial_clap_jax.data.sources import Source
 
 FORMAT = 2
+# `SceneRecipe.level` of a plain recipe that does not tell it.
+LEVELLED = "reference"
 # Packages whose version can change a sample or a word.
 VERSIONS = (
     "spatial-clap-jax",
@@ -80,8 +82,14 @@ def manifest_of(
 
 
 def recipe_as_json(recipe: SceneRecipe | SeldRecipe) -> dict[str, Any]:
-    """The recipe as JSON gives it back; a folder's place is not part of what is rendered."""
+    """The recipe as JSON gives it back; a folder's place is not part of what is rendered.
+
+    Nor is `level` where it is the only one that there once was, so that records keep their
+    fingerprint.
+    """
     fields = to_plain(recipe)
+    if fields.get("level") == LEVELLED:
+        del fields["level"]
     fields["sources"].pop("audio_folder")
     return json.loads(json.dumps(fields))
 

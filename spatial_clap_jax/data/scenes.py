@@ -88,8 +88,9 @@ class SceneRecipe:
       group_counts: scene groups a split and a number of sources.
       permutations_k3: members of a group of three sources, 1 to 6: the identity and others drawn.
       clip_fit: what becomes of a clip that is too short: repeated, or silence around it.
-      level_range_db: sources get the same active level, -30 dB of full scale at 1 m, then a gain
-        drawn within plus or minus this.
+      level: 'reference' gives all sources the same active level, -30 dB of full scale at 1 m;
+        'recorded' leaves a clip as loud as its file has it, for `Mono` alone.
+      level_range_db: a gain is drawn within plus or minus this, after `level`.
       speed_range: playing speeds drawn for training clips (pitch moves along); (1, 1) for none.
       sources: how the table of clips is read and divided.
     """
@@ -109,6 +110,7 @@ class SceneRecipe:
     group_counts: GroupCounts = dataclasses.field(default_factory=GroupCounts)
     permutations_k3: int = 6
     clip_fit: Literal["tile", "pad"] = "tile"
+    level: Literal["reference", "recorded"] = "reference"
     level_range_db: float = 3.0
     speed_range: tuple[float, float] = (0.9, 1.1)
     sources: SourceOptions = dataclasses.field(default_factory=SourceOptions)
@@ -138,6 +140,12 @@ class SceneRecipe:
             "permutations_k3",
             self.permutations_k3,
             "be in 1..6",
+        )
+        _check(
+            self.level == "reference" or isinstance(self.receiver, Mono),
+            "level",
+            self.level,
+            "be 'reference' but for Mono: the level of a source tells its distance",
         )
         _check(self.level_range_db >= 0, "level_range_db", self.level_range_db, "be >= 0")
         low, high = self.speed_range

@@ -16,7 +16,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Bool, Float32, Int64, UInt64
 
-from spatial_clap_jax.acoustics.captions import category_phrasings
+from spatial_clap_jax.acoustics.captions import category_phrasings, label_prompt
 from spatial_clap_jax.data.records import open_scenes
 from spatial_clap_jax.data.shards import Kind, read_record, replacing, write_shard
 from spatial_clap_jax.data.tables import caption_columns_of, read_table
@@ -37,26 +37,38 @@ SHARD = 4096
 WIDEST = 2**20
 
 
-def captions_of(source: str | Path) -> list[str]:
+def captions_of(source: str | Path, split: str = "train") -> list[str]:
     """All captions that clips may be told with, each once.
 
     Args:
       source: a csv with `caption`, `caption_1`, ... or, for rows that have none, `category`; or a
-        folder of mono clips that `render` wrote, of which the training captions are given.
+        folder of mono clips that `render` wrote.
+      split: of a folder: 'train' gives the captions that trainings need; 'validation' or 'test'
+        what an evaluation asks: the captions of its clips, and the prompts of all categories.
 
     Raises:
-      InputError: it cannot be read, has no captions, or its scenes have places: what is said of
-        them is too much to be embedded beforehand.
+      InputError: it cannot be read, has no captions or no such split, or its scenes have places:
+        what is said of them is too much to be embedded beforehand.
     """
     source = Path(source)
     if source.is_dir():
-        manifest = open_scenes(source).manifest
+        scenes = open_scenes(source)
+        manifest = scenes.manifest
         if manifest["recipe"]["receiver"]["kind"] != "Mono":
             raise InputError(
                 f"{source}: its captions tell places in every order and phrasing; give clips "
                 "(configs/clips.py), or a csv of captions."
             )
-        contents = manifest["caption_corpus"]
+        if split == "train":
+            contents = manifest["caption_corpus"]
+        else:
+            held = scenes.source(f"{split}_k0")
+            contents = [one for index in range(len(held)) for one in held[index].contents[0]]
+            contents += [label_prompt(label) for label in manifest["categories"]]
+    elif split != "train":
+        raise InputError(
+            f"--split {split}: {source} is a table, whose rows all count; leave it out."
+        )
     else:
         contents = _of_table(source)
     return list(dict.fromkeys(plain_caption(content) for content in contents))
@@ -212,9 +224,14 @@ class Sentences:
         Raises:
           InputError: one is missing; it is named, with the number of them.
         """
+        missing = self.missing(captions)
+        if missing:
+            raise self._missing(missing[0], len(missing))
+
+    def missing(self, captions: Sequence[str]) -> list[str]:
+        """Those of some captions that have no vector."""
         _, known = self._find(captions)
-        if not known.all():
-            raise self._missing(captions[int(np.argmin(known))], int(np.sum(~known)))
+        return [caption for caption, is_known in zip(captions, known, strict=True) if not is_known]
 
     def __reduce__(self):
         return Sentences, (self.folder,)

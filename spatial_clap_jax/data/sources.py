@@ -343,6 +343,17 @@ def fit_clip(
     return np.pad(audio, (0, length - audio.size))
 
 
+def at_active_level(audio: Float32[np.ndarray, "t"], level_db: float) -> Float32[np.ndarray, "t"]:
+    """A clip brought to an active level; silence stays as it is.
+
+    Args:
+      audio: mono samples.
+      level_db: wanted, as `active_level_db` measures it.
+    """
+    gain_db = level_db - active_level_db(audio)
+    return audio * np.float32(10 ** (gain_db / 20)) if np.isfinite(gain_db) else audio
+
+
 def active_level_db(audio: Float32[np.ndarray, "t"]) -> float:
     """Level of a clip while it sounds, so that pauses do not make an event seem soft.
 

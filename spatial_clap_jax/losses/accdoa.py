@@ -2,7 +2,7 @@
 
 import dataclasses
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +21,28 @@ class AccdoaConfig:
     """Weights of `accdoa_loss`; the defaults are those of the task's baseline.
 
     Attributes:
-      distance_weight: of the squared error in metres beside those of x and y; it counts in the
-        choice of the order too.
+      distance_error: 'squared' is that of activity x distance in metres, the baseline's. 'relative'
+        is the error over the true distance, of active frames alone: what the metric takes the mean
+        of, and not drawn towards 0 where an event is uncertain. Our choice.
+      distance_weight: of the distance error beside the squares of x and y; it counts in the choice
+        of the order too.
       on_screen_weight: of the cross entropy of the on-screen flag.
+      visible_weight: of the cross entropy of whether a class is to be seen while it sounds, which
+        a network that looks tells from its pictures alone. Our choice.
       active_weight: of frames and classes in which something sounds, beside the silent ones, which
         are many times as many: more than 1 makes a short training tell events at all, and whether
         they are seen. Our choice.
     """
 
+    distance_error: Literal["squared", "relative"] = "squared"
     distance_weight: float = 1.0
     on_screen_weight: float = 1.0
+    visible_weight: float = 1.0
     active_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name, weight in dataclasses.asdict(self).items():
-            if not 0 <= weight < float("inf"):
+            if name.endswith("_weight") and not 0 <= weight < float("inf"):
                 raise InputError(f"AccdoaConfig.{name}: {weight} must be 0 or a positive number.")
 
 
@@ -45,7 +52,7 @@ class AccdoaLoss(NamedTuple):
     Attributes:
       total: what is minimised.
       direction: squared errors of activity-coupled x and y.
-      distance: squared errors of the distance.
+      distance: errors of the distance.
       on_screen: cross entropy of the on-screen flag; 0 where outputs have none.
     """
 
@@ -85,9 +92,9 @@ def accdoa_loss(
     targets: Float[Array, "b l 6 5 c"],
     config: AccdoaConfig,
 ) -> AccdoaLoss:
-    """Squared error against activity x (x, y, distance), least over 13 orders of the sources.
+    """Error against activity x (x, y, distance), least over 13 orders of the sources.
 
-    The order is chosen for each frame and class by the squared error alone; the on-screen flag is
+    The order is chosen for each frame and class by this error alone; the on-screen flag is
     told under it, in silent frames and classes too, where the flag to tell is 0.
 
     Args:
@@ -114,9 +121,10 @@ def accdoa_loss(
             f"outputs: {elements} elements of a track; give x, y, distance and, if told, on-screen."
         )
     outputs, targets = outputs.astype(jnp.float32), targets.astype(jnp.float32)
-    weights = jnp.asarray([1.0, 1.0, config.distance_weight], jnp.float32)[:, None]
     wanted = _arranged(targets[:, :, :, :1] * targets[:, :, :, 1:4])
-    errors = weights * (outputs[:, :, None, :, :3] - wanted) ** 2
+    off = outputs[:, :, None, :, :3] - wanted
+    squares, distance = off[..., :2, :] ** 2, _distance_errors(off, wanted, config)
+    errors = jnp.concatenate([squares, config.distance_weight * distance], axis=-2)
     chosen = jnp.argmin(jax.lax.stop_gradient(errors.sum(axis=(3, 4))), axis=2)
     chosen = chosen[:, :, None, None, None]
     is_active = targets[:, :, :, 0].max(axis=2)[:, :, None]
@@ -131,6 +139,40 @@ def accdoa_loss(
         crossed = jax.nn.softplus(logits) - flags * logits
         on_screen = config.on_screen_weight * (crossed * weight).mean()
     return AccdoaLoss(direction + distance + on_screen, direction, distance, on_screen)
+
+
+def visible_loss(
+    logits: Float[Array, "b l c"], targets: Float[Array, "b l 6 5 c"], config: AccdoaConfig
+) -> Float[Array, ""]:
+    """Cross entropy of whether a class sounds on screen, the mean over frames and classes.
+
+    Args:
+      logits: of each label frame and class.
+      targets: as for `accdoa_loss`.
+      config: weights.
+
+    Reference: our choice.
+
+    Example:
+      Logits of 0 where nothing sounds: ln 2 x `visible_weight`.
+    """
+    active, flags = targets[:, :, :, 0], targets[:, :, :, 4]
+    is_visible = (active * flags).max(axis=2)
+    logits = logits.astype(jnp.float32)
+    weight = 1 + (config.active_weight - 1) * active.max(axis=2)
+    crossed = jax.nn.softplus(logits) - is_visible * logits
+    return config.visible_weight * (crossed * weight).mean()
+
+
+def _distance_errors(
+    off: Float[Array, "b l 13 3 k c"], wanted: Float[Array, "b l 13 3 k c"], config: AccdoaConfig
+) -> Float[Array, "b l 13 3 1 c"]:
+    off, wanted = off[..., 2:3, :], wanted[..., 2:3, :]
+    if config.distance_error == "squared":
+        return off**2
+    # The nearest that a file can tell is a centimetre; 0 is a silent slot's.
+    is_active = wanted > 0
+    return jnp.where(is_active, jnp.abs(off) / jnp.where(is_active, wanted, 1.0), 0.0)
 
 
 def _arranged(slots: Float[Array, "b l 6 e c"]) -> Float[Array, "b l 13 3 e c"]:

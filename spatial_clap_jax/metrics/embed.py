@@ -46,9 +46,13 @@ def embed_texts(
       One row a text, in the order of `texts`.
 
     Raises:
-      InputError: an embedding is not finite.
+      InputError: an embedding is not finite, or the model does not read a text.
     """
     distinct = sorted(set(texts))
+    # A model that reads some texts alone says which are missing of all of them.
+    check = getattr(embedder, "check_texts", None)
+    if check is not None:
+        check(distinct)
     watched = bar.track(distinct, description=name)
     vectors = embed_in_batches(watched, embedder.embed_text, batch_size, f"text of {name}")
     row = {text: index for index, text in enumerate(distinct)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -123,7 +124,9 @@ def seld_results(
 ) -> Results:
     """The scores as the results file has them.
 
-    Chance is what the same predictions score on other clips: a mean over up to ten of them.
+    Chance of F and azimuth is what the same predictions score on other clips: a mean over up to ten
+    of them. That of a distance is what the best constant scores in place of the predicted ones, and
+    that of on-screen what the more frequent flag does, each chosen on the very events scored.
 
     Args:
       predictions: events by clip.
@@ -153,22 +156,65 @@ def seld_results(
             dict(zip(names, _turned(predictions, names, turn), strict=True))
             for turn in range(1, min(clips - 1, _CHANCE_TURNS) + 1)
         ]
-        others = [
-            _scores(
-                tallied(other, references, classes, labels, official, needs_flag).summed(
-                    0, keepdims=True
-                ),
-                classes,
-                official,
-            )
-            for other in turned
-        ]
+
+        scored = partial(
+            _scores_alone,
+            references=references,
+            classes=classes,
+            labels=labels,
+            official=official,
+            on_screen=needs_flag,
+        )
+        by_chance = [scored(other) for other in turned]
+        chances = {"f": by_chance, "doae_deg": by_chance}
         wanted = {"f": "seld_f_on_screen", "on_screen": "seld_on_screen"}
-        if not needs_flag:
+        if needs_flag:
+            flags = [scored(_said(predictions, on_screen=flag)) for flag in (False, True)]
+            chances["on_screen"] = [max(flags, key=lambda one: one.micro.on_screen.value)]
+        else:
             wanted = {"f": "seld_f", "doae_deg": "seld_doae_deg", "rde": "seld_rde_ratio"}
+            constants = [scored(_said(predictions, distance_m=d)) for d in _distances(references)]
+            best = min(constants, key=lambda one: one.micro.rde.value, default=None)
+            chances["rde"] = [] if best is None else [best]
         for measure, task in wanted.items():
-            results |= _rows(task, measure, scores, others)
+            results |= _rows(task, measure, scores, chances[measure])
     return results
+
+
+def _scores_alone(
+    predictions: Mapping[str, SoundEvents],
+    references: Mapping[str, SoundEvents],
+    classes: Sequence[str],
+    labels: int,
+    official: bool,
+    on_screen: bool,
+) -> SeldScores:
+    """Scores without intervals."""
+    tally = tallied(predictions, references, classes, labels, official, on_screen)
+    return _scores(tally.summed(0, keepdims=True), classes, official)
+
+
+def _said(
+    predictions: Mapping[str, SoundEvents],
+    distance_m: float | None = None,
+    on_screen: bool | None = None,
+) -> dict[str, SoundEvents]:
+    """The same events with one distance, or one flag, for all."""
+    changed: dict[str, SoundEvents] = {}
+    for name, events in predictions.items():
+        given: dict[str, np.ndarray] = {}
+        if distance_m is not None:
+            given["distance_m"] = np.full(len(events), distance_m, np.float32)
+        if on_screen is not None:
+            given["on_screen"] = np.full(len(events), on_screen)
+        changed[name] = dataclasses.replace(events, **given)
+    return changed
+
+
+def _distances(references: Mapping[str, SoundEvents]) -> list[float]:
+    """Constants to choose from; the best one is below the median, for far ones weigh less."""
+    true = [events.distance_m for events in references.values() if len(events)]
+    return np.quantile(np.concatenate(true), np.arange(0.05, 0.8, 0.05)).tolist() if true else []
 
 
 def _turned(

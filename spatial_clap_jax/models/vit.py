@@ -74,6 +74,21 @@ class VitConfig:
         """Tokens of so many frames, without CLS."""
         return self.mel_patches * self.time_patches(frames)
 
+    def inputs(self, frames: int) -> list[tuple[int, int]]:
+        """What a recording of so many frames is cut into: inputs of the length of training.
+
+        Returns:
+          First frame and patches over time of each; the last one may reach beyond the recording,
+          by less than a patch.
+
+        Example:
+          >>> VitConfig(frames=40).inputs(94)
+          [(0, 2), (40, 2), (80, 1)]
+        """
+        patch, most = self.patch[1], self.time_patches(self.frames)
+        starts = range(0, frames, self.frames)
+        return [(start, min(-(-(frames - start) // patch), most)) for start in starts]
+
 
 class VitOutput(NamedTuple):
     """What a `Vit` gives.

@@ -203,8 +203,9 @@ def frames_of_audio(
     """`content_frames` of audio of any length.
 
     An HTSAT is given whole windows behind each other. The last one is filled up as a recording is
-    that it embeds, and of the steps those are kept that the recording reaches. The other encoders
-    take any length as it is.
+    that it embeds, and of the steps those are kept that the recording reaches. A ViT is given
+    inputs of the length that it was trained on, the last one filled up to a whole patch by the mean
+    level, as `embed_frames` of an M2D-CLAP does. A CNN takes any length as it is.
 
     Args:
       encoder: of the content.
@@ -217,10 +218,15 @@ def frames_of_audio(
       train: whether the encoder is trained.
 
     Returns:
-      A feature a moment, and the seconds from one to the next; see `content_frames`.
+      A feature a moment, and the seconds from one to the next; see `content_frames`. Where an input
+      of a ViT is no whole number of patches, the next one begins up to a patch later than that.
 
     Reference: windows without overlap are our choice; repeats are LAION-CLAP's (arXiv 2211.06687).
     """
+    if isinstance(encoder, Vit):
+        assert normalisation is not None
+        log_mel = features.log_mel(audio, mel)
+        return _frames_of_inputs(encoder, log_mel, mel, normalisation, train)
     if not isinstance(encoder, Htsat):
         return content_frames(encoder, features.log_mel(audio, mel), mel, normalisation, train)
     window, samples, made, step_s = round(window_s * mel.sample_rate_hz), audio.shape[1], [], 0.0
@@ -234,6 +240,23 @@ def frames_of_audio(
         # A step that the recording only just does not reach, by rounding, is none.
         reached = math.ceil(length / mel.sample_rate_hz / step_s - 1e-6)
         made.append(frames[:, :reached])
+    return jnp.concatenate(made, axis=1), step_s
+
+
+def _frames_of_inputs(
+    encoder: Vit,
+    log_mel: Float[Array, "b l m"],
+    mel: LogMelConfig,
+    normalisation: tuple[float, float],
+    train: bool,
+) -> tuple[Float[Array, "b n d"], float]:
+    made, step_s = [], 0.0
+    for start, steps in encoder.config.inputs(log_mel.shape[1]):
+        part = log_mel[:, start : start + steps * encoder.config.patch[1]]
+        missing = steps * encoder.config.patch[1] - part.shape[1]
+        part = jnp.pad(part, ((0, 0), (0, missing), (0, 0)), constant_values=normalisation[0])
+        frames, step_s = content_frames(encoder, part, mel, normalisation, train)
+        made.append(frames)
     return jnp.concatenate(made, axis=1), step_s
 
 

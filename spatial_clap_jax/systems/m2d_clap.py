@@ -73,6 +73,9 @@ class M2dClapConfig:
       normalisation: mean and standard deviation of its levels, by which they are normalised. None:
         a training measures them on random crops of its data and stores them with the run; until
         then levels are taken as they are.
+      active_level_db: level while it sounds (`data.sources.active_level_db`) that a recording is
+        brought to in use, that of the clips that it was trained on; None: as it comes. Records are
+        heard as they were rendered.
       content: the encoder. Its `frames` are the length of the inputs that a recording is cut into
         in use: that of training, `crop_frames` or, without crops, `frames`.
       mask_ratio: share of the patches that the encoder does not see in training; with 0 nothing is
@@ -98,6 +101,7 @@ class M2dClapConfig:
     crop_frames: int | None = 608
     mel: LogMelConfig = M2D_LOG_MEL
     normalisation: tuple[float, float] | None = (-7.1, 4.2)
+    active_level_db: float | None = None
     content: VitConfig = field(default_factory=VitConfig)
     mask_ratio: float = 0.7
     masked_weight: float = 1.0
@@ -122,6 +126,11 @@ class M2dClapConfig:
             raise InputError(
                 f"model.normalisation: {self.normalisation}; the second, a standard deviation, "
                 "must be above 0."
+            )
+        if self.active_level_db is not None and not -120 <= self.active_level_db <= 0:
+            raise InputError(
+                f"model.active_level_db: {self.active_level_db}; give dB of full scale within -120 "
+                "and 0, or None."
             )
         for name in ("masked_weight", "contrast_weight", "mixup"):
             if not 0 <= getattr(self, name) < float("inf"):

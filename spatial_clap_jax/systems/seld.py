@@ -28,7 +28,7 @@ from spatial_clap_jax.data.seld_pipeline import Pictures
 from spatial_clap_jax.data.sound_events import LABEL_STEP_S
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LAION_CLAP_LOG_MEL, LogMelConfig
-from spatial_clap_jax.losses.accdoa import AccdoaConfig, accdoa_loss
+from spatial_clap_jax.losses.accdoa import AccdoaConfig, accdoa_loss, visible_loss
 from spatial_clap_jax.models.conformer import Conformer, ConformerConfig
 from spatial_clap_jax.models.cross_modal import CrossModalConfig, CrossModalConformer
 from spatial_clap_jax.models.htsat import HtsatConfig
@@ -47,8 +47,8 @@ from spatial_clap_jax.systems.content import (
     SpecAugmentConfig,
     check_content,
     content_encoder,
-    content_frames,
     frame_step_s,
+    frames_of_audio,
 )
 
 
@@ -61,6 +61,8 @@ class SeldConfig:
       sample_rate_hz: rate of the audio that comes in.
       duration_s: its length; a whole number of label frames.
       features: planes that the convolutions take.
+      loudest_db: level, as in `features`, that counts as the loudest of every clip, so that how
+        loud a clip is tells how near; None takes each clip's own loudest, and no gain matters.
       encoder: the convolutions.
       temporal: what mixes moments after them: a Conformer, or the recurrence of the baseline.
       content: encoder of a CLAP that is listened with in the step, where nothing is cached; None
@@ -72,7 +74,10 @@ class SeldConfig:
       image: OWL-ViT image tower that looks in the step, where nothing is cached; None for none.
       pictures: pictures of a clip that it looks at.
       seen: (pictures, columns, width) of cached OWL-ViT features, told by the cache; None for none.
+      merged: whether patches are multiplied by CLS, as OWL-ViT does; a tower that starts from
+        nothing learns faster without. Cached features are as their tower gave them.
       column_width: width of a column of a picture.
+      sights: kinds of things that are looked for at every place of a picture, whatever the place.
       listens: False leaves the CLAP out, computed or cached.
       looks: False leaves the OWL-ViT out, computed or cached.
       fusion: how audio and the other modalities are joined, where there are any.
@@ -85,6 +90,7 @@ class SeldConfig:
     sample_rate_hz: int = 24_000
     duration_s: float = 5.0
     features: StereoFeaturesConfig = AV_SELD
+    loudest_db: float | None = None
     encoder: SeldEncoderConfig = field(default_factory=SeldEncoderConfig)
     temporal: ConformerConfig | RecurrentConfig = field(default_factory=ConformerConfig)
     content: ContentConfig | None = None
@@ -95,7 +101,9 @@ class SeldConfig:
     image: OwlVitImageConfig | None = None
     pictures: int = 10
     seen: tuple[int, int, int] | None = None
+    merged: bool = True
     column_width: int = 64
+    sights: int = 48
     listens: bool = True
     looks: bool = True
     fusion: CrossModalConfig = field(default_factory=CrossModalConfig)
@@ -132,11 +140,9 @@ class SeldConfig:
                 f"model.fusion.width: {self.fusion.width}, but model.temporal.width is "
                 f"{self.temporal.width}; give both the same."
             )
-        if self.pictures < 1 or self.column_width < 1:
-            raise InputError(
-                f"model.pictures: {self.pictures} and model.column_width {self.column_width} must "
-                "be at least 1."
-            )
+        for name in ("pictures", "column_width", "sights"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name}: {getattr(self, name)} must be at least 1.")
 
     @property
     def labels(self) -> int:
@@ -200,35 +206,63 @@ class SeldModule(nn.Module):
         if looks:
             self.seen_norm, self.column = nn.LayerNorm(dtype=self.dtype), dense(config.column_width)
             self.seen_in = dense(width)
+            self.sight_norm, self.sight = nn.LayerNorm(dtype=self.dtype), dense(config.sights)
         if hears or looks:
             self.fusion = CrossModalConformer(config.fusion, self.dtype)
         self.hidden, self.dropout = dense(width), nn.Dropout(config.dropout)
         assert config.classes is not None
         self.head = nn.Dense(TRACKS * self._entries * len(config.classes))
+        if self._tells_visible:
+            self.visible = nn.Dense(len(config.classes))
 
     @property
     def _entries(self) -> int:
         return 4 if self.config.on_screen else 3
 
+    @property
+    def _tells_visible(self) -> bool:
+        return self.config.on_screen and self.config.seen_from is not None
+
     def __call__(self, batch: Batch, train: bool) -> Float[Array, "b l 3 k c"]:
         """Tracks of a batch: x and y within (-1, 1), distance in m above 0, on-screen logit."""
+        return self.tracks_and_visible(batch, train)[0]
+
+    def tracks_and_visible(
+        self, batch: Batch, train: bool
+    ) -> tuple[Float[Array, "b l 3 k c"], Float[Array, "b l c"] | None]:
+        """Tracks, and the logit of a class being visible while it sounds, of pictures alone."""
         config = self.config
         x = self.temporal(self.encoder(self._planes(batch["audio"], train), train), train)
         if x.shape[1] != config.labels:
             x = at_labels(x, config.labels, config.duration_s / x.shape[1])
-        others = self._others(batch, train)
+        heard, seen = self.heard(batch, train), self._looked_at(batch, train)
+        others = []
+        if heard is not None:
+            heard = self.heard_in(self.heard_norm(heard))
+            others.append(at_labels(heard, config.labels, self._heard_step_s()))
+        if seen is not None:
+            others.append(self._where(seen))
         if others:
             x = jnp.concatenate(self.fusion(x, sum(others[1:], others[0]), train), axis=-1)
+        sights = None if seen is None else self._sights(seen)
+        if sights is not None:
+            x = jnp.concatenate([x, sights], axis=-1)
         x = self.dropout(gelu(self.hidden(x)), deterministic=not train)
         assert config.classes is not None
         shape = (*x.shape[:2], TRACKS, self._entries, len(config.classes))
         tracks = self.head(x.astype(jnp.float32)).reshape(shape)
         direction, distance = jnp.tanh(tracks[..., :2, :]), nn.softplus(tracks[..., 2:3, :])
-        return jnp.concatenate([direction, distance, tracks[..., 3:, :]], axis=-2)
+        on_screen, visible = tracks[..., 3:, :], None
+        if self._tells_visible and sights is not None:
+            visible = self.visible(sights.astype(jnp.float32))
+            # Sound corrects what pictures tell of the class.
+            on_screen = on_screen + visible[:, :, None, None]
+        return jnp.concatenate([direction, distance, on_screen], axis=-2), visible
 
     def _planes(self, audio: Float[Array, "b 2 t"], train: bool) -> Float[Array, "b l m p"]:
         config = self.config
-        planes = _scaled(stereo_features(audio, config.features), config.features)
+        planes = stereo_features(audio, config.features)
+        planes = _scaled(planes, config.features, config.loudest_db)
         if not train or config.masks is None:
             return planes
         masks, (b, frames, mels, _) = config.masks, planes.shape
@@ -252,34 +286,49 @@ class SeldModule(nn.Module):
         mono = features.resample(
             batch["audio"].mean(axis=1), config.sample_rate_hz, config.content_mel.sample_rate_hz
         )
-        mel = features.log_mel(mono, config.content_mel)
-        normalisation = config.content_normalisation
-        found, _ = content_frames(self.content, mel, config.content_mel, normalisation, train)
+        found, _ = frames_of_audio(
+            self.content,
+            mono,
+            config.content_mel,
+            config.content_normalisation,
+            window_s=config.duration_s,
+            train=train,
+        )
         return found
 
     def seen(self, batch: Batch, train: bool) -> Float[Array, "b v w e"] | None:
         """OWL-ViT features of pictures and their columns; None where nobody looks."""
+        found = self._looked_at(batch, train)
+        # Where from left to right matters for azimuth; how high does not.
+        return None if found is None else found.mean(axis=2)
+
+    def _looked_at(self, batch: Batch, train: bool) -> Float[Array, "b v h w e"] | None:
+        """Features of pictures at each place; a cache has the mean of all rows."""
         config = self.config
         if config.seen_from != "step":
-            return batch["seen"] if config.seen_from else None
+            return batch["seen"][:, :, None] if config.seen_from else None
         frames = batch["frames"]
-        merged = self.image(as_image(frames.reshape(-1, *frames.shape[2:])), train)
-        # Where from left to right matters for azimuth; how high does not.
-        columns = merged.mean(axis=1)
-        return columns.reshape(*frames.shape[:2], *columns.shape[1:])
+        tokens = self.image.tokens(as_image(frames.reshape(-1, *frames.shape[2:])))
+        if config.merged:
+            found = self.image.merged(tokens)
+        else:
+            assert config.image is not None
+            found = tokens[:, 1:].reshape(len(tokens), *config.image.grid, -1)
+        return found.reshape(*frames.shape[:2], *found.shape[1:])
 
-    def _others(self, batch: Batch, train: bool) -> list[Float[Array, "b l d"]]:
-        """What the other modalities tell in each label frame."""
-        labels, found = self.config.labels, []
-        heard, seen = self.heard(batch, train), self.seen(batch, train)
-        if heard is not None:
-            heard = self.heard_in(self.heard_norm(heard))
-            found.append(at_labels(heard, labels, self._heard_step_s()))
-        if seen is not None:
-            columns = gelu(self.column(self.seen_norm(seen)))
-            moments = self.seen_in(columns.reshape(*columns.shape[:2], -1))
-            found.append(at_labels(moments, labels, self.config.duration_s / moments.shape[1]))
-        return found
+    def _where(self, seen: Float[Array, "b v h w e"]) -> Float[Array, "b l d"]:
+        """What stands in which column, in each label frame."""
+        columns = gelu(self.column(self.seen_norm(seen.mean(axis=2))))
+        moments = self.seen_in(columns.reshape(*columns.shape[:2], -1))
+        return at_labels(moments, self.config.labels, self.config.duration_s / moments.shape[1])
+
+    def _sights(self, seen: Float[Array, "b v h w e"]) -> Float[Array, "b l s"]:
+        """How much of each kind there is where most of it is, in each label frame.
+
+        What a thing looks like is learnt once for all places, as it is not by columns side by side.
+        """
+        moments = gelu(self.sight(self.sight_norm(seen))).max(axis=(2, 3))
+        return at_labels(moments, self.config.labels, self.config.duration_s / moments.shape[1])
 
     def _heard_step_s(self) -> float:
         config = self.config
@@ -291,16 +340,16 @@ class SeldModule(nn.Module):
 
 
 def _scaled(
-    planes: Float[Array, "b l m p"], config: StereoFeaturesConfig
+    planes: Float[Array, "b l m p"], config: StereoFeaturesConfig, loudest_db: float | None
 ) -> Float[Array, "b l m p"]:
-    """Planes of about unit size: levels below the loudest of both channels as [-2, 2].
+    """Planes of about unit size: levels below a loudest one as [-2, 2].
 
-    A joint gain changes nothing then.
+    Where that is the loudest of both channels (None), a joint gain changes nothing.
     """
     if "log_mel" not in config.planes:
         return planes
     levels, others = planes[..., :2], planes[..., 2:]
-    loudest = levels.max(axis=(1, 2, 3), keepdims=True)
+    loudest = levels.max(axis=(1, 2, 3), keepdims=True) if loudest_db is None else loudest_db
     levels = (levels - loudest) / (config.range_db / 4) + 2
     return jnp.concatenate([levels, others], axis=-1)
 
@@ -396,9 +445,11 @@ class Seld:
             train,
             rngs={"dropout": dropout, "augment": augment},
             mutable=["batch_stats"],
+            method="tracks_and_visible",
         )
-        tracks, updated = forward
-        return Encoded({"tracks": tracks}, {}, updated["batch_stats"])
+        (tracks, visible), updated = forward
+        rows = {"tracks": tracks} if visible is None else {"tracks": tracks, "visible": visible}
+        return Encoded(rows, {}, updated["batch_stats"])
 
     def objective(
         self,
@@ -409,7 +460,10 @@ class Seld:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         found = accdoa_loss(rows["tracks"], batch["targets"], self.loss)
         told = ("direction", "distance", *(["on_screen"] if self.config.on_screen else []))
-        return found.total, {f"{name}_loss": getattr(found, name) for name in told}
+        parts = {f"{name}_loss": getattr(found, name) for name in told}
+        if "visible" in rows:
+            parts["visible_loss"] = visible_loss(rows["visible"], batch["targets"], self.loss)
+        return found.total + parts.get("visible_loss", 0.0), parts
 
     def features_of(
         self, variables: Variables, batch: Batch

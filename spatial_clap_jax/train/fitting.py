@@ -10,6 +10,8 @@ from jaxtyping import Float32
 
 from spatial_clap_jax import features
 from spatial_clap_jax.configs_io import from_plain
+from spatial_clap_jax.data.drawing import REFERENCE_LEVEL_DB
+from spatial_clap_jax.data.manifests import LEVELLED
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
 from spatial_clap_jax.train.experiment import Experiment
@@ -53,10 +55,42 @@ def fitted_to_data(
             )
         model = dataclasses.replace(model, classes=classes)
     if is_measured:
-        batches = _clips(scenes)
+        batches = training_clips(scenes)
         found = measured_normalisation(batches, model, experiment.seed)
         model = dataclasses.replace(model, normalisation=found)
     return dataclasses.replace(experiment, model=model)
+
+
+def check_heard(experiment: Experiment, recipe: Mapping[str, Any]) -> None:
+    """Refuses to train an M2D-CLAP on what it would not hear in use.
+
+    Runs that exist are used as they are, so that no model's own description can refuse this.
+
+    Args:
+      experiment: fitted to its data.
+      recipe: of the clips, as plain JSON.
+
+    Raises:
+      InputError: inputs in use would be of another length, or recordings of another level.
+    """
+    model, level = experiment.model, recipe.get("level", LEVELLED)
+    if not isinstance(model, M2dClapConfig):
+        return
+    trained = model.crop_frames or model.frames
+    if model.content.frames != trained:
+        what = "crops of" if model.crop_frames else "windows of"
+        raise InputError(
+            f"model.content.frames: {model.content.frames}, the inputs that a recording is cut "
+            f"into in use, but the training hears {what} {trained} frames; give "
+            f"--model.content.frames {trained}."
+        )
+    held = REFERENCE_LEVEL_DB if level == LEVELLED else None
+    if model.active_level_db != held:
+        raise InputError(
+            f"model.active_level_db: {model.active_level_db}, the level of recordings in use, but "
+            f"the clips of the data were rendered at level '{level}'; give --model.active-level-db "
+            f"{held}, or render clips by --level {'recorded' if held else LEVELLED}."
+        )
 
 
 def measured_normalisation(
@@ -99,12 +133,13 @@ def measured_normalisation(
     return round(float(mean), 6), round(float(deviation), 6)
 
 
-def _clips(scenes: Any) -> Iterable[Float32[np.ndarray, "b t"]]:
+def training_clips(scenes: Any) -> Iterable[Float32[np.ndarray, "b t"]]:
     """The first member of scenes spread over the training splits, in float32 of one channel."""
     splits = [name for name in sorted(scenes.splits) if name.startswith("train_")]
     places = [(split, index) for split in splits for index in range(len(scenes.source(split)))]
-    step = max(len(places) // _CLIPS, 1)
-    chosen = places[::step][:_CLIPS]
+    # From the first to the last: splits and categories may stand one behind the other.
+    spread = np.linspace(0, len(places) - 1, min(len(places), _CLIPS)).round().astype(int)
+    chosen = [places[index] for index in spread]
     sources = {split: scenes.source(split) for split in splits}
     for begin in range(0, len(chosen), _AT_A_TIME):
         groups = [sources[split][index] for split, index in chosen[begin : begin + _AT_A_TIME]]

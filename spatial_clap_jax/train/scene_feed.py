@@ -24,7 +24,7 @@ from spatial_clap_jax.small_files import text_of
 from spatial_clap_jax.systems.base import Labelled, System
 from spatial_clap_jax.train import warm_start
 from spatial_clap_jax.train.experiment import Experiment
-from spatial_clap_jax.train.fitting import fitted_to_data
+from spatial_clap_jax.train.fitting import check_heard, fitted_to_data
 from spatial_clap_jax.train.warm_start import Towers
 
 
@@ -37,6 +37,7 @@ class SceneFeed:
       data: the folder.
       scenes: opened.
       towers: pretrained encoders.
+      drawn: notes on what a new run leaves as it was drawn.
       tokenizer: of the captions, once `describe` or `adopt` has decided it.
     """
 
@@ -44,6 +45,7 @@ class SceneFeed:
     data: str | Path
     scenes: Any
     towers: Towers
+    drawn: Sequence[str] = ()
     tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -54,7 +56,9 @@ class SceneFeed:
         scenes = open_scenes(data, experiment.data.bad_records)
         experiment = fitted_to_data(experiment, scenes, resumed)
         experiment, towers = warm_start.adopt(experiment, resumed)
-        return cls(experiment, data, scenes, towers)
+        # What a run that goes on has taken lies in its checkpoint.
+        drawn = warm_start.notes_on_drawn(experiment, towers.arrays) if resumed is None else []
+        return cls(experiment, data, scenes, towers, drawn)
 
     @property
     def fingerprint(self) -> str:
@@ -86,6 +90,7 @@ class SceneFeed:
     def describe(self) -> dict[str, Any]:
         manifest, system = self.scenes.manifest, self._system
         _check_shape(manifest["recipe"], system)
+        check_heard(self.experiment, manifest["recipe"])
         self.tokenizer = self._chosen_tokenizer(system)
         content_labels(self.experiment, manifest)
         return {
@@ -122,7 +127,7 @@ class SceneFeed:
         told = long_captions(self.tokenizer, self.scenes.manifest["caption_corpus"])
         for report in self.towers.reports:
             told += report.lines if self.experiment.init.verbose else [report.summary]
-        return told
+        return [*told, *self.drawn]
 
     def _chosen_tokenizer(self, system: System) -> Tokenizer:
         """The experiment's, else its text encoder's, else a small one of the captions."""

@@ -8,7 +8,7 @@ pre-trained by this library, and comes out of that run's folder.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,43 @@ def adopt(
             reports=towers.reports + branch.reports,
         )
     return dataclasses.replace(experiment, model=model), towers
+
+
+def notes_on_drawn(experiment: Experiment, taken: Collection[str]) -> list[str]:
+    """What a new run leaves as it was drawn at random, where a person hardly wants that.
+
+    Args:
+      experiment: fitted to its towers.
+      taken: paths of the variables that are not drawn.
+
+    Returns:
+      A line for parts that are frozen though nothing was loaded into them, and one for an encoder
+      of M2D-CLAP that is fine-tuned on labels from nothing.
+    """
+    model, frozen = experiment.model, experiment.optimizer.frozen
+    is_m2d = isinstance(model, M2dClapConfig)
+    is_tuned = is_m2d and not (model.predicts or model.contrast_weight)
+    if not frozen and not is_tuned:
+        return []
+    paths: list[str] = []
+    shapes = jax.eval_shape(experiment.build_trainable().init, jax.random.key(0))
+    map_by_path(lambda path, leaf: paths.append(path), shapes["params"])
+    loaded = {path.partition("/")[0] for path in paths if f"params/{path}" in taken}
+    still = {path.partition("/")[0] for path in paths if matches(frozen, path)} - loaded
+    notes = []
+    if still:
+        options = {"content": "audio", "text": "text", "branch": "branch"}
+        known = [f"--init.{options[part]}" for part in sorted(still & options.keys())]
+        remedy = " and ".join(["--init.model RUN"] if is_m2d else known)
+        notes.append(
+            f"{', '.join(sorted(still))}: frozen (--optimizer.frozen) as drawn at random, so that "
+            f"nothing of it is ever learnt; {f'{remedy} loads it' if remedy else 'free it'}"
+        )
+    if is_tuned and "content" not in loaded | still:
+        notes.append(
+            "content: begins as drawn at random; --init.model RUN loads the encoder of stage 1"
+        )
+    return notes
 
 
 def _check_parts(model: Any, init: InitConfig) -> None:

@@ -105,6 +105,16 @@ def test_places_in_long_clips_and_speeds_are_drawn_for_each_record():
     assert len(set(slopes["train"])) > 4
 
 
+def test_short_clips_of_base_sound_all_along_and_are_as_recorded():
+    recipe = load_config("clips.py", "base")
+    [group] = drawn(1, "train", recipe, samples=20_000)
+    heard = group.waveforms()[0, 0]
+    assert heard.shape == (160_000,)
+    # A training crops 6 s out of it, which must never be of silence alone.
+    np.testing.assert_allclose(heard[:20_000], Ramps(20_000).load(None, 16_000), atol=1e-4)
+    np.testing.assert_array_equal(heard, np.resize(heard[:20_000], 160_000))
+
+
 def test_captions_alone_count_where_there_are_no_categories():
     group = drawn(1)[0]
     named, blank = meanings(group)[0], meanings(dataclasses.replace(group, categories=("",)))[0]

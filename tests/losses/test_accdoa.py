@@ -11,9 +11,11 @@ import pytest
 from spatial_clap_jax.data.accdoa_targets import adpit_targets
 from spatial_clap_jax.data.sound_events import SoundEvents
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.losses.accdoa import AccdoaConfig, accdoa_loss
+from spatial_clap_jax.losses.accdoa import AccdoaConfig, accdoa_loss, visible_loss
 
 PLAIN = AccdoaConfig()
+WEIGHTED = AccdoaConfig(distance_weight=0.25, on_screen_weight=3.0, active_weight=4.0)
+RELATIVE = AccdoaConfig(distance_error="relative", distance_weight=0.5, active_weight=2.0)
 LABELS, CLASSES = 5, 4
 MIRROR = np.array([1, -1, 1, 1], np.float32)[:, None]
 
@@ -74,7 +76,12 @@ def brute_force(outputs, clips, config=PLAIN):
                 for track, source in zip(tracks, way, strict=True):
                     x, y, distance, flag = wanted[source]
                     near += ((track[0] - x) ** 2 + (track[1] - y) ** 2) / 9
-                    far += config.distance_weight * (track[2] - distance) ** 2 / 9
+                    off = abs(track[2] - distance)
+                    if config.distance_error == "squared":
+                        off **= 2
+                    else:
+                        off = off / distance if distance else 0.0
+                    far += config.distance_weight * off / 9
                     if len(track) == 4:
                         crossed += math.log(1 + math.exp(-track[3] if flag else track[3])) / 3
                 costs.append((near + far, near, far, config.on_screen_weight * crossed))
@@ -85,7 +92,9 @@ def brute_force(outputs, clips, config=PLAIN):
 
 
 @pytest.mark.parametrize("elements", [3, 4])
-@pytest.mark.parametrize("config", [PLAIN, AccdoaConfig(0.25, 3.0, 4.0)], ids=["plain", "weighted"])
+@pytest.mark.parametrize(
+    "config", [PLAIN, WEIGHTED, RELATIVE], ids=["plain", "weighted", "relative"]
+)
 def test_loss_equals_brute_force(elements, config):
     clips = [sources_of(1), sources_of(2)]
     outputs, targets = outputs_of(3, elements), np.stack([targets_of(s) for s in clips])
@@ -185,3 +194,29 @@ def test_what_cannot_be_is_refused():
     for name in ("distance_weight", "on_screen_weight"):
         with pytest.raises(InputError, match=f"AccdoaConfig.{name}: -1"):
             AccdoaConfig(**{name: -1.0})
+
+
+def test_a_relative_distance_is_not_asked_of_silence():
+    outputs, targets = np.zeros((1, 2, 3, 3, 1), np.float32), np.zeros((1, 2, 6, 5, 1), np.float32)
+    outputs[:, :, :, 2] = 5.0
+    assert float(loss_of(outputs, targets, config=RELATIVE).distance) == 0
+    assert float(loss_of(outputs, targets, config=PLAIN).distance) > 0
+
+
+def test_visible_is_what_sounds_on_screen():
+    sources = {
+        (0, 0): [(10.0, 1.0, False), (20.0, 2.0, True)],
+        (1, 0): [(10.0, 1.0, False)],
+        (2, 1): [(0.0, 3.0, True)],
+    }
+    targets = targets_of(sources)[None]
+    logits = np.random.default_rng(0).normal(size=(1, LABELS, CLASSES)).astype(np.float32)
+    expected = 0.0
+    for frame, c in itertools.product(range(LABELS), range(CLASSES)):
+        z = float(logits[0, frame, c])
+        is_visible = any(flag for _, _, flag in sources.get((frame, c), ()))
+        crossed = math.log(1 + math.exp(-z if is_visible else z))
+        expected += crossed * (2.0 if (frame, c) in sources else 1.0)
+    config = AccdoaConfig(visible_weight=3.0, active_weight=2.0)
+    found = jax.jit(visible_loss, static_argnames="config")(logits, targets, config=config)
+    assert float(found) == pytest.approx(3 * expected / (LABELS * CLASSES), rel=1e-6)

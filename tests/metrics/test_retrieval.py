@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from spatial_clap_jax.metrics.captions import caption_outcomes
 from spatial_clap_jax.metrics.retrieval import (
     average_precision,
     chance_average_precision,
@@ -120,3 +121,20 @@ def test_chance_of_average_precision_against_every_order(k):
     ranks = [list(order) for order in itertools.permutations([0.1, 0.2, 0.3, 0.4])]
     seen = [average_precision(np.array([order, order]), relevant, k) for order in ranks]
     assert chance_average_precision(relevant, k) == pytest.approx(np.mean(seen))
+
+
+def test_all_captions_of_clips_by_hand():
+    # Two captions of clip 0, two of clip 1, one of clip 2 that clip 1 has too.
+    told = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1]], bool)
+    scores = np.array([[0.1, 0.8, 0.2], [0.7, 0.6, 0.1], [0.2, 0.9, 0.3], [0.6, 0.4, 0.5]])
+    found = caption_outcomes(scores, told, (1, 2))
+    # Queries in the order of captions, and of the clips of each.
+    np.testing.assert_array_equal(found["t2a_all_r1"].hits, [False, True, True, False, False])
+    np.testing.assert_array_equal(found["t2a_all_r2"].hits, [False, True, True, True, True])
+    np.testing.assert_array_equal(found["t2a_all_r1"].cluster, [0, 0, 1, 1, 2])
+    # Clip 0 hears its second caption first, clip 1 its first, clip 2 the one that it shares.
+    np.testing.assert_array_equal(found["a2t_all_r1"].hits, [True, True, True])
+    assert found["a2t_all_r1"].chance == pytest.approx((2 + 2 + 1) / 3 / 4)
+    assert found["t2a_all_r1"].chance == pytest.approx((1 + 1 + 1 + 2 + 2) / 5 / 3)
+    lower = caption_outcomes(scores - 0.5 * told, told, (1, 2))
+    assert not lower["a2t_all_r1"].hits.any()

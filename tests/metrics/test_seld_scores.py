@@ -293,6 +293,27 @@ def test_rows_have_intervals_and_the_chance_of_other_clips():
     assert set(map(str, measures_table(results).columns[5].cells)) == {"deg", "ratio"}
 
 
+@both
+def test_chance_of_a_distance_and_of_a_flag_is_the_best_constant(official):
+    told, true = drawn(4)
+    results = seld_results(told, true, CLASSES, LABELS, official=official, on_screen=True)
+
+    def constant(**given):
+        changed = {
+            name: dataclasses.replace(e, **{k: np.full(len(e), v) for k, v in given.items()})
+            for name, e in told.items()
+        }
+        return score(changed, true, CLASSES, LABELS, official).micro
+
+    distances = np.quantile(np.concatenate([e.distance_m for e in true.values()]), [0.1, 0.3, 0.5])
+    chance = results["seld_rde_ratio/micro"]["chance"]
+    assert chance <= min(constant(distance_m=np.float32(d)).rde.value for d in distances)
+    assert chance > 0
+    flags = [constant(on_screen=flag).on_screen.value for flag in (False, True)]
+    assert sum(flags) == pytest.approx(1)
+    assert results["seld_on_screen/micro"]["chance"] == max(flags)
+
+
 def test_what_cannot_be_scored_is_refused():
     one = {"a": events((1, 0, 0, 1))}
     with pytest.raises(InputError, match="clip 'b' has no reference"):

@@ -29,7 +29,7 @@ NATURAL = LogMelConfig(
     sample_rate_hz=RATE_HZ, n_fft=256, hop=80, mels=16, high_hz=8000.0, level="natural"
 )
 HTSAT = HtsatConfig(64, 16, embed_dim=8, depths=(2, 2), heads=(2, 2), window=4)
-VIT = VitConfig(mels=16, patch=(8, 8), width=8, layers=1, heads=2)
+VIT = VitConfig(mels=16, frames=60, patch=(8, 8), width=8, layers=1, heads=2)
 CNN = CnnConfig((4, 4), (6,), ((2, 2),), width=8, heads=2)
 # Shape, front end, normalisation, seconds of a step.
 ENCODERS = {
@@ -140,11 +140,31 @@ def test_longer_audio_is_heard_window_by_window(audio):
     np.testing.assert_allclose(found[:, 32:], last[:, :8], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vit", "cnn"])
-def test_other_encoders_take_any_length_as_it_is(kind, audio):
-    both, _ = of_window(kind)
+def test_a_cnn_takes_any_length_as_it_is(audio):
+    both, _ = of_window("cnn")
     half = audio[:, : SAMPLES // 2]
-    np.testing.assert_allclose(compiled(kind)(half), both(half)[0], atol=1e-6)
+    np.testing.assert_allclose(compiled("cnn")(half), both(half)[0], atol=1e-6)
+
+
+def test_a_vit_is_given_inputs_of_its_own_length(audio):
+    log_mel = features.log_mel(jnp.asarray(audio), NATURAL)
+    assert log_mel.shape[1] == 129
+    encoder, variables = content_encoder(VIT, jnp.float32), drawn("vit")
+
+    @jax.jit
+    def tokens(part):
+        return content_frames(encoder.bind(variables), part, NATURAL, (-7.0, 4.0))[0]
+
+    # Of 129 frames inputs of 60 hold 7 patches of 8; the last 9 frames are filled up to 2.
+    parts = [log_mel[:, :56], log_mel[:, 60:116], log_mel[:, 120:]]
+    parts[2] = jnp.pad(parts[2], ((0, 0), (0, 7), (0, 0)), constant_values=-7.0)
+    expected = [tokens(part) for part in parts]
+    found = compiled("vit")(audio)
+    assert found.shape[1] == 7 + 7 + 2
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-5)
+    # One that is longer than the audio takes it whole.
+    assert VIT.inputs(57) == [(0, 7)]
+    assert VIT.inputs(60 + 1) == [(0, 7), (60, 1)]
 
 
 def test_steps_of_the_published_encoders():

@@ -1,6 +1,7 @@
 """A SELD network: what it takes, what its parts weigh, and that each clip is told by itself."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,10 @@ def test_a_clip_is_located_by_itself_as_among_others(system, variables, located)
     ("changes", "gone"),
     [
         ({}, set()),
-        ({"looks": False}, {"image", "column", "seen_in", "seen_norm"}),
+        (
+            {"looks": False},
+            {"image", "column", "seen_in", "seen_norm", "sight", "sight_norm", "visible"},
+        ),
         ({"listens": False}, {"content", "heard_in", "heard_norm"}),
     ],
 )
@@ -108,10 +112,54 @@ def test_pictures_matter_by_column(system, variables, located):
     assert np.abs(np.asarray(mirrored) - np.asarray(located)).max() > 1e-4
 
 
-def test_cached_features_stand_where_the_tower_stood(system, variables, located):
-    """With what the towers give as caches, the rest of the network tells the same."""
-    batch = inputs(tiny_batch(system, 3))
-    heard, seen = jax.jit(system.features_of)(variables, batch)
+def test_what_is_seen_is_told_wherever_it_stands(system, variables):
+    """Sights are the same for a picture whose patches stand elsewhere."""
+    seen = np.random.default_rng(0).normal(size=(2, 3, 2, 4, 8)).astype(np.float32)
+    sights = jax.jit(partial(system.module.apply, method="_sights"))(variables, seen)
+    moved = jax.jit(partial(system.module.apply, method="_sights"))(
+        variables, seen[:, :, ::-1, ::-1]
+    )
+    np.testing.assert_array_equal(sights, moved)
+    assert np.abs(sights).max() > 0
+
+
+def test_how_loud_a_clip_is_counts_where_it_is_asked_to():
+    batch = inputs(tiny_batch(changed(), 1))
+    louder = {**batch, "audio": batch["audio"] * 2}
+    for loudest_db, matters in ((None, False), (10.0, True)):
+        system = changed(loudest_db=loudest_db)
+        locate = jax.jit(system.locate)
+        variables = jax.jit(system.init)(jax.random.key(0))
+        off = np.abs(np.asarray(locate(variables, louder) - locate(variables, batch))).max()
+        assert (off > 1e-3) == matters
+
+
+def test_pictures_alone_tell_what_is_visible(system, variables):
+    """The sound has no part in it, and on-screen flags follow it."""
+    batch = inputs(tiny_batch(system, 2))
+    tell = jax.jit(partial(system.module.apply, train=False, method="tracks_and_visible"))
+    tracks, visible = tell(variables, batch)
+    _, unheard = tell(variables, {**batch, "audio": batch["audio"][::-1]})
+    np.testing.assert_array_equal(visible, unheard)
+    _, unseen = tell(variables, {**batch, "frames": batch["frames"][::-1]})
+    assert np.abs(np.asarray(visible - unseen)).max() > 1e-4
+    bias = variables["params"]["visible"]["bias"]
+    visibly = {**variables["params"]["visible"], "bias": bias + 1}
+    shown, _ = tell({**variables, "params": {**variables["params"], "visible": visibly}}, batch)
+    np.testing.assert_allclose(shown[..., 3, :], tracks[..., 3, :] + 1, atol=1e-5)
+
+
+def test_cached_features_stand_where_the_tower_stood():
+    """With what the towers give as caches, the rest of the network tells the same.
+
+    A cache has the mean of a picture's rows; here there is one.
+    """
+    image = changed().config.image
+    assert image is not None
+    image = dataclasses.replace(image, image_size=(image.patch, 16))
+    whole = changed(image=image)
+    batch, variables = inputs(tiny_batch(whole, 3)), jax.jit(whole.init)(jax.random.key(0))
+    heard, seen = jax.jit(whole.features_of)(variables, batch)
     cached = changed(heard=heard.shape[1:], heard_step_s=0.04, seen=seen.shape[1:])
     assert cached.config.looked_at is None
     params = {k: v for k, v in variables["params"].items() if k not in ("content", "image")}
@@ -120,7 +168,7 @@ def test_cached_features_stand_where_the_tower_stood(system, variables, located)
         {"params": params, "batch_stats": stats},
         {"audio": batch["audio"], "heard": heard, "seen": seen},
     )
-    np.testing.assert_allclose(told, located, atol=1e-5)
+    np.testing.assert_allclose(told, jax.jit(whole.locate)(variables, batch), atol=1e-5)
 
 
 def test_moments_are_interpolated_between_their_middles():
@@ -151,7 +199,8 @@ def test_images_are_normalised_as_clip_does():
             {"temporal": RecurrentConfig(width=16, heads=2)},
             r"model.fusion.width: 8, but model.temporal.width is 16; give both the same",
         ),
-        ({"pictures": 0}, r"model.pictures: 0 and model.column_width .* at least 1"),
+        ({"pictures": 0}, r"model.pictures: 0 must be at least 1"),
+        ({"sights": 0}, r"model.sights: 0 must be at least 1"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, message):

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,15 @@ from spatial_clap_jax.train import trainer
 from spatial_clap_jax.train.checkpoint import load_params
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.experiment import Experiment, InitConfig, load_config
-from spatial_clap_jax.train.fitting import fitted_to_data, measured_normalisation
+from spatial_clap_jax.train.feeds import open_feed
+from spatial_clap_jax.train.fitting import (
+    fitted_to_data,
+    measured_normalisation,
+    training_clips,
+)
 from spatial_clap_jax.train.metrics_log import read_metrics
 from spatial_clap_jax.train.warm_start import adopt
+from spatial_clap_jax.validation import Validation
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +139,76 @@ def test_stage_1_1_takes_the_encoder_and_the_classes_of_the_data(run, clips, tmp
     assert 0 < row["category_loss"] < 2
     assert 0 <= row["category_accuracy"] <= 1
     resumed_like(tmp_path / "labels", labels, clips, tmp_path / "again")
+
+
+def test_the_normalisation_hears_all_of_the_data():
+    heard = []
+
+    class Counted:
+        """A split of which each clip tells its number."""
+
+        def __init__(self, count, first):
+            self.count, self.first = count, first
+
+        def __len__(self):
+            return self.count
+
+        def __getitem__(self, index):
+            heard.append(self.first + index)
+            return SimpleNamespace(audio=np.zeros((1, 1, 4), np.float32), scale=1.0)
+
+    for counts, expected in (((1000, 23), 512), ((3, 4), 7)):
+        heard.clear()
+        splits = {"train_k0": Counted(counts[0], 0), "train_k1": Counted(counts[1], counts[0])}
+        scenes = SimpleNamespace(splits=(*splits, "test_k0"), source=splits.__getitem__)
+        list(training_clips(scenes))
+        assert len(set(heard)) == len(heard) == expected
+        assert (heard[0], heard[-1]) == (0, sum(counts) - 1)
+        # No stretch is left out.
+        assert max(np.diff(heard)) <= np.ceil(sum(counts) / expected)
+
+
+def test_inputs_in_use_are_as_long_as_in_training(clips, tmp_path):
+    for config, frames in (("m2d_clap", 40), ("m2d_clap_labels", 51)):
+        ours = stage(config)
+        content = dataclasses.replace(ours.model.content, frames=48)
+        wrong = dataclasses.replace(ours, model=dataclasses.replace(ours.model, content=content))
+        with pytest.raises(
+            InputError, match=rf"model.content.frames: 48, .* of {frames} frames; give --model.con"
+        ):
+            trainer.train(wrong, clips, tmp_path / config, progress=False)
+
+
+def test_what_stays_as_it_was_drawn_is_said(run, clips):
+    def notes(config, **init):
+        feed = open_feed(starting_from(stage(config), **init), clips)
+        feed.describe()
+        return [note for note in feed.notes() if "drawn at random" in note]
+
+    [frozen] = notes("m2d_clap_text", anew=())
+    assert frozen == (
+        "content: frozen (--optimizer.frozen) as drawn at random, so that nothing of it is ever "
+        "learnt; --init.model RUN loads it"
+    )
+    [tuned] = notes("m2d_clap_labels")
+    assert tuned.startswith("content: begins as drawn at random; --init.model RUN loads the enc")
+    assert notes("m2d_clap") == notes("m2d_clap_text", model=str(run)) == []
+    assert notes("m2d_clap_labels", model=str(run)) == []
+    # What an encoder is loaded into, is not drawn, whatever loads it.
+    assert notes("m2d_clap_text", anew=(), audio=str(run)) == []
+
+
+def test_labels_are_scored_as_the_training_goes(clips, tmp_path):
+    labels = dataclasses.replace(stage("m2d_clap_labels"), evaluate_every=2)
+    trainer.train(labels, clips, tmp_path / "run", progress=False, validation=Validation)
+    [row] = [row for row in read_metrics(tmp_path / "run") if "loss" not in row]
+    assert 0 < row["validation/labels_map/plain"] <= 1
+    assert row["step"] == 2
+    nothing = dataclasses.replace(stage("m2d_clap", contrast_weight=0.0), evaluate_every=2)
+    with pytest.raises(
+        InputError, match=r"evaluate_every: 2, .* reads no texts and tells no label"
+    ):
+        Validation(open_feed(nothing, clips))
 
 
 def test_stage_2_trains_the_text_side_alone_and_2_1_goes_on(run, clips, tmp_path):
