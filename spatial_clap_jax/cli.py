@@ -24,6 +24,7 @@ from spatial_clap_jax.train.interruption import EXIT_STATUS, Interrupted, Interr
 if TYPE_CHECKING:
     from spatial_clap_jax.data.scenes import SceneRecipe
     from spatial_clap_jax.data.seld_recipe import SeldRecipe
+    from spatial_clap_jax.data.sound_events import SoundEvents
 
 
 # What to do about errors of the system, which say themselves what is wrong.
@@ -548,11 +549,12 @@ def detect_command(arguments: list[str]) -> None:
         step: int | None = None,
         after: Annotated[PostProcessing, tyro.conf.arg(name="")] = PostProcessing(),  # noqa: B008
     ) -> None:
-        """Averages the tracks of SELD networks, and turns them into events.
+        """Averages the tracks of SELD networks, and turns them into events; scores them where the
+        clips have labels.
 
         Args:
           runs: folders of runs or safetensors exports, one or more.
-          data: clips in DCASE form.
+          data: clips in DCASE form; with --out they need no labels, as those of an evaluation set.
           split: train, validation or test.
           audio: in place of --data, a stereo recording of any length.
           video: of that recording, for networks that look.
@@ -562,8 +564,9 @@ def detect_command(arguments: list[str]) -> None:
           plot: a figure to write (png, svg or pdf): of the scores; of a recording, its events.
           official: score as the public code of DCASE 2025 Task 3 does.
           tune: choose the threshold on the validation clips of --data first.
-          heard: cached CLAP features of the clips, where a network takes such.
-          seen: cached OWL-ViT features, likewise.
+          heard: cached CLAP features of the clips, where a network takes such; of a recording,
+            the CLAP that made those of the training.
+          seen: cached OWL-ViT features, or the OWL-ViT, likewise.
           step: checkpoint to take; default: the newest.
           after: what becomes of the tracks.
         """
@@ -594,8 +597,9 @@ def detect_command(arguments: list[str]) -> None:
 
         if plot is not None:
             check_plot_path(plot)
-        locator = load_locator(runs, step, heard, seen)
-        events = after.events(audio.stem, locator.locate_recording(audio, video), locator.classes)
+        locator = load_locator(runs, step)
+        tracks = locator.locate_recording(audio, video, heard, seen)
+        events = after.events(audio.stem, tracks, locator.classes, video)
         print_events(events, locator.classes)
         if out is not None:
             write_predictions(out, events)
@@ -624,8 +628,8 @@ def _detect(
     from spatial_clap_jax.evaluate_events import (
         PostProcessing,
         evaluate_events,
+        located_events,
         tuned,
-        write_events,
     )
     from spatial_clap_jax.event_locator import load_locator
     from spatial_clap_jax.metrics.scores import check_results_path, write_results
@@ -635,7 +639,16 @@ def _detect(
     if plot is not None:
         report.check_plot_path(plot)
     locator = load_locator(runs, step, *caches)
-    clips, after = open_clips(data), after or PostProcessing()
+    clips, after = open_clips(data, needs_labels=out is None), after or PostProcessing()
+    if not clips.has_labels:
+        if results is not None or plot is not None or official or tune:
+            raise InputError(
+                f"--data {data}: has no labels, which --results, --plot, --official and --tune "
+                "need; leave them out, and give --decoding.threshold."
+            )
+        assert out is not None
+        _write_tables(located_events(locator, clips, split, after), out)
+        return
     if tune:
         after = tuned(locator, clips, after)
         print(f"threshold {after.decoding.threshold:g}, chosen on validation clips")
@@ -646,8 +659,14 @@ def _detect(
     if plot is not None:
         report.plot_results(scores, plot)
     if out is not None:
-        write_events(predictions, out)
-        print(f"{shown.plain(out)}: {len(predictions)} tables")
+        _write_tables(predictions, out)
+
+
+def _write_tables(predictions: "dict[str, SoundEvents]", out: Path) -> None:
+    from spatial_clap_jax.evaluate_events import write_events
+
+    write_events(predictions, out)
+    print(f"{shown.plain(out)}: {len(predictions)} tables")
 
 
 def export_command(arguments: list[str]) -> None:

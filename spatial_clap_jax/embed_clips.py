@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from spatial_clap_jax import features
 from spatial_clap_jax.configs_io import to_plain
-from spatial_clap_jax.data.dcase import Clips, open_clips
+from spatial_clap_jax.data.dcase import open_clips
 from spatial_clap_jax.data.tower_cache import TowerCache, write_tower_cache
 from spatial_clap_jax.embed_sentences import progress_bar
 from spatial_clap_jax.errors import InputError
@@ -38,17 +38,18 @@ PICTURES = 10
 
 @dataclass(frozen=True, eq=False)
 class FrozenTower:
-    """A tower as a function of clips.
+    """A tower as a function of a clip.
 
     Attributes:
       digest: tells it, and how it is asked, from others.
       step_s: seconds from one moment to the next.
-      embed: features [moments, ...] of a clip by its name.
+      embed: features [moments, width] of left and right [2, t] where it hears, or
+        [pictures, columns, width] of the clip's pictures [pictures, y, x, 3] where it looks.
     """
 
     digest: str
     step_s: float
-    embed: Callable[[str], Float32[np.ndarray, "..."]]
+    embed: Callable[[Any], Float32[np.ndarray, "..."]]
 
 
 def embed_clips(
@@ -63,7 +64,7 @@ def embed_clips(
     Args:
       source: a run or an export with a content encoder, which hears the mean of both channels at
         every moment; or a converted OWL-ViT, which looks at pictures.
-      clips: a folder in DCASE form.
+      clips: a folder in DCASE form, with labels or without.
       out: folder to write; one that holds these very features is left as it is.
       pictures: of a clip that an OWL-ViT looks at, `PICTURES` where None.
       progress: show a progress bar (on standard error).
@@ -75,7 +76,7 @@ def embed_clips(
       InputError: no tower, no clips, no video to look at, pictures for a tower that hears, or
         `out` holds something else.
     """
-    opened = open_clips(clips)
+    opened = open_clips(clips, needs_labels=False)
     looks = find_owl_vit(source) is not None
     if not looks and pictures is not None:
         raise InputError(
@@ -85,31 +86,36 @@ def embed_clips(
     names = [name for split in opened.splits.values() for name in split]
     if not names:
         raise InputError(f"{clips}: holds no clips; give a folder with some.")
+    count = PICTURES if pictures is None else pictures
     if looks:
-        tower = looking_tower(source, opened, PICTURES if pictures is None else pictures)
+        tower = looking_tower(source, count, opened.duration_s)
     else:
-        tower = hearing_tower(source, opened)
+        tower = hearing_tower(source, opened.sample_rate_hz)
+
+    def embed(name: str) -> Float32[np.ndarray, "..."]:
+        return tower.embed(opened.frames(name, count) if looks else opened.audio(name))
+
     with progress_bar(progress) as bar:
         task = bar.add_task("clips", total=len(names))
         return write_tower_cache(
             out,
             names,
-            tower.embed,
+            embed,
             source=Path(source).expanduser().name,
             tower=tower.digest,
             fingerprint=opened.fingerprint,
-            shape=tower.embed(names[0]).shape,
+            shape=embed(names[0]).shape,
             step_s=tower.step_s,
             done=lambda count: bar.update(task, completed=count),
         )
 
 
-def hearing_tower(source: str | Path, clips: Clips) -> FrozenTower:
+def hearing_tower(source: str | Path, sample_rate_hz: int) -> FrozenTower:
     """The content encoder of a trained model, at every moment of the mean of both channels.
 
     Args:
       source: folder of a run or of an export.
-      clips: opened.
+      sample_rate_hz: of the audio.
 
     Raises:
       InputError: it holds no model, or one without a content encoder.
@@ -131,7 +137,7 @@ def hearing_tower(source: str | Path, clips: Clips) -> FrozenTower:
     @jax.jit
     def run(variables: Variables, audio: Any) -> Any:
         with jax.default_matmul_precision("highest"):
-            mono = features.resample(audio.mean(axis=0), clips.sample_rate_hz, mel.sample_rate_hz)
+            mono = features.resample(audio.mean(axis=0), sample_rate_hz, mel.sample_rate_hz)
             frames, _ = frames_of_audio(
                 encoder.bind(variables),
                 mono[None],
@@ -153,36 +159,35 @@ def hearing_tower(source: str | Path, clips: Clips) -> FrozenTower:
     return FrozenTower(
         digest=weights_digest(arrays, repr(described)),
         step_s=frame_step_s(content, mel, model.window_s),
-        embed=lambda name: np.asarray(heard(clips.audio(name)), np.float32),
+        embed=lambda audio: np.asarray(heard(audio), np.float32),
     )
 
 
-def looking_tower(source: str | Path, clips: Clips, pictures: int) -> FrozenTower:
+def looking_tower(source: str | Path, pictures: int, duration_s: float) -> FrozenTower:
     """An OWL-ViT's merged map of some pictures of a clip, the mean of each column.
 
     How far left or right something stands is kept, how high is not.
 
     Args:
       source: a folder that `convert` made of an OWL-ViT.
-      clips: opened, with video.
-      pictures: of each clip, evenly spread over it.
+      pictures: of each clip, evenly spread over it; of any size, so best as they are in the video,
+        since an OWL-ViT is defined by its own way of resizing them.
+      duration_s: of a clip.
 
     Raises:
-      InputError: no video, or no picture asked for.
+      InputError: no OWL-ViT, or no picture asked for.
 
     Reference: the mean over rows is our choice.
     """
     if pictures < 1:
         raise InputError(f"--frames {pictures}; give 1 or more.")
     weights = read_owl_vit(source)
-    detector, size = object_detector(weights), weights.config.image.image_size
+    detector = object_detector(weights)
     image = {path: array for path, array in weights.arrays.items() if "/image/" in path}
 
-    def embed(name: str) -> Float32[np.ndarray, "v w d"]:
-        return detector.merged_maps(clips.frames(name, pictures, size)).mean(axis=1)
-
+    described = (to_plain(weights.config.image), pictures, "bicubic")
     return FrozenTower(
-        digest=weights_digest(image, repr((to_plain(weights.config.image), pictures))),
-        step_s=clips.duration_s / pictures,
-        embed=embed,
+        digest=weights_digest(image, repr(described)),
+        step_s=duration_s / pictures,
+        embed=lambda frames: detector.merged_maps(frames).mean(axis=1),
     )

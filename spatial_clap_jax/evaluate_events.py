@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spatial_clap_jax.data.dcase import Clips
+from spatial_clap_jax.data.dcase import VIDEO, Clips
 from spatial_clap_jax.data.event_tables import write_predictions
 from spatial_clap_jax.data.sound_events import SoundEvents
 from spatial_clap_jax.errors import InputError
@@ -41,13 +41,16 @@ class PostProcessing:
                 f"key_points: {self.key_points} is no folder; give one of {{clip}}.json files."
             )
 
-    def events(self, name: str, tracks: Tracks, classes: Sequence[str]) -> SoundEvents:
+    def events(
+        self, name: str, tracks: Tracks, classes: Sequence[str], video: Path | None = None
+    ) -> SoundEvents:
         """Events of one clip.
 
         Args:
           name: of the clip.
           tracks: of the clip.
           classes: names of the classes.
+          video: of the clip, in whose pixels the key points are where they do not tell.
 
         Raises:
           InputError: its key points cannot be read.
@@ -56,7 +59,7 @@ class PostProcessing:
         path = None if self.key_points is None else self.key_points / f"{name}.json"
         if path is None or not path.is_file():
             return events
-        return correct_persons(events, read_persons(path), classes, self.persons)
+        return correct_persons(events, read_persons(path, video), classes, self.persons)
 
 
 def located_events(
@@ -72,7 +75,7 @@ def located_events(
       InputError: there is no such split, or the clips do not fit the networks.
     """
     tracks = locator.locate_clips(clips, _names(clips, split), progress)
-    return {name: processing.events(name, each, locator.classes) for name, each in tracks.items()}
+    return _events(tracks, clips, locator.classes, processing)
 
 
 def evaluate_events(
@@ -98,7 +101,7 @@ def evaluate_events(
     """
     predictions = located_events(locator, clips, split, processing or PostProcessing(), progress)
     references = {name: clips.events(name) for name in predictions}
-    tells = all(member.system.config.on_screen for member in locator.members)
+    tells = any(member.system.config.on_screen for member in locator.members)
     results = seld_results(
         predictions, references, locator.classes, clips.labels, official, on_screen=tells
     )
@@ -135,10 +138,7 @@ def tuned(
         return dataclasses.replace(processing, decoding=decoding)
 
     def macro_f(threshold: float) -> float:
-        tried = with_threshold(threshold)
-        predictions = {
-            name: tried.events(name, each, locator.classes) for name, each in tracks.items()
-        }
+        predictions = _events(tracks, clips, locator.classes, with_threshold(threshold))
         return score(predictions, references, locator.classes, clips.labels).macro.f.value
 
     return with_threshold(max(_THRESHOLDS, key=macro_f))
@@ -162,6 +162,17 @@ def write_events(predictions: dict[str, SoundEvents], out: str | Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, events in predictions.items():
         write_predictions(out / f"{name}.csv", events)
+
+
+def _events(
+    tracks: Mapping[str, Tracks], clips: Clips, classes: Sequence[str], processing: PostProcessing
+) -> dict[str, SoundEvents]:
+    return {
+        name: processing.events(
+            name, each, classes, clips.path(VIDEO, name) if clips.has_video else None
+        )
+        for name, each in tracks.items()
+    }
 
 
 def _names(clips: Clips, split: str) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from rich.progress import track
 
 from spatial_clap_jax.configs_io import from_plain
@@ -26,7 +27,9 @@ from spatial_clap_jax.data.seld_pipeline import (
     collate_clips,
 )
 from spatial_clap_jax.data.sound_events import no_events
-from spatial_clap_jax.data.video import frames_at
+from spatial_clap_jax.data.tower_cache import TowerCache
+from spatial_clap_jax.data.video import check_length, each_frame_at
+from spatial_clap_jax.embed_clips import FrozenTower, hearing_tower, looking_tower
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.seld_tracks import average_outputs
 from spatial_clap_jax.stored import described_experiment, find_model, read_trained
@@ -85,13 +88,14 @@ class EventLocator:
         """Tracks of clips of a folder.
 
         Args:
-          clips: opened; of the classes, rate and length of the networks.
+          clips: opened; of the classes, rate and length of the networks, with or without labels.
           names: which of them.
           progress: show a progress bar on stderr.
 
         Returns:
           For each clip x, y, distance in m and probability of being on screen, of three tracks in
-          each label frame and class.
+          each label frame and class; the probability is that of the networks that tell it, 0
+          where none does.
 
         Raises:
           InputError: the clips are not what a network takes, or its cached features are missing.
@@ -100,7 +104,7 @@ class EventLocator:
         for member in self.members:
             config = member.system.config
             check_clips_fit(clips, config)
-            loader = clip_loader(clips, config, member.data)
+            loader = clip_loader(clips, config, member.data, reads_labels=False)
             starts = range(0, len(names), _BATCH)
             for start in track(
                 starts, description="clips located", transient=True, disable=not progress
@@ -110,22 +114,30 @@ class EventLocator:
                     some, self._located(member, [loader[name] for name in some]), strict=True
                 ):
                     found[name].append(tracks)
-        return {name: average_outputs(each) for name, each in found.items()}
+        return {name: average_outputs(each, self._tells) for name, each in found.items()}
 
-    def locate_recording(self, audio: str | Path, video: str | Path | None = None) -> Tracks:
+    def locate_recording(
+        self,
+        audio: str | Path,
+        video: str | Path | None = None,
+        heard: str | Path | None = None,
+        seen: str | Path | None = None,
+    ) -> Tracks:
         """Tracks of a stereo recording of any length, window by window.
 
         Args:
           audio: a recording of two channels, at any rate.
           video: of it; needed where a network looks.
+          heard: folder of the CLAP whose cached features a network was trained with.
+          seen: folder of the OWL-ViT whose cached features it was trained with.
 
         Returns:
-          Tracks of all label frames; the last window is filled up by silence, and what lies
-          behind the end is left out.
+          Tracks of all label frames; the last window is filled up by silence and by the last
+          picture, and what lies behind the end is left out.
 
         Raises:
-          InputError: the recording is not stereo, a video is missing, or a network takes cached
-            features alone.
+          InputError: the recording is not stereo, a video is missing or ends too early, or a
+            tower is missing or another than that of the training.
         """
         config = self.config
         sound, rate_hz = read_audio(audio)
@@ -135,40 +147,23 @@ class EventLocator:
         window = self.members[0].system.window_samples
         count = -(-sound.shape[1] // window)
         padded = np.pad(sound, ((0, 0), (0, count * window - sound.shape[1])))
-        parts = np.split(padded.astype(np.float32), count, axis=1)
+        recording = _Recording(
+            np.split(padded.astype(np.float32), count, axis=1),
+            sound.shape[1] / config.sample_rate_hz,
+            video,
+        )
         found = []
         for member in self.members:
-            shown = self._pictures(member, video, count)
-            tracks = []
-            for start in range(0, count, _BATCH):
-                some = [
-                    LabelledClip(part, no_events(), frames, None, None)
-                    for part, frames in zip(
-                        parts[start : start + _BATCH], shown[start : start + _BATCH], strict=True
-                    )
-                ]
-                tracks += list(self._located(member, some))
+            clips = _clips_of(member, recording, heard, seen)
+            tracks: list[Tracks] = []
+            while some := [*itertools.islice(clips, _BATCH)]:
+                tracks += [*self._located(member, some)]
             found.append(np.concatenate(tracks))
-        heard = -(-sound.shape[1] * config.labels // window)
-        return average_outputs(found)[:heard]
+        return average_outputs(found, self._tells)[: -(-sound.shape[1] * config.labels // window)]
 
-    def _pictures(self, member: Member, video: str | Path | None, windows: int) -> Sequence[Any]:
-        config, looked_at = member.system.config, member.system.config.looked_at
-        if "cache" in (config.heard_from, config.seen_from):
-            raise InputError(
-                f"{member.source}: takes features that are cached for clips of a folder; give such "
-                "a folder in place of a recording."
-            )
-        if looked_at is None:
-            return [None] * windows
-        if video is None:
-            raise InputError(
-                f"{member.source}: looks at pictures; give the video of the recording."
-            )
-        total = windows * looked_at.count
-        times = (np.arange(total) + 0.5) * config.duration_s / looked_at.count
-        frames = frames_at(video, times.tolist(), looked_at.size)
-        return [*frames.reshape(windows, *looked_at.shape)]
+    @property
+    def _tells(self) -> list[bool]:
+        return [member.system.config.on_screen for member in self.members]
 
     def _located(
         self, member: Member, clips: list[LabelledClip]
@@ -177,6 +172,93 @@ class EventLocator:
         batch = collate_clips(filled, member.system.config.labels, member.system.classes)
         del batch["targets"]
         return np.asarray(member.program(batch))[: len(clips)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Recording:
+    """A recording cut into windows.
+
+    Attributes:
+      parts: left and right of each window.
+      sound_s: length of the sound, which the last window may exceed.
+      video: of it, if there is one.
+    """
+
+    parts: list[Float32[np.ndarray, "2 t"]]
+    sound_s: float
+    video: str | Path | None
+
+
+def _clips_of(
+    member: Member, recording: _Recording, heard: str | Path | None, seen: str | Path | None
+) -> Iterator[LabelledClip]:
+    """The windows of a recording as a network takes them, one after the other."""
+    config, nothing = member.system.config, itertools.repeat(None)
+    frames: Iterator[Any] = nothing
+    heard_features: Iterator[Any] = nothing
+    seen_features: Iterator[Any] = nothing
+    if config.looked_at is not None:
+        frames = _pictures(member, recording, config.looked_at.count, config.looked_at.size)
+    if config.heard_from == "cache":
+        tower = hearing_tower(_tower_source(member, "heard", heard), config.sample_rate_hz)
+        heard_features = _embedded(member, "heard", tower, recording.parts)
+    if config.seen_from == "cache":
+        assert config.seen is not None
+        source = _tower_source(member, "seen", seen)
+        tower = looking_tower(source, config.seen[0], config.duration_s)
+        shown = _pictures(member, recording, config.seen[0], None)
+        seen_features = _embedded(member, "seen", tower, shown)
+    for part in recording.parts:
+        yield LabelledClip(
+            part, no_events(), next(frames), next(heard_features), next(seen_features)
+        )
+
+
+def _pictures(
+    member: Member, recording: _Recording, count: int, size: tuple[int, int] | None
+) -> Iterator[UInt8[np.ndarray, "v h w 3"]]:
+    """`count` pictures of each window."""
+    if recording.video is None:
+        raise InputError(f"{member.source}: looks at pictures; give the video of the recording.")
+    check_length(recording.video, recording.sound_s)
+    total = len(recording.parts) * count
+    times = (np.arange(total) + 0.5) * member.system.config.duration_s / count
+    # No video goes on behind the end of its sound, where the last window does.
+    times = np.minimum(times, recording.sound_s)
+    frames = each_frame_at(recording.video, times.tolist(), size, at_least_s=recording.sound_s)
+    while some := [*itertools.islice(frames, count)]:
+        yield np.stack(some)
+
+
+def _tower_source(member: Member, name: str, source: str | Path | None) -> str | Path:
+    if source is None:
+        what = {"heard": "a CLAP", "seen": "an OWL-ViT"}[name]
+        raise InputError(
+            f"{member.source}: was trained with cached features of {what}; give its folder "
+            f"(--{name}) to locate events in a recording."
+        )
+    return source
+
+
+def _embedded(
+    member: Member, name: str, tower: FrozenTower, windows: Iterable[Any]
+) -> Iterator[Float32[np.ndarray, "..."]]:
+    """What a tower makes of each window, if it is the one that a network was trained with."""
+    config, cache = member.system.config, getattr(member.data, name)
+    wanted = getattr(config, name)
+    if cache is not None and cache.is_dir() and TowerCache(cache).tower != tower.digest:
+        raise InputError(
+            f"--{name}: is another tower than that of {cache}, which {member.source} was trained "
+            "with; give that."
+        )
+    for window in windows:
+        features = tower.embed(window)
+        if features.shape != wanted:
+            raise InputError(
+                f"--{name}: gives {features.shape} a window, but {member.source} takes {wanted}; "
+                "give the tower that it was trained with."
+            )
+        yield features
 
 
 def load_locator(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from spatial_clap_jax.acoustics.stereo_view import HORIZONTAL_FIELD_DEG
 from spatial_clap_jax.data.sound_events import SoundEvents
+from spatial_clap_jax.data.video import width_of
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.small_files import json_of
 
@@ -69,19 +70,21 @@ class Persons:
     points: dict[int, Float[np.ndarray, "n 17 3"]]
 
 
-def read_persons(path: str | Path) -> Persons:
-    """Reads key points of a clip's label frames.
+def read_persons(path: str | Path, video: str | Path | None = None) -> Persons:
+    """Reads key points of a clip's label frames, in either of COCO's forms.
 
     Args:
-      path: a JSON object of `width`, the picture's width in pixels, and `annotations`, a list of
-        what a COCO detector tells of each person: `image_id`, here the label frame, and
-        `keypoints`, 17 times x, y, v. Other entries are left alone.
+      path: JSON. A list of results, of what a detector tells of each person: `image_id`, here the
+        label frame, and `keypoints`, 17 times x, y, v. Or an object that has such a list as
+        `annotations`, and the picture's width in pixels as `width`, or as that of all `images`.
+        Other entries are left alone.
+      video: of the clip; its width is that of the pictures where the file tells none.
 
     Returns:
       The persons.
 
     Raises:
-      InputError: the file cannot be read, or an entry breaks a rule.
+      InputError: the file cannot be read, an entry breaks a rule, or nothing tells the width.
 
     Reference: COCO's key point format, Lin et al., arXiv 1405.0312.
     """
@@ -93,22 +96,19 @@ def read_persons(path: str | Path) -> Persons:
         ) from error
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); write it anew.") from error
-    if not isinstance(found, dict) or not isinstance(found.get("annotations"), list):
+    listed = found.get("annotations") if isinstance(found, dict) else found
+    if not isinstance(listed, list):
         raise InputError(
-            f"{path}: holds no object with a list of annotations; give "
-            '{"width": 640, "annotations": [...]}.'
+            f"{path}: holds neither a list of results nor an object with a list of annotations; "
+            'give {"width": 640, "annotations": [...]}.'
         )
-    width = found.get("width")
-    if not _is_number(width) or width <= 0:
-        raise InputError(
-            f"{path}: width {width!r} must be the picture's width in pixels; give a number above 0."
-        )
+    width = _width(path, found if isinstance(found, dict) else {}, video)
     by_frame: dict[int, list[np.ndarray]] = {}
-    for number, entry in enumerate(found["annotations"]):
-        place = f"{path}: annotations[{number}]"
+    for number, entry in enumerate(listed):
+        place = f"{path}: {'annotations' if isinstance(found, dict) else 'results'}[{number}]"
         frame, points = _entry(place, entry)
         by_frame.setdefault(frame, []).append(points)
-    return Persons(float(width), {frame: np.stack(each) for frame, each in by_frame.items()})
+    return Persons(width, {frame: np.stack(each) for frame, each in by_frame.items()})
 
 
 def correct_persons(
@@ -181,6 +181,33 @@ def _azimuth_deg(
     chosen = visible[list(sounding)]
     across = points[list(sounding), 0][chosen] if chosen.any() else points[visible, 0]
     return azimuth_deg_across(float(across.mean()), width) if len(across) else float("nan")
+
+
+def _width(path: str | Path, found: dict[str, Any], video: str | Path | None) -> float:
+    """Width of the pictures, of what tells it first: the file, each of its images, the video."""
+    images = found.get("images")
+    told = [found["width"]] if "width" in found else []
+    if not told and isinstance(images, list):
+        told = [x["width"] for x in images if isinstance(x, dict) and "width" in x]
+    if not told and video is not None:
+        told = [width_of(video)]
+    if not told:
+        raise InputError(
+            f"{path}: tells no width of its pictures; give the clip's video, or write "
+            '{"width": 640, "annotations": [...]}.'
+        )
+    for width in told:
+        if not _is_number(width) or width <= 0:
+            raise InputError(
+                f"{path}: width {width!r} must be the picture's width in pixels; give a number "
+                "above 0."
+            )
+        if width != told[0]:
+            raise InputError(
+                f"{path}: images of widths {told[0]} and {width}; give key points in pictures of "
+                "one width."
+            )
+    return float(told[0])
 
 
 def _entry(place: str, entry: Any) -> tuple[int, np.ndarray]:

@@ -146,6 +146,7 @@ def azimuth_deg_of(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> Floa
 
 def average_outputs(
     outputs: Sequence[Float[np.ndarray, "*b l 3 k c"]],
+    tells: Sequence[bool] | None = None,
 ) -> Float[np.ndarray, "*b l 3 k c"]:
     """The ensemble of several checkpoints: the mean of what they give for the same clips.
 
@@ -154,6 +155,8 @@ def average_outputs(
 
     Args:
       outputs: of each checkpoint, with probabilities of on screen, not logits.
+      tells: whether each one was trained to tell what is on screen; the probability is the mean
+        over those that were. None if all were.
 
     Returns:
       Outputs as one network gives them.
@@ -176,15 +179,19 @@ def average_outputs(
                 "first; average checkpoints of one network on the same clips."
             )
     first, orders = outputs[0], np.array(list(permutations(range(3))))
-    total = first.astype(np.float64)
-    for each in outputs[1:]:
+    # Of x, y, distance, on screen: how much each checkpoint counts.
+    shares = np.ones((len(outputs), first.shape[-2], 1))
+    if tells is not None:
+        shares[:, 3:, 0] = np.array(tells)[:, None]
+    total = first * shares[0]
+    for each, share in zip(outputs[1:], shares[1:], strict=True):
         # The tracks in every order: [..., l, order, track, k, c].
         ordered = each[..., orders, :, :]
         apart = (ordered[..., :3, :] - first[..., None, :, :3, :]) ** 2
         nearest = apart.sum(axis=(-3, -2)).argmin(axis=-2)
         chosen = nearest[..., None, None, None, :]
-        total += np.take_along_axis(ordered, chosen, axis=-4).squeeze(-4)
-    return (total / len(outputs)).astype(first.dtype)
+        total += share * np.take_along_axis(ordered, chosen, axis=-4).squeeze(-4)
+    return (total / np.maximum(shares.sum(axis=0), 1)).astype(first.dtype)
 
 
 def check_outputs(name: str, outputs: Float[np.ndarray, "..."]) -> None:

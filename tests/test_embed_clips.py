@@ -1,13 +1,16 @@
 """Frozen towers over a folder of clips: what they hear and see, once, and on the command line."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from safetensors.numpy import save_file
 from tiny import save_tiny_run, shared_run, tiny_experiment, tiny_m2d
+from tiny_seld import tiny_seld
 from towers_on_disk import random_arrays
 
 from spatial_clap_jax import features
@@ -15,11 +18,14 @@ from spatial_clap_jax.cli import main
 from spatial_clap_jax.convert import convert
 from spatial_clap_jax.data.dcase import open_clips
 from spatial_clap_jax.data.images import clip_normalised
+from spatial_clap_jax.data.seld_pipeline import SeldPipelineConfig
 from spatial_clap_jax.data.tower_cache import TowerCache
 from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.embed_clips import embed_clips
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.event_locator import EventLocator, trained_member
 from spatial_clap_jax.inference import load
+from spatial_clap_jax.losses.accdoa import AccdoaConfig
 from spatial_clap_jax.models.owlvit import (
     OwlVitConfig,
     OwlVitImageConfig,
@@ -133,11 +139,52 @@ def test_what_an_owl_vit_sees_is_its_map_over_columns(clips, owl_vit, tmp_path):
     folder, arrays = owl_vit
     cache = embed_clips(folder, clips, tmp_path / "c", pictures=3, progress=False)
     assert (cache.shape, cache.step_s) == ((3, 2, 16), pytest.approx(DURATION_S / 3))
-    frames = open_clips(clips).frames("mix1", 3, (32, 32))
+    # Whole pictures, resized as CLIP's preprocessing does.
+    pictures = open_clips(clips).frames("mix1", 3)
+    assert pictures.shape == (3, 32, 64, 3)
+    frames = np.stack([Image.fromarray(x).resize((32, 32), Image.BICUBIC) for x in pictures])
     tower = nested({"params/" + path.removeprefix("params/image/"): array
                     for path, array in arrays.items() if "/image/" in path})  # fmt: skip
     maps = jax.jit(OwlVitImageTower(OWL_VIT.image).apply)(tower, clip_normalised(frames))
     np.testing.assert_allclose(cache["mix1"], maps.mean(axis=1), atol=2e-3, rtol=2e-3)
+
+
+def test_a_network_of_cached_towers_takes_a_recording_with_their_towers(
+    clips, owl_vit, run_folder, tmp_path
+):
+    opened = open_clips(clips)
+    heard = embed_clips(run_folder, clips, tmp_path / "heard", progress=False)
+    seen = embed_clips(owl_vit[0], clips, tmp_path / "seen", pictures=3, progress=False)
+    model = dataclasses.replace(
+        tiny_seld().model,
+        classes=opened.classes,
+        duration_s=DURATION_S,
+        heard=heard.shape,
+        heard_step_s=heard.step_s,
+        seen=seen.shape,
+    )
+    system = model.build(AccdoaConfig())
+    variables = jax.jit(system.init)(jax.random.key(0))
+    data = SeldPipelineConfig(heard=heard.folder, seen=seen.folder)
+    locator = EventLocator((trained_member("runs/a", system, variables, data, 0),))
+    name = "mix2"
+    wanted = locator.locate_clips(opened, [name], progress=False)[name]
+    recording = (opened.path("stereo_dev", name), opened.path("video_dev", name))
+    found = locator.locate_recording(*recording, heard=run_folder, seen=owl_vit[0])
+    # In float16 on disk.
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+    with pytest.raises(InputError, match=r"features of a CLAP; give its folder \(--heard\)"):
+        locator.locate_recording(*recording)
+    with pytest.raises(InputError, match=r"features of an OWL-ViT; give its folder \(--seen\)"):
+        locator.locate_recording(*recording, heard=run_folder)
+    with pytest.raises(InputError, match="give the video of the recording"):
+        locator.locate_recording(recording[0], heard=run_folder, seen=owl_vit[0])
+    other = save_tiny_run(tmp_path / "other", experiment=tiny_m2d())
+    with pytest.raises(InputError, match=r"--heard: is another tower than that of .*heard, which"):
+        locator.locate_recording(*recording, heard=other, seen=owl_vit[0])
+    unknown = dataclasses.replace(locator.members[0], data=SeldPipelineConfig())
+    with pytest.raises(InputError, match=r"--heard: gives \(\d+, 16\) a window, but runs/a takes"):
+        EventLocator((unknown,)).locate_recording(*recording, heard=other, seen=owl_vit[0])
 
 
 def test_another_question_is_another_cache(clips, owl_vit, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from spatial_clap_jax.acoustics.stereo_view import picture_position
 from spatial_clap_jax.data.sound_events import DCASE_CLASSES, SoundEvents
+from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.key_points import (
     PersonConfig,
@@ -124,12 +125,43 @@ GOOD = person(0, head=1)
 
 
 @pytest.mark.parametrize(
+    "written",
+    [
+        {"images": [{"id": 0, "width": WIDTH, "height": 360}, {"id": 1, "width": WIDTH}]},
+        {"images": [{"id": 0, "width": 99}], "width": WIDTH},
+        {},
+        [],
+    ],
+    ids=["images", "width", "video", "results"],
+)
+def test_every_form_of_cocos_is_read(tmp_path, written):
+    path, listed = tmp_path / "persons.json", [person(0, head=column(12)), person(2)]
+    whole = listed if written == [] else {**written, "annotations": listed}
+    path.write_text(json.dumps(whole))
+    video = None
+    if not written:
+        pytest.importorskip("av")
+        video = tmp_path / "clip.mp4"
+        write_video(video, np.zeros((2, 36, WIDTH, 3), np.uint8), 10)
+    seen = read_persons(path, video)
+    assert (seen.width, sorted(seen.points)) == (WIDTH, [0, 2])
+    assert corrected(events((0, "laughter", 2, False)), seen) == [(12, True)]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "not readable as JSON"),
-        ("[]", "no object with a list of annotations"),
-        ('{"width": 640, "annotations": {}}', "no object with a list of annotations"),
-        ('{"annotations": []}', "width None must be the picture's width"),
+        ("5", "neither a list of results nor an object with a list of annotations"),
+        ('{"width": 640, "annotations": {}}', "nor an object with a list of annotations"),
+        ("[]", "tells no width of its pictures; give the clip's video, or write"),
+        ('{"annotations": [], "images": [{"id": 0}, 5]}', "tells no width of its pictures"),
+        (
+            '{"annotations": [], "images": [{"width": 640}, {"width": 320}]}',
+            "images of widths 640 and 320; give key points in pictures of one width",
+        ),
+        ('{"annotations": [], "images": [{"width": [9]}]}', r"width \[9\] must be the picture's"),
+        ('{"width": null, "annotations": []}', "width None must be the picture's width"),
         ('{"width": 0, "annotations": []}', "width 0 must be"),
         ('{"width": true, "annotations": []}', "width True must be"),
         ('{"width": NaN, "annotations": []}', "width nan must be"),

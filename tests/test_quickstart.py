@@ -3,12 +3,18 @@
 import json
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 from tiny import tiny_experiment, tiny_m2d, tiny_recipe
+from tiny_seld import tiny_seld
 
 from spatial_clap_jax import quickstart as module
 from spatial_clap_jax.acoustics.receivers import Mono
-from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
+from spatial_clap_jax.acoustics.rooms import FloorRanges
+from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
+from spatial_clap_jax.data.seld_recipe import ClipCounts, PictureOptions, SeldRecipe
+from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.quickstart import SYSTEMS, quickstart
 from spatial_clap_jax.systems.seld import SeldConfig
@@ -67,6 +73,48 @@ def test_everything_is_made_of_clips_by_themselves(tmp_path, monkeypatch, capsys
         assert (out / name).exists()
         assert str(out / name) in said.replace("\n", "")
     assert load(out / "exported").embed_text(["a siren"]).shape == (1, 12)
+
+
+def tiny_seld_config(name: str, size: str):
+    assert size == "quickstart"
+    if name == "seld_scenes.py":
+        return SeldRecipe(
+            name="tiny_events",
+            duration_s=0.5,
+            clip_counts=ClipCounts(train=4, validation=2, test=2),
+            events=(1, 3),
+            event_s=(0.2, 0.4),
+            room_counts=RoomCounts(1, 1, 1),
+            places_per_room=4,
+            rooms=FloorRanges(floor_area_m2=(20.0, 30.0), t30_s=(0.15, 0.2)),
+            response_s=0.15,
+            video=PictureOptions(width=64, height=36),
+            sources=SourceOptions(synthetic_clips=(1, 1, 1)),
+        )
+    assert name == "seld.py"
+    tiny = tiny_seld()
+    return replace(tiny, model=replace(tiny.model, classes=None, duration_s=0.5), steps=2)
+
+
+@pytest.mark.slow
+def test_everything_is_made_of_events_with_videos(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("av")
+    monkeypatch.setattr(module, "load_config", tiny_seld_config)
+    out = tmp_path / "out"
+    results = quickstart("seld", out)
+    said = capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text()) == results
+    assert {"seld_f/macro", "seld_f/micro", "seld_f_on_screen/macro"} <= results.keys()
+    for name in ("scenes", "run", "results.json", "results.png", "exported/stablehlo"):
+        assert (out / name).exists()
+        assert str(out / name) in said.replace("\n", "")
+    assert "chance %" in said
+    program = (out / "exported" / "stablehlo" / "tracks.stablehlo").read_bytes()
+    inputs = {"audio": np.zeros((1, 2, 12_000), np.float32)}
+    inputs["frames"] = np.zeros((1, 2, 8, 16, 3), np.uint8)
+    tracks = jax.export.deserialize(bytearray(program)).call(inputs)
+    assert tracks.shape == (1, 5, 3, 4, 12)
+    assert quickstart("seld", out) == results
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -213,6 +213,21 @@ def test_an_ensemble_is_the_mean_of_near_tracks():
     )
 
 
+def test_on_screen_is_the_mean_of_those_that_tell_it():
+    sure, unsure, silent = (outputs_of(1) for _ in range(3))
+    sure[0, :, :, 0] = track(0, on_screen=0.95)
+    unsure[0, :, :, 0] = track(0, on_screen=0.75)
+    # A network that was not trained to tell gives 0.
+    silent[0, :, :, 0] = track(0, distance=5.0)
+    mean = average_outputs([silent, sure, unsure, silent], [False, True, True, False])
+    np.testing.assert_allclose(mean[0, 0, :, 0], [1, 0, 3.5, 0.85], atol=1e-6)
+    assert decode(mean, PLAIN).on_screen.all()
+    np.testing.assert_array_equal(average_outputs([silent, silent], [False, False]), silent)
+    np.testing.assert_array_equal(
+        average_outputs([sure, unsure], [True, True]), average_outputs([sure, unsure])
+    )
+
+
 def test_ensembles_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="there are none to average"):
         average_outputs([])

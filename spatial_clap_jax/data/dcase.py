@@ -1,6 +1,8 @@
 """Folders of clips in the form of DCASE 2025 Task 3: stereo sound, labels and video.
 
 stereo_dev/<group>/<clip>.wav    metadata_dev/<group>/<clip>.csv    video_dev/<group>/<clip>.mp4
+
+And of clips whose labels are not told, stereo_eval and video_eval.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from spatial_clap_jax.data.audio import read_audio
 from spatial_clap_jax.data.event_tables import check_table, read_events
 from spatial_clap_jax.data.sound_events import DCASE_CLASSES, LABEL_STEP_S, SoundEvents
 from spatial_clap_jax.data.sources import SPLITS
-from spatial_clap_jax.data.video import frames_at
+from spatial_clap_jax.data.video import check_length, each_frame_at, has_reader
 from spatial_clap_jax.errors import InputError
 
 SAMPLE_RATE_HZ = 24_000
 AUDIO, LABELS, VIDEO = "stereo_dev", "metadata_dev", "video_dev"
+# The same of an evaluation set, which has no labels before a challenge is over.
+_EVALUATED = {AUDIO: "stereo_eval", LABELS: "metadata_eval", VIDEO: "video_eval"}
 # What a folder that this library rendered says of itself.
 MANIFEST = "clips.json"
 # And the checksums of its sound and video, which have none of their own.
@@ -53,6 +57,8 @@ class Clips:
       groups: the group, a folder, of each clip.
       length: samples of each clip.
       has_video: whether each clip has a video.
+      has_labels: whether each clip has labels.
+      is_evaluation: whether it is an evaluation set, of folders named so; all of it is 'test'.
     """
 
     folder: Path
@@ -62,6 +68,8 @@ class Clips:
     groups: dict[str, str] = dataclasses.field(repr=False)
     length: int
     has_video: bool
+    has_labels: bool = True
+    is_evaluation: bool = False
 
     @property
     def sample_rate_hz(self) -> int:
@@ -90,7 +98,7 @@ class Clips:
           InputError: the file changed since the folder was opened, is cut short, or is not as it
             was rendered.
         """
-        path = self._path(AUDIO, name)
+        path = self.path(AUDIO, name)
         samples, rate_hz = read_audio(path)
         _check_audio(path, len(samples), rate_hz, samples.shape[1], self.length)
         _check_content(self.folder, path)
@@ -100,84 +108,118 @@ class Clips:
         """What sounds where in a clip: the labels.
 
         Raises:
-          InputError: the file changed since the folder was opened.
+          InputError: there are no labels, or the file changed since the folder was opened.
         """
-        return read_events(self._path(LABELS, name), len(self.classes), self.labels)
+        if not self.has_labels:
+            raise _no_labels(self.folder, self._kind(LABELS))
+        return read_events(self.path(LABELS, name), len(self.classes), self.labels)
 
     def frames(
-        self, name: str, count: int, size: tuple[int, int]
+        self, name: str, count: int, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "count height width 3"]:
         """Pictures of a clip, each in the middle of one of `count` equal parts of its time.
 
         Args:
           name: of the clip.
           count: pictures wanted.
-          size: their height and width.
+          size: their height and width; None for those of the video.
 
         Returns:
           RGB.
 
         Raises:
           InputError: there is no video, PyAV is not installed, or the file cannot be used, see
-            `video.frames_at`, or is not as it was rendered.
+            `video.each_frame_at`, or is not as it was rendered.
         """
         if not self.has_video:
             raise InputError(
-                f"{self.folder}: has no folder {VIDEO}; add the videos, or take a system that "
-                "does not look."
+                f"{self.folder}: has no folder {self._kind(VIDEO)}; add the videos, or take a "
+                "system that does not look."
             )
         times_s = [(i + 0.5) * self.duration_s / count for i in range(count)]
-        path = self._path(VIDEO, name)
-        frames = frames_at(path, times_s, size, at_least_s=self.duration_s)
+        path = self.path(VIDEO, name)
+        frames = np.stack([*each_frame_at(path, times_s, size, at_least_s=self.duration_s)])
         _check_content(self.folder, path)
         return frames
 
-    def _path(self, kind: str, name: str) -> Path:
-        return _path(self.folder, kind, self.groups[name], name)
+    def path(self, kind: str, name: str) -> Path:
+        """Where the sound, the labels or the video of a clip lie.
+
+        Args:
+          kind: `AUDIO`, `LABELS` or `VIDEO`.
+          name: of the clip.
+        """
+        return _path(self.folder, self._kind(kind), self.groups[name], name)
+
+    def _kind(self, kind: str) -> str:
+        return _EVALUATED[kind] if self.is_evaluation else kind
 
 
-def open_clips(folder: str | Path) -> Clips:
+def open_clips(folder: str | Path, needs_labels: bool = True) -> Clips:
     """Looks through a folder in the form of DCASE 2025 Task 3.
 
-    The headers of all audio and all labels are checked; audio and video are read on demand. A
-    group is in the split that its name says (`dev-train-sony`, `dev-test-tau`, `dev-val-...`);
-    where none is for validation, a tenth of the training recordings is held out, chosen by a hash
-    of their names: clips of one recording (`fold3_room21_mix001_deg010_start0030`) stay together.
+    The headers of all audio and video and all labels are checked; audio and video are read on
+    demand. A group is in the split that its name says (`dev-train-sony`, `dev-test-tau`,
+    `dev-val-...`); where none is for validation, a tenth of the training recordings is held out,
+    chosen by a hash of their names: clips of one recording (`fold3_room21_mix001_deg010_start0030`)
+    stay together.
 
     Args:
-      folder: holds `stereo_dev`, `metadata_dev` and, for systems that look, `video_dev`.
+      folder: holds `stereo_dev`, `metadata_dev` and, for systems that look, `video_dev`; or, where
+        there is no `stereo_dev`, an evaluation set: `stereo_eval`, `video_eval` and perhaps
+        `metadata_eval`.
+      needs_labels: False lets the folder of labels be missing.
 
     Returns:
       The clips; small and picklable.
 
     Raises:
-      InputError: a folder or file is missing, audio is not stereo at 24 kHz of one length, or
-        labels cannot be used; the message names file, line and rule.
+      InputError: a folder or file is missing, audio is not stereo at 24 kHz of one length, labels
+        cannot be used, or a video is no video or ends before its audio; the message names file,
+        line and rule.
 
     Reference: DCASE 2025 Challenge, Task 3; the share for validation is our choice.
     """
     folder = Path(folder).absolute()
-    groups = _groups_of_clips(folder)
+    is_evaluation = not (folder / AUDIO).is_dir() and (folder / _EVALUATED[AUDIO]).is_dir()
+    kinds = {kind: _EVALUATED[kind] if is_evaluation else kind for kind in (AUDIO, LABELS, VIDEO)}
+    groups = _groups_of_clips(folder, kinds[AUDIO])
+    has_labels, has_video = ((folder / kinds[kind]).is_dir() for kind in (LABELS, VIDEO))
+    if needs_labels and not has_labels:
+        raise _no_labels(folder, kinds[LABELS])
     manifest = _manifest(folder)
     classes = tuple(manifest.get("classes", DCASE_CLASSES))
-    has_video = (folder / VIDEO).is_dir()
+    can_look = has_reader()
     digest = hashlib.sha256(repr(classes).encode())
     length = None
     for name in _shown(sorted(groups)):
-        path = _path(folder, AUDIO, groups[name], name)
+        path = _path(folder, kinds[AUDIO], groups[name], name)
         header = _header(path)
         length = header.frames if length is None else length
         _check_audio(path, header.channels, header.samplerate, header.frames, length)
-        table = _path(folder, LABELS, groups[name], name)
-        content = _existing(table, path).read_bytes()
-        check_table(table, content, len(classes), _label_frames(length))
+        content = b""
+        if has_labels:
+            table = _path(folder, kinds[LABELS], groups[name], name)
+            content = _existing(table, path).read_bytes()
+            check_table(table, content, len(classes), _label_frames(length))
         digest.update(repr((groups[name], name, header.frames)).encode() + content)
         if has_video:
-            video = _existing(_path(folder, VIDEO, groups[name], name), path)
+            video = _existing(_path(folder, kinds[VIDEO], groups[name], name), path)
             digest.update(str(video.stat().st_size).encode())
+            if can_look:
+                check_length(video, length / SAMPLE_RATE_HZ)
     assert length is not None
+    splits = {"test": tuple(sorted(groups))} if is_evaluation else _splits(folder, groups)
     return Clips(
-        folder, classes, digest.hexdigest(), _splits(folder, groups), groups, length, has_video
+        folder,
+        classes,
+        digest.hexdigest(),
+        splits,
+        groups,
+        length,
+        has_video,
+        has_labels,
+        is_evaluation,
     )
 
 
@@ -192,7 +234,7 @@ def recording_of(name: str) -> str:
 
 
 def _path(folder: Path, kind: str, group: str, name: str) -> Path:
-    ending = {AUDIO: ".wav", LABELS: ".csv", VIDEO: ".mp4"}[kind]
+    ending = {"stereo": ".wav", "metadata": ".csv", "video": ".mp4"}[kind.split("_")[0]]
     return folder / kind / group / f"{name}{ending}"
 
 
@@ -249,16 +291,22 @@ def _check_content(folder: Path, path: Path) -> None:
         )
 
 
-def _groups_of_clips(folder: Path) -> dict[str, str]:
+def _no_labels(folder: Path, kind: str) -> InputError:
+    return InputError(
+        f"{folder}: has no folder {kind}, and training and scores need labels; add it, or have "
+        "`spatial-clap detect --out` write what is heard."
+    )
+
+
+def _groups_of_clips(folder: Path, audio: str) -> dict[str, str]:
     """The group of each clip."""
-    for kind in (AUDIO, LABELS):
-        if not (folder / kind).is_dir():
-            raise InputError(
-                f"{folder}: has no folder {kind}; give the folder that holds {AUDIO}, {LABELS} "
-                f"and {VIDEO}."
-            )
+    if not (folder / audio).is_dir():
+        raise InputError(
+            f"{folder}: has no folder {audio}; give the folder that holds {AUDIO}, {LABELS} "
+            f"and {VIDEO}."
+        )
     groups: dict[str, str] = {}
-    for path in sorted((folder / AUDIO).glob("*/*.wav")):
+    for path in sorted((folder / audio).glob("*/*.wav")):
         group = path.parent.name
         other = groups.setdefault(path.stem, group)
         if other != group:
@@ -267,7 +315,7 @@ def _groups_of_clips(folder: Path) -> dict[str, str]:
                 "its own."
             )
     if not groups:
-        raise InputError(f"{folder / AUDIO}: holds no <group>/<clip>.wav; add the clips.")
+        raise InputError(f"{folder / audio}: holds no <group>/<clip>.wav; add the clips.")
     return groups
 
 

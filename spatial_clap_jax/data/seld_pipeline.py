@@ -20,7 +20,7 @@ from spatial_clap_jax.data.accdoa_targets import adpit_targets
 from spatial_clap_jax.data.bad_records import BadRecord, BadRecords, read_or_replace
 from spatial_clap_jax.data.batch_workers import Built
 from spatial_clap_jax.data.pipeline import ENDLESS, Batch, TrainBatches, check_worker_timeout
-from spatial_clap_jax.data.sound_events import SoundEvents
+from spatial_clap_jax.data.sound_events import SoundEvents, no_events
 from spatial_clap_jax.data.tower_cache import TowerCache
 from spatial_clap_jax.errors import InputError
 
@@ -204,6 +204,7 @@ class ClipLoader:
       heard: cached features of audio, None for none.
       seen: cached features of pictures, None for none.
       cache_mib: pictures that are kept.
+      reads_labels: whether events are read; False leaves clips without any.
     """
 
     def __init__(
@@ -213,10 +214,11 @@ class ClipLoader:
         heard: TowerCache | None = None,
         seen: TowerCache | None = None,
         cache_mib: int = 0,
+        reads_labels: bool = True,
     ):
         self.clips, self.pictures = clips, pictures
         self.heard, self.seen = heard, seen
-        self.cache_mib = cache_mib
+        self.cache_mib, self.reads_labels = cache_mib, reads_labels
         self._kept: dict[str, UInt8[np.ndarray, "v h w 3"]] = {}
 
     def __getitem__(self, name: str) -> LabelledClip:
@@ -228,7 +230,7 @@ class ClipLoader:
         try:
             return LabelledClip(
                 self.clips.audio(name),
-                self.clips.events(name),
+                self.clips.events(name) if self.reads_labels else no_events(),
                 None if self.pictures is None else self._frames(name, self.pictures),
                 None if self.heard is None else self.heard[name],
                 None if self.seen is None else self.seen[name],

@@ -141,6 +141,11 @@ class TowerCache:
         return self.header["source"]
 
     @property
+    def tower(self) -> str:
+        """Tells the tower, and how it was asked, from others."""
+        return self.header["tower"]
+
+    @property
     def fingerprint(self) -> str:
         """Of the clips."""
         return self.header["fingerprint"]

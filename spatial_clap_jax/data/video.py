@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -33,9 +34,25 @@ _LARGEST = 2**26
 
 
 def frames_at(
-    path: str | Path, times_s: Sequence[float], size: tuple[int, int], at_least_s: float = 0.0
+    path: str | Path,
+    times_s: Sequence[float],
+    size: tuple[int, int],
+    at_least_s: float = 0.0,
 ) -> UInt8[np.ndarray, "n height width 3"]:
-    """The pictures on show at given times, by the time stamps of the file.
+    """The pictures on show at given times; see `each_frame_at`, which takes the same."""
+    pictures = np.zeros((len(times_s), *size, 3), np.uint8)
+    for number, picture in enumerate(each_frame_at(path, times_s, size, at_least_s)):
+        pictures[number] = picture
+    return pictures
+
+
+def each_frame_at(
+    path: str | Path,
+    times_s: Sequence[float],
+    size: tuple[int, int] | None,
+    at_least_s: float = 0.0,
+) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    """The pictures on show at given times, by the time stamps of the file, one after the other.
 
     Time 0 is the first picture; each is on show until the next one, whatever the frame rate or
     its changes. The file is decoded once, and only what is asked for becomes RGB.
@@ -43,27 +60,26 @@ def frames_at(
     Args:
       path: the video.
       times_s: ascending, in seconds.
-      size: height and width wanted; another size is resampled by area.
+      size: height and width wanted; another size is resampled by area. None for the video's own.
       at_least_s: how long the video must last; a label step less is let pass.
 
-    Returns:
+    Yields:
       RGB.
 
     Raises:
       InputError: PyAV is not installed; the file is missing or no video, its time stamps are
-        missing or do not ascend, or it is too short.
+        missing or do not ascend, or it is too short, which shows at its end.
 
     Reference: our choice.
     """
-    height, width = size
     if list(times_s) != sorted(times_s):
         raise InputError(f"times_s {list(times_s)} must ascend; sort them.")
-    pictures = np.zeros((len(times_s), height, width, 3), np.uint8)
-    due, shown, end_s = 0, None, 0.0
+    due, shown, end_s, step_s = 0, None, 0.0, 0.0
     with _opened(path) as stream:
+        size = size or (stream.codec_context.height, stream.codec_context.width)
         for time_s, frame in _timed(path, stream):
             while shown is not None and due < len(times_s) and times_s[due] < time_s:
-                pictures[due] = _rgb(shown, height, width)
+                yield _rgb(shown, *size)
                 due += 1
             # The last picture lasts as long as the one before it, or as it says itself.
             step_s = time_s - end_s if shown is not None else _step_s(frame)
@@ -71,15 +87,51 @@ def frames_at(
         if shown is None:
             raise InputError(f"{path}: holds no pictures; give a whole copy of the video.")
         end_s += step_s
-        wanted_s = max(at_least_s, times_s[-1] if len(times_s) else 0.0)
-        if end_s < wanted_s - _LEEWAY_S:
-            raise InputError(
-                f"{path}: the video lasts {end_s:.2f} s, shorter than the {wanted_s:.2f} s of its "
-                "audio; give a video of the whole clip."
-            )
-        for later in range(due, len(times_s)):
-            pictures[later] = _rgb(shown, height, width)
-    return pictures
+        _check_length(path, end_s, max(at_least_s, times_s[-1] if len(times_s) else 0.0))
+        for _ in range(due, len(times_s)):
+            yield _rgb(shown, *size)
+
+
+def check_length(path: str | Path, at_least_s: float) -> None:
+    """Refuses a video that is shorter than its audio, without decoding a picture.
+
+    What is looked at is the length that the file tells of itself; where it tells none, or one that
+    is too short, time stamps decide.
+
+    Args:
+      path: the video.
+      at_least_s: how long it must last; a label step less is let pass.
+
+    Raises:
+      InputError: as `frames_at` does.
+    """
+    with _opened(path) as stream:
+        if stream.duration and stream.duration * stream.time_base >= at_least_s - _LEEWAY_S:
+            return
+        # Packets tell when their pictures are shown, not always in that order.
+        found = {x.pts: x.duration for x in stream.container.demux(stream) if x.pts is not None}
+        if not found:
+            return
+        *_, before, last = [min(found), *sorted(found)]
+        # As in `frames_at`: the last picture lasts as long as the one before it.
+        step = last - before or found[last] or 0
+        end_s = float((last + step - min(found)) * stream.time_base)
+    _check_length(path, end_s, at_least_s)
+
+
+def width_of(path: str | Path) -> int:
+    """Pixels from left to right of a video's pictures.
+
+    Raises:
+      InputError: PyAV is not installed, or the file is missing or no video.
+    """
+    with _opened(path) as stream:
+        return stream.codec_context.width
+
+
+def has_reader() -> bool:
+    """Whether PyAV is installed, without which no video can be read."""
+    return importlib.util.find_spec("av") is not None
 
 
 def write_video(
@@ -111,6 +163,14 @@ def write_video(
             frame.pts, frame.time_base = number, context.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _check_length(path: str | Path, end_s: float, wanted_s: float) -> None:
+    if end_s < wanted_s - _LEEWAY_S:
+        raise InputError(
+            f"{path}: the video lasts {end_s:.2f} s, shorter than the {wanted_s:.2f} s of its "
+            "audio; give a video of the whole clip."
+        )
 
 
 def _pyav() -> ModuleType:
@@ -180,4 +240,6 @@ def _step_s(frame: Any) -> float:
 
 
 def _rgb(frame: Any, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    if (height, width) == (frame.height, frame.width):
+        return frame.to_ndarray(format="rgb24")
     return frame.to_ndarray(format="rgb24", height=height, width=width, interpolation="AREA")

@@ -110,13 +110,16 @@ class SeldFeed:
         return told
 
 
-def clip_loader(clips: Clips, model: SeldConfig, config: SeldPipelineConfig) -> ClipLoader:
+def clip_loader(
+    clips: Clips, model: SeldConfig, config: SeldPipelineConfig, reads_labels: bool = True
+) -> ClipLoader:
     """What reads a folder's clips as a network takes them.
 
     Args:
       clips: opened.
       model: says what is looked at.
       config: says where cached features lie.
+      reads_labels: see `ClipLoader`.
 
     Raises:
       InputError: a cache is of other clips, or of another shape than the network's.
@@ -135,7 +138,13 @@ def clip_loader(clips: Clips, model: SeldConfig, config: SeldPipelineConfig) -> 
                 f"{wanted}; give features made by the same tower (`spatial-clap embed`)."
             )
         caches[name] = found
-    return ClipLoader(clips, model.looked_at, **caches, cache_mib=config.frame_cache_mib)
+    return ClipLoader(
+        clips,
+        model.looked_at,
+        **caches,
+        cache_mib=config.frame_cache_mib,
+        reads_labels=reads_labels,
+    )
 
 
 def cached(path: Path | None, clips: Clips) -> TowerCache | None:

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -190,7 +191,11 @@ def remove(path):
         ),
         (
             lambda folder: shutil.rmtree(folder / "metadata_dev"),
-            r"has no folder metadata_dev; give the folder that holds stereo_dev",
+            r"has no folder metadata_dev, and training and scores need labels; add it, or have `sp",
+        ),
+        (
+            lambda folder: shutil.rmtree(folder / "stereo_dev"),
+            r"has no folder stereo_dev; give the folder that holds stereo_dev",
         ),
         (
             lambda folder: write_clip(folder, "dev-train-tau", TEST[0]),
@@ -215,10 +220,64 @@ def test_what_is_wrong_is_one_line(folder, spoil, message):
 
 def test_a_video_that_ends_too_early_is_told_by_name(folder):
     path = folder / "video_dev" / "dev-test-sony" / f"{TEST[0]}.mp4"
+    opened = open_clips(folder)
     write_video(path, np.zeros((9, 32, 64, 3), np.uint8), 30)
     message = re.escape(f"{path}: the video lasts 0.30 s, shorter than the 0.50 s of its audio")
     with pytest.raises(InputError, match=message):
-        open_clips(folder).frames(TEST[0], 5, (16, 32))
+        open_clips(folder)
+    # And so is one that has changed since.
+    with pytest.raises(InputError, match=message):
+        opened.frames(TEST[0], 5, (16, 32))
+    path.write_bytes(b"not a video")
+    with pytest.raises(InputError, match=r"\.mp4: cannot be decoded as video"):
+        open_clips(folder)
+
+
+def test_without_a_reader_of_videos_sound_can_be_opened(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    clips = open_clips(folder)
+    assert clips.audio(TEST[0]).shape == (2, SAMPLES)
+    with pytest.raises(InputError, match="video needs PyAV"):
+        clips.frames(TEST[0], 5, (16, 32))
+
+
+def as_evaluation_set(folder):
+    """Without its labels, under the names of the challenge's evaluation set."""
+    shutil.rmtree(folder / "metadata_dev")
+    for kind in ("stereo", "video"):
+        (folder / f"{kind}_eval").mkdir()
+        (folder / f"{kind}_dev" / "dev-test-sony").rename(folder / f"{kind}_eval" / "eval")
+        shutil.rmtree(folder / f"{kind}_dev")
+
+
+def test_labels_may_be_missing_where_nobody_needs_them(folder):
+    labelled = open_clips(folder)
+    shutil.rmtree(folder / "metadata_dev")
+    clips = open_clips(folder, needs_labels=False)
+    assert not clips.has_labels
+    assert clips.splits == labelled.splits
+    np.testing.assert_array_equal(clips.audio(TEST[0]), labelled.audio(TEST[0]))
+    with pytest.raises(InputError, match=r"has no folder metadata_dev, and training and scores"):
+        clips.events(TEST[0])
+
+
+def test_an_evaluation_set_is_for_tests(folder):
+    labelled = open_clips(folder)
+    audio, azimuth_deg = labelled.audio(TEST[0]), labelled.events(TEST[0]).azimuth_deg
+    frames = labelled.frames(TEST[1], 5, (16, 32))
+    as_evaluation_set(folder)
+    with pytest.raises(InputError, match=r"has no folder metadata_eval, and training and scores"):
+        open_clips(folder)
+    clips = open_clips(folder, needs_labels=False)
+    assert clips.splits == {"test": tuple(TEST)}
+    assert clips.has_video
+    np.testing.assert_array_equal(clips.audio(TEST[0]), audio)
+    np.testing.assert_array_equal(clips.frames(TEST[1], 5, (16, 32)), frames)
+    # Labels that are told later are read.
+    (folder / "metadata_eval" / "eval").mkdir(parents=True)
+    for name in TEST:
+        (folder / "metadata_eval" / "eval" / f"{name}.csv").write_text(HEADER + ROWS)
+    np.testing.assert_array_equal(open_clips(folder).events(TEST[0]).azimuth_deg, azimuth_deg)
 
 
 def test_predictions_come_back_as_they_were_written(tmp_path):

@@ -159,6 +159,8 @@ def test_damage_to_sound_or_video_is_noticed(rendered, tmp_path):
     with pytest.raises(InputError, match=rf"{name}\.mp4: "):
         clips.frames(name, 2, (18, 32))
     clips.audio(clips.splits["test"][1])
+    # A damaged header shows when a folder is opened; a damaged picture or sound does not.
+    shutil.copytree(rendered / "video_dev", damaged / "video_dev", dirs_exist_ok=True)
     # Folders of others, and those from before, have no checksums.
     shutil.copytree(damaged, tmp_path / "old", ignore=shutil.ignore_patterns("checksums.json"))
     assert open_clips(tmp_path / "old").audio(name).shape == (2, 24_000)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from spatial_clap_jax.data.video import frames_at, write_video
+from spatial_clap_jax.data.video import check_length, each_frame_at, frames_at, write_video
 from spatial_clap_jax.errors import InputError
 
 av = pytest.importorskip("av")
@@ -85,6 +85,15 @@ def test_pictures_are_resized_and_rgb(tmp_path):
     np.testing.assert_allclose(small[0, 4, 12], [20, 60, 210], atol=12)
 
 
+def test_without_a_size_pictures_are_as_they_were_decoded(tmp_path):
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "clip.mp4", rng.integers(0, 256, (3, 36, 64, 3)).astype(np.uint8), 10)
+    (found,) = each_frame_at(tmp_path / "clip.mp4", [0.15], None)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        _, second, _ = container.decode(video=0)
+        np.testing.assert_array_equal(found, second.to_image())
+
+
 def test_a_video_shorter_than_its_audio_is_refused(tmp_path):
     write_video(tmp_path / "clip.mp4", numbered(49), 10)
     # A step of the labels less is let pass: the last picture stays on show.
@@ -93,6 +102,26 @@ def test_a_video_shorter_than_its_audio_is_refused(tmp_path):
     write_video(tmp_path / "clip.mp4", numbered(46), 10)
     with pytest.raises(InputError, match=r"clip\.mp4: the video lasts 4\.60 s, shorter than the 5"):
         frames_at(tmp_path / "clip.mp4", [4.95], (32, 64), at_least_s=5.0)
+
+
+def test_lengths_are_checked_without_a_picture_decoded(tmp_path, monkeypatch):
+    for count, rate_hz in ((49, 10), (150, 30), (1, Fraction(1, 5))):
+        write_video(tmp_path / "clip.mp4", numbered(count), rate_hz)
+        check_length(tmp_path / "clip.mp4", 5.0)
+    write_video(tmp_path / "clip.mp4", numbered(46), 10)
+    message = r"clip\.mp4: the video lasts 4\.60 s, shorter than the 5\.00 s of its audio; give a"
+    with pytest.raises(InputError, match=message):
+        check_length(tmp_path / "clip.mp4", 5.0)
+    # The file says of itself that it ends with its last stamp; that picture lasts as the others.
+    write_stamped(tmp_path / "clip.mp4", [0, 100, 200, 300, 400])
+    check_length(tmp_path / "clip.mp4", 5.0)
+    # Matroska tells no length of its pictures.
+    write_stamped(tmp_path / "clip.mkv", [0, 100, 200, 300])
+    check_length(tmp_path / "clip.mkv", 4.0)
+    with pytest.raises(InputError, match=r"lasts 4\.00 s"):
+        check_length(tmp_path / "clip.mkv", 5.0)
+    with pytest.raises(InputError, match="no such video file"):
+        check_length(tmp_path / "none.mp4", 5.0)
 
 
 class StampedStream:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,9 +15,10 @@ from tiny_seld import CLASSES, DURATION_S, RATE_HZ, tiny_seld, write_tiny_clips
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.data.dcase import open_clips
 from spatial_clap_jax.data.event_tables import read_events
+from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate_events import PostProcessing, evaluate_events, tuned
-from spatial_clap_jax.event_locator import is_locator, load_locator
+from spatial_clap_jax.event_locator import is_locator, load_locator, trained_member
 from spatial_clap_jax.export import export
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.seld_tracks import average_outputs
@@ -194,6 +196,44 @@ def test_a_long_recording_is_located_window_by_window(locator, clips, tmp_path):
     np.testing.assert_allclose(locator.locate_recording(short, video), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("length_s", [0.25, 0.4, 0.55])
+def test_a_recording_need_not_fill_its_last_window(locator, tmp_path, length_s):
+    rng = np.random.default_rng(0)
+    sound = rng.normal(0, 0.1, (round(length_s * RATE_HZ), 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, RATE_HZ, subtype="FLOAT")
+    pictures = rng.integers(0, 256, (round(length_s * 20), 32, 64, 3)).astype(np.uint8)
+    write_video(tmp_path / "a.mp4", pictures, 20)
+    tracks = locator.locate_recording(tmp_path / "a.wav", tmp_path / "a.mp4")
+    assert len(tracks) == np.ceil(length_s * 10)
+    # Its last picture stays on show.
+    longer = np.concatenate([pictures, np.repeat(pictures[-1:], 20, axis=0)])
+    write_video(tmp_path / "longer.mp4", longer, 20)
+    held = locator.locate_recording(tmp_path / "a.wav", tmp_path / "longer.mp4")
+    np.testing.assert_allclose(held, tracks, atol=1e-3)
+    write_video(tmp_path / "short.mp4", pictures[: len(pictures) - 3], 20)
+    with pytest.raises(InputError, match=f"shorter than the {length_s:.2f} s of its audio"):
+        locator.locate_recording(tmp_path / "a.wav", tmp_path / "short.mp4")
+
+
+def test_a_network_that_tells_no_screen_leaves_it_to_the_others(locator, clips):
+    folder = open_clips(clips)
+    names = folder.splits["test"]
+    system = locator.members[0].system
+    silent = dataclasses.replace(system, config=dataclasses.replace(system.config, on_screen=False))
+    deaf = trained_member(
+        "deaf", silent, silent.init(jax.random.key(0)), locator.members[0].data, 0
+    )
+    both = dataclasses.replace(locator, members=(deaf, *locator.members))
+    alone = locator.locate_clips(folder, names, progress=False)
+    mixed = both.locate_clips(folder, names, progress=False)
+    for name in names:
+        # The order of its tracks follows the first member.
+        told = [np.sort(found[name][:, :, 3], axis=1) for found in (alone, mixed)]
+        np.testing.assert_allclose(told[1], told[0], atol=1e-6)
+    results, _ = evaluate_events(both, folder, progress=False)
+    assert any("on_screen" in score for score in results)
+
+
 def test_it_is_exported_and_used_without_the_library(run, locator, clips, tmp_path):
     folder = open_clips(clips)
     name = folder.splits["test"][0]
@@ -248,6 +288,30 @@ def test_the_command_line_detects(run, clips, tmp_path, capsys):
     main(["evaluate", str(run), *data, "--split", "validation"])
     # An untrained network places no event well enough for an error of its own.
     assert "events, F, on-screen" in capsys.readouterr().out
+
+
+def test_an_evaluation_set_without_labels_is_detected_in(run, clips, tmp_path, capsys):
+    whole, secret = ["detect", str(run), "--data", str(clips)], tmp_path / "secret"
+    options = ["--out", str(tmp_path / "told")]
+    main([*whole, *options])
+    for kind in ("stereo", "video"):
+        shutil.copytree(clips / f"{kind}_dev" / "dev-test-tiny", secret / f"{kind}_eval" / "eval")
+    shutil.copy(clips / "clips.json", secret)
+    blind = ["detect", str(run), "--data", str(secret)]
+    main([*blind, "--out", str(tmp_path / "untold")])
+    assert "untold: 3 tables" in capsys.readouterr().out
+    for path in (tmp_path / "told").iterdir():
+        assert (tmp_path / "untold" / path.name).read_text() == path.read_text()
+    for more, message in (
+        ([], "has no folder metadata_eval, and training and scores need labels"),
+        (["--out", str(tmp_path / "x"), "--tune", "True"], "has no labels, which --results, --pl"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*blind, *more])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), "--data", str(secret)])
+    assert "training and scores need labels" in capsys.readouterr().err
 
 
 def test_the_command_line_detects_in_a_recording(run, clips, tmp_path, capsys):
