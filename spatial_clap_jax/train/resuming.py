@@ -1,7 +1,8 @@
 """Whether a folder holds a run, and whether what is to go on is that run."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def check_unchanged(
     fingerprint: str,
     workdir: Path,
     accepted: Sequence[str] = (),
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """Refuses to go on with a run as another experiment, or with other data, unless told to.
 
     Args:
@@ -100,11 +101,12 @@ def check_unchanged(
         'optimizer', or 'dataset' for the data themselves.
 
     Returns:
-      The differences that were accepted, in words.
+      The differences that were accepted, in words; and the keys of `accepted` under which nothing
+      differs, as where a run that was accepted before is started by the same command.
 
     Raises:
-      InputError: the description lacks something, or something else differs, all of which is
-        named; or nothing differs in what is accepted.
+      InputError: the description lacks something, something else differs, all of which is named,
+        or a run has no key of an accepted name.
     """
     for key in ("experiment", "data_fingerprint", "tokenizer", "max_tokens"):
         if key not in found:
@@ -113,6 +115,13 @@ def check_unchanged(
                 "another --workdir."
             )
     there = _experiment_of(found)
+    known = ["dataset", *dict.fromkeys((*_keys(there), *_keys(plain)))]
+    for key in accepted:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise InputError(
+                f"--accept {key}: a run has nothing of that name; did you mean {nearest}?"
+            )
     differences = _differences(_comparable(there), _comparable(plain))
     if found["data_fingerprint"] != fingerprint:
         differences["dataset"] = (
@@ -123,12 +132,6 @@ def check_unchanged(
     def covers(accept: str, key: str) -> bool:
         return key == accept or key.startswith(f"{accept}.")
 
-    idle = [a for a in accepted if not any(covers(a, key) for key in differences)]
-    if idle:
-        raise InputError(
-            f"--accept {idle[0]}: nothing of that name differs from the run in {workdir}; give "
-            f"{' or '.join(differences) or 'no --accept, for nothing differs'}."
-        )
     refused = {k: v for k, v in differences.items() if not any(covers(a, k) for a in accepted)}
     if refused:
         listed = "; ".join(f"{key} {text}" for key, text in refused.items())
@@ -136,7 +139,8 @@ def check_unchanged(
             f"{workdir}: holds a run that differs: {listed}; take another --workdir, or the same "
             f"settings, or go on all the same with --accept {next(iter(refused))}."
         )
-    return [f"{key} {text}" for key, text in differences.items()]
+    told = [f"{key} {text}" for key, text in differences.items()]
+    return told, [a for a in accepted if not any(covers(a, key) for key in differences)]
 
 
 def changed_freely(found: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
@@ -162,6 +166,15 @@ def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
     for part, free in _FREE_TO_CHANGE_IN.items():
         kept[part] = {k: v for k, v in experiment.get(part, {}).items() if k not in free}
     return kept
+
+
+def _keys(plain: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted keys of a plain tree, those of its branches too."""
+    for name, value in plain.items():
+        key = f"{path}.{name}".strip(".")
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value, key)
 
 
 def _differences(there: Any, here: Any, path: str = "") -> dict[str, str]:

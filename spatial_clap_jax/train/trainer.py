@@ -127,15 +127,16 @@ def _opened(
         "origin": describe_origin(),
     }
     accepted: list[str] = []
+    idle: list[str] = []
     changed: list[str] = []
-    if has_description(workdir):
-        found = read_description(workdir)
-        accepted = check_unchanged(
+    found = read_description(workdir) if has_description(workdir) else None
+    if found is not None:
+        accepted, idle = check_unchanged(
             found, description["experiment"], feed.fingerprint, workdir, accept
         )
         changed = changed_freely(found, description["experiment"])
         feed.adopt(found)
-        description = {**found, **description, "origin": found.get("origin")} if accepted else None
+        description = {**found, **description, "origin": found.get("origin")}
     elif accept:
         raise InputError(f"--accept {accept[0]}: {workdir} holds no run; leave it out.")
     else:
@@ -147,7 +148,7 @@ def _opened(
     processes.wait_for_all("checked")
     checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
     stack.callback(checkpoints.close)
-    if description is not None:
+    if found is None:
         write_description(workdir, description)
         processes.wait_for_all("described")
         # What process 0 has written counts, for all.
@@ -174,8 +175,15 @@ def _opened(
     health = HealthWatch(
         experiment.health, workdir, done, batches.samples, bar.announce, place.get("health")
     )
+    if accepted:
+        # Only now: a run that cannot go on so stays what it was.
+        write_description(workdir, description)
     bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
-    for note in (*feed.notes(), *(f"accepted: {difference}" for difference in accepted)):
+    for note in (
+        *feed.notes(),
+        *(f"accepted: {difference}" for difference in accepted),
+        *(f"--accept {key}: nothing of that name differs from the run" for key in idle),
+    ):
         bar.announce(note)
     return _Run(
         experiment, workdir, mesh, checkpoints, batches, log, bar, health, scores, step, state, done

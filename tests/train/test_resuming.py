@@ -13,7 +13,7 @@ from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import checkpoint
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, first_saved_step
-from spatial_clap_jax.train.resuming import changed_freely, check_never_saved
+from spatial_clap_jax.train.resuming import changed_freely, check_never_saved, check_unchanged
 
 STATE = {"a": jnp.ones(2)}
 GONE = "but its checkpoints are gone; put them back, or take another --workdir to start anew"
@@ -114,3 +114,27 @@ def test_what_may_change_is_told_all_the_same():
         f"keep {ours.keep} there, 7 here",
     ]
     assert changed_freely(found, to_plain(ours)) == []
+
+
+def unchanged(accept, **changes):
+    """What is accepted of a run of other settings, and which keys are there in vain."""
+    ours = tiny_experiment()
+    found = {"experiment": to_plain(ours), "data_fingerprint": "a", "tokenizer": "", "max_tokens": 9}
+    plain = to_plain(dataclasses.replace(ours, **changes))
+    return check_unchanged(found, plain, "a", Path("run"), accept)
+
+
+def test_what_is_accepted_once_more_is_no_mistake():
+    told, idle = unchanged(["seed", "optimizer.learning_rate", "dataset", "keep"], seed=5)
+    assert told == ["seed 0 there, 5 here"]
+    assert idle == ["optimizer.learning_rate", "dataset", "keep"]
+
+
+def test_a_key_that_is_none_is_refused():
+    known = "a run has nothing of that name; did you mean optimizer"
+    for accept, message in (
+        ("optimiser", f"--accept optimiser: {known}"),
+        ("optimizer.rate", f"--accept optimizer.rate: {known}.rate_rules"),
+    ):
+        with pytest.raises(InputError, match=message):
+            unchanged([accept], seed=5)

@@ -200,7 +200,7 @@ def test_another_experiment_is_refused_and_the_differences_named(straight, tiny_
 
 
 @pytest.mark.slow
-def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path):
+def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path, capfd):
     run = tmp_path / "run"
     trainer.train(experiment(), tiny_scenes, run, progress=False)
     ours = experiment()
@@ -211,17 +211,37 @@ def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path):
         InputError, match=r"optimizer.learning_rate 0.001 there, 0.002 here; take another"
     ):
         trainer.train(other, tiny_scenes, run, progress=False, accept=["steps"])
-    with pytest.raises(InputError, match=r"--accept model: nothing of that name differs.*or steps"):
-        trainer.train(other, tiny_scenes, run, progress=False, accept=["model"])
+    before = (run / "description.json").read_bytes()
     accept = ["steps", "optimizer"]
     assert trainer.train(other, tiny_scenes, run, progress=False, accept=accept).step == 6
     assert read_description(run)["experiment"]["optimizer"]["learning_rate"] == 2e-3
-    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
-    assert [(row["from_step"], len(row["accepted"])) for row in starts] == [(0, 0), (4, 2)]
-    # From now on the run is that one.
+    assert (run / "description_before.json").read_bytes() == before
+    capfd.readouterr()
+    # The same command goes on, and from now on the run is that one.
+    assert trainer.train(other, tiny_scenes, run, accept=accept).step == 6
+    said = capfd.readouterr().err
+    assert "--accept steps: nothing of that name differs" in said
+    assert "--accept optimizer: nothing of that name differs" in said
     assert trainer.train(other, tiny_scenes, run, progress=False).step == 6
+    assert (run / "description_before.json").read_bytes() == before
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    accepted = [(row["from_step"], len(row["accepted"])) for row in starts]
+    assert accepted == [(0, 0), (4, 2), (6, 0), (6, 0)]
     with pytest.raises(InputError, match=r"--accept steps: .*new holds no run"):
         trainer.train(other, tiny_scenes, tmp_path / "new", progress=False, accept=["steps"])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_restored_leaves_the_run_as_it_is(straight, tiny_scenes, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    before = {name: (run / name).read_bytes() for name in ("description.json", "starts.jsonl")}
+    ours = experiment()
+    other = dataclasses.replace(ours, model=dataclasses.replace(ours.model, joint_width=16))
+    with pytest.raises(InputError, match="in the checkpoint and .* in this model; use the conf"):
+        trainer.train(other, tiny_scenes, run, progress=False, accept=["model"])
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert trainer.train(ours, tiny_scenes, run, progress=False).step == STEPS
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(straight, tiny_scenes, tmp_path):
