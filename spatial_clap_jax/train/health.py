@@ -24,6 +24,7 @@ _NOT_FINITE, _RECORDS = "not finite", "bad records"
 _FEWEST = 20
 # The median distance from the median, of a normal distribution of spread one.
 _MEDIAN_DEVIATION = 0.6745
+_NONE: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,21 @@ class HealthConfig:
             raise InputError(f"health.spike: {self.spike}; give more than 0, or None.")
         if self.window < _FEWEST:
             raise InputError(f"health.window: {self.window}; give at least {_FEWEST}.")
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Records that could not be read: how often one was wanted, and their names."""
+
+    times: int = 0
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any] | None) -> "_Records":
+        """Those that were saved, of all processes, on process 0; none on the others."""
+        if not saved or not is_first_process():
+            return cls()
+        return cls(saved["times"], frozenset(saved["names"]))
 
 
 class HealthWatch:
@@ -85,6 +101,7 @@ class HealthWatch:
         self._bad: list[dict[str, Any]] = list(state.get("bad", ()))
         self._skipped = self._records = 0
         self._told_records: Counter[str] = Counter()
+        self._carried = _Records.of(state.get("records"))
         path = self._workdir / _FILE
         if is_first_process() and path.exists():
             kept = [row for row in read_incidents(workdir) if row["step"] <= resume_step]
@@ -92,12 +109,21 @@ class HealthWatch:
             self._records = sum(row.get("times", 0) for row in kept if row["kind"] == _RECORDS)
             write_atomically(path, "".join(map(_line, kept)))
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self, skipped: Counter[str] = _NONE) -> dict[str, Any]:
         """What is known of the steps before, as plain JSON: to be saved with the run's state.
 
         Who starts a run again that was ended has mended something: it is counted anew then.
+
+        Args:
+          skipped: as in `see_records`, all processes must come here at the same step: records that
+            nothing has told of yet are told by the run that goes on, when this one would have.
         """
-        return {"losses": list(self._losses), "bad": [] if self.is_hopeless else list(self._bad)}
+        records = self._pending(skipped)
+        return {
+            "losses": list(self._losses),
+            "bad": [] if self.is_hopeless else list(self._bad),
+            "records": {"times": total_of_all(records.times), "names": sorted(records.names)},
+        }
 
     @property
     def skipped(self) -> int:
@@ -155,15 +181,16 @@ class HealthWatch:
         Raises:
           OSError: as `see`.
         """
-        new = skipped - self._told_records
-        times = total_of_all(new.total())
+        new = self._pending(skipped)
+        times = total_of_all(new.times)
         if not times:
             return
-        self._told_records = skipped
+        self._told_records, self._carried = skipped, _Records()
         self._records += times
-        row = {"step": step, "kind": _RECORDS, "times": times, "samples": sorted(new)}
-        some = ", ".join(sorted(new)[:3]) or "records of other processes"
-        more = " and more" if len(new) > 3 or times > new.total() > 0 else ""
+        names = sorted(new.names)
+        row = {"step": step, "kind": _RECORDS, "times": times, "samples": names}
+        some = ", ".join(names[:3]) or "records of other processes"
+        more = " and more" if len(names) > 3 or times > new.times > 0 else ""
         self._tell(
             f"step {step}: {some}{more} cannot be read, others stand in; {self._records} so far, "
             f"see {_FILE}"
@@ -206,6 +233,11 @@ class HealthWatch:
             f"{self._config.bad_steps} in a row end a run; {outcome}. Mend the data or lower "
             "the learning rate, or raise --health.bad-steps, and start again."
         )
+
+    def _pending(self, skipped: Counter[str]) -> "_Records":
+        """What this process has to tell of records."""
+        new = skipped - self._told_records
+        return _Records(self._carried.times + new.total(), self._carried.names | new.keys())
 
     def _spike(self, loss: float) -> float | None:
         """The usual loss, where this one lies far above it."""

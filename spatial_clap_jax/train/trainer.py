@@ -1,6 +1,7 @@
 """The training loop, on one screen; it resumes by itself."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from spatial_clap_jax.train.resuming import (
     check_unchanged,
     resumed_experiment,
 )
+from spatial_clap_jax.train.run_lock import held
 from spatial_clap_jax.train.step import TrainState, TrainStep, init_state, jit_step
 
 
@@ -146,6 +148,16 @@ def _opened(
     scores = validation(feed) if validation is not None and experiment.evaluate_every else None
     start, step = build_state_and_step(experiment, mesh)
     processes.wait_for_all("checked")
+    bar = stack.enter_context(
+        TrainProgress(
+            experiment.steps,
+            experiment.data.rows,
+            workers=experiment.data.workers,
+            show=progress,
+        )
+    )
+    same = partial(_check_same, workdir, found)
+    stack.enter_context(held(workdir, bar.announce, check=same))
     checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
     stack.callback(checkpoints.close)
     if found is None:
@@ -155,14 +167,6 @@ def _opened(
         feed.adopt(read_description(workdir))
     batches = feed.batches(rows.tolist())
     stack.callback(batches.close)
-    bar = stack.enter_context(
-        TrainProgress(
-            experiment.steps,
-            experiment.data.rows,
-            workers=experiment.data.workers,
-            show=progress,
-        )
-    )
     state, place = restore_or_init(start, feed.arrays, checkpoints, bar.announce)
     done = place["step"] if place else 0
     if place:
@@ -190,6 +194,12 @@ def _opened(
     )
 
 
+def _check_same(workdir: Path, found: Mapping[str, Any] | None) -> None:
+    """Refuses to begin where another start has written since this one looked."""
+    if (read_description(workdir) if has_description(workdir) else None) != found:
+        raise InputError(f"{workdir}: another start has changed it meanwhile; start again.")
+
+
 @dataclass
 class _Run:
     """What a training works with, and where it stands: `state` after `done` steps."""
@@ -209,6 +219,8 @@ class _Run:
     interruption: Interruption = field(default_factory=Interruption)
     program: Any = None
     unseen: tuple[int, dict[str, Any]] | None = None
+    # In the batches of the steps that are done; another one may have been taken.
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def compile(self) -> None:
         """Compiles the step, while the first batches are built."""
@@ -240,7 +252,7 @@ class _Run:
         for batch in self._batches():
             with jax.transfer_guard("disallow"):
                 self.state, metrics = self.program(self.state, batch)
-            self.done += 1
+            self.done, self.skipped = self.done + 1, self.batches.skipped
             last = self.done == experiment.steps
             self.bar.advance(self.done)
             logs = self.done % experiment.log_every == 0 or last
@@ -251,7 +263,7 @@ class _Run:
             self.unseen = (self.done, metrics)
             if logs or saves:
                 self._see_step_before()
-                self._bear(lambda: self.health.see_records(self.done, self.batches.skipped))
+                self._bear(lambda: self.health.see_records(self.done, self.skipped))
             if logs:
                 row = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 row |= {
@@ -311,7 +323,7 @@ class _Run:
     def _save(self, wait: bool) -> None:
         # A batch may have been taken for a step that was then abandoned.
         self._see_step_before()
-        health = self.health.get_state()
+        health = self.health.get_state(self.skipped)
         place = {**self.batches.get_state(), "step": self.done, "health": health}
         self._bear(self.checkpoints.wait)
         if self._bear(

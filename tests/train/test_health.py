@@ -158,6 +158,46 @@ def test_records_that_cannot_be_read_are_counted_by_name(tmp_path):
     assert resumed.watch.skipped == 0
 
 
+@pytest.mark.parametrize("others", [0, 3])
+def test_records_that_nothing_has_told_of_are_told_by_the_run_that_goes_on(
+    tmp_path, monkeypatch, others
+):
+    """A signal between two rows of the log; other processes have skipped some as well."""
+    in_others = [0]
+    monkeypatch.setattr(health, "total_of_all", lambda count: count + in_others[0])
+
+    def skipped(*names, elsewhere=0):
+        in_others[0] = elsewhere
+        return Counter(names)
+
+    for name in ("straight", "cut"):
+        (tmp_path / name).mkdir()
+    straight = Watched(tmp_path / "straight").watch
+    straight.see_records(4, skipped("a", "b", "b"))
+    straight.see_records(8, skipped("a", "b", "b", "b", "c", "d", elsewhere=others))
+    straight.see_records(10, skipped("a", "b", "b", "b", "c", "d"))
+    first = Watched(tmp_path / "cut")
+    first.watch.see_records(4, skipped("a", "b", "b"))
+    state = first.watch.get_state(skipped("a", "b", "b", "b", "c", elsewhere=others))
+    state = json.loads(json.dumps(state))
+    # Iterators count anew.
+    resumed = Watched(tmp_path / "cut", resume_step=6, state=state)
+    again = resumed.watch.get_state(skipped())
+    assert again["records"] == state["records"] == {"times": 2 + others, "names": ["b", "c"]}
+    resumed.watch.see_records(8, skipped("d"))
+    resumed.watch.see_records(10, skipped("d"))
+    assert resumed.watch.skipped_records == straight.skipped_records == 6 + others
+    same = [(tmp_path / name / "incidents.jsonl").read_bytes() for name in ("cut", "straight")]
+    assert same[0] == same[1]
+
+
+def test_other_processes_carry_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "is_first_process", lambda: False)
+    state = {"records": {"times": 2, "names": ["a"]}}
+    resumed = Watched(tmp_path, resume_step=6, state=state)
+    assert resumed.watch.get_state()["records"] == {"times": 0, "names": []}
+
+
 def test_records_of_other_processes_count(tmp_path, monkeypatch):
     watched = Watched(tmp_path)
     monkeypatch.setattr(health, "total_of_all", lambda count: count + 3)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,14 @@ from fakes import FakeScenes
 from tiny import RATE_HZ, WINDOW, tiny_experiment
 
 from spatial_clap_jax.data.builders import open_scenes
-from spatial_clap_jax.data.pipeline import train_batches
+from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.train import feeds, sharding, trainer
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError, load_params
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.health import HealthConfig, read_incidents
+from spatial_clap_jax.train.interruption import Interrupted
 from spatial_clap_jax.train.metrics_log import read_metrics
 
 STEPS = 4
@@ -323,6 +325,44 @@ def test_numbers_that_stay_wrong_end_the_run_with_all_that_tells_why(
     assert not any(part["not_finite"] for part in state.values())
     # It goes on when it is started again, from the weights before.
     assert trainer.train(ours, tiny_scenes, run, progress=False).step == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["step", "batch"])
+def test_skipped_records_are_counted_once_whatever_signal_comes(
+    tiny_scenes, tmp_path, monkeypatch, at
+):
+    """In a step, which is finished; or with a batch, whose step is given up."""
+    put_batch, take, calls = sharding.put_batch, TrainBatches.__next__, []
+
+    def signalled():
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    def takes(self):
+        batch = take(self)
+        self._skipped.update(["train_k1/7"])
+        if at == "batch":
+            signalled()
+        return batch
+
+    def puts(*args):
+        if at == "step":
+            signalled()
+        return put_batch(*args)
+
+    monkeypatch.setattr(TrainBatches, "__next__", takes)
+    monkeypatch.setattr(sharding, "put_batch", puts)
+    ours, run = dataclasses.replace(experiment(), log_every=4, checkpoint_every=4), tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"saved at step {2 if at == 'batch' else 3} of 4"):
+        trainer.train(ours, tiny_scenes, run, progress=False)
+    assert read_incidents(run) == []
+    trainer.train(ours, tiny_scenes, run, progress=False)
+    (incident,) = read_incidents(run)
+    assert (incident["step"], incident["times"], incident["samples"]) == (4, 4, ["train_k1/7"])
+    assert [row["skipped_records"] for row in read_metrics(run)] == [4]
 
 
 @pytest.mark.slow
