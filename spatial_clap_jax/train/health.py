@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from spatial_clap_jax.errors import InputError, RunStopped
+from spatial_clap_jax.small_files import bytes_of, count_of, parsed_json
 from spatial_clap_jax.train.appended_lines import AppendedLines
 from spatial_clap_jax.train.description import run_folder, write_atomically
 from spatial_clap_jax.train.optim import path_text
@@ -106,7 +107,7 @@ class HealthWatch:
         if is_first_process() and path.exists():
             kept = [row for row in read_incidents(workdir) if row["step"] <= resume_step]
             self._skipped = sum(row["kind"] == _NOT_FINITE for row in kept)
-            self._records = sum(row.get("times", 0) for row in kept if row["kind"] == _RECORDS)
+            self._records = sum(row["times"] for row in kept if row["kind"] == _RECORDS)
             write_atomically(path, "".join(map(_line, kept)))
 
     def get_state(self, skipped: Counter[str] = _NONE) -> dict[str, Any]:
@@ -264,21 +265,43 @@ def read_incidents(workdir: str | Path) -> list[dict[str, Any]]:
       records how many `times` they were wanted) and `samples`.
 
     Raises:
-      InputError: a line before the last is damaged.
+      InputError: it cannot be read, or a line before the last is damaged.
     """
     path = run_folder(workdir) / _FILE
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    try:
+        lines = bytes_of(path).split(b"\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); move it away.") from error
+    for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = json.loads(line)
-            rows.append({**row, "step": int(row["step"])})
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append(_incident(line))
+        except ValueError as error:
             raise InputError(
                 f"{path}: line {number} is no incident ({error}); remove that line."
             ) from error
     return rows
+
+
+def _incident(line: bytes) -> dict[str, Any]:
+    """A row that can be counted, and written again.
+
+    Raises:
+      ValueError: it is none.
+    """
+    row = parsed_json(line)
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        raise ValueError("it has no kind")
+    count_of(row.get("step"))
+    if row["kind"] == _RECORDS:
+        count_of(row.get("times"))
+    try:
+        _line(row)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    return row
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.small_files import bytes_of, parsed_json
+from spatial_clap_jax.small_files import bytes_of, count_of, parsed_json
 from spatial_clap_jax.train.checkpoint import (
     first_saved_step,
     has_checkpoints,
@@ -43,7 +43,10 @@ def resumed_experiment(workdir: Path) -> dict[str, Any] | None:
             f"{workdir}: has checkpoints but no description.json; put it back, or take "
             "another --workdir."
         )
-    return read_description(workdir).get("experiment")
+    found = read_description(workdir).get("experiment")
+    if not isinstance(found, dict | None):
+        raise InputError(f"{workdir}/description.json: experiment is no object; restore the file.")
+    return found
 
 
 def check_never_saved(workdir: Path, checkpoint_every: int) -> None:
@@ -79,7 +82,7 @@ def _latest_resumed_step(workdir: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         for line in bytes_of(workdir / "starts.jsonl").split(b"\n"):
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                steps.append(int(parsed_json(line)["from_step"]))
+                steps.append(count_of(parsed_json(line)["from_step"]))
     return max(steps)
 
 
@@ -114,6 +117,12 @@ def check_unchanged(
                 f"{workdir}/description.json: has no {key!r}; restore the file, or take "
                 "another --workdir."
             )
+    tokenizer, tokens = found["tokenizer"], found["max_tokens"]
+    if not isinstance(tokenizer, str | None) or not isinstance(tokens, int):
+        raise InputError(
+            f"{workdir}/description.json: tokenizer is no text, or max_tokens no number; restore "
+            "the file, or take another --workdir."
+        )
     there = _experiment_of(found)
     known = ["dataset", *dict.fromkeys((*_keys(there), *_keys(plain)))]
     for key in accepted:

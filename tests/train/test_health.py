@@ -212,9 +212,35 @@ def test_records_of_other_processes_count(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1}',
+        '{"step": 1, "kind": 2}',
+        '{"step": Infinity, "kind": "spike"}',
+        '{"step": 1e999, "kind": "spike"}',
+        '{"step": -1, "kind": "spike"}',
+        '{"step": 1, "kind": "spike", "loss": NaN}',
+        '{"step": 1, "kind": "bad records", "times": "3"}',
+        '{"step": 1, "kind": "bad records"}',
+        "[" * 100_000,
+        "5",
+        "\udcff",
+    ],
+)
+def test_a_damaged_incident_is_named(tmp_path, line):
+    (tmp_path / "incidents.jsonl").write_text(
+        f'{{"step": 1, "kind": "spike"}}\n{line}\n', "utf-8", "surrogateescape"
+    )
+    with pytest.raises(
+        InputError, match=r"incidents.jsonl: line 2 is no incident \(.*\); remove that line"
+    ):
+        Watched(tmp_path, resume_step=5)
+
+
 def test_damaged_incidents_and_settings(tmp_path):
     assert read_incidents(tmp_path) == []
-    (tmp_path / "incidents.jsonl").write_text('{"kind": 1}\n{"step": 2}\n')
+    (tmp_path / "incidents.jsonl").write_text('{"kind": "spike"}\n{"step": 2}\n')
     with pytest.raises(InputError, match=r"incidents.jsonl: line 1 is no incident"):
         read_incidents(tmp_path)
     for changes, message in (

@@ -88,14 +88,14 @@ def test_runs_of_before_the_note(tmp_path):
     with pytest.raises(InputError, match=f"had come to step 20, {GONE}"):
         check_never_saved(tmp_path, checkpoint_every=9)
     starts = tmp_path / "starts.jsonl"
-    starts.write_text('{"from_step": 0}\nnonsense\n{"from_', "utf-8")
+    starts.write_text('{"from_step": 0}\nnonsense\n{"from_step": 1e999}\n{"from_', "utf-8")
     check_never_saved(tmp_path, checkpoint_every=10)
     starts.write_text('{"from_step": 30}\n{"from_step": 0}\n', "utf-8")
     with pytest.raises(InputError, match=f"had come to step 30, {GONE}"):
         check_never_saved(tmp_path, checkpoint_every=10)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"step": "x"}'])
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"step": "x"}', '{"step": Infinity}', '{"step": -1}', '{"step": true}'])
 def test_a_damaged_note_is_named(tmp_path, content):
     (tmp_path / "saved.json").write_text(content, "utf-8")
     with pytest.raises(InputError, match=r"saved\.json: cannot be read .*; remove it if"):
@@ -138,3 +138,12 @@ def test_a_key_that_is_none_is_refused():
     ):
         with pytest.raises(InputError, match=message):
             unchanged([accept], seed=5)
+
+
+@pytest.mark.parametrize(("tokenizer", "tokens"), [(5, 9), ([], 9), ("", "9"), ("", None)])
+def test_a_tokenizer_that_is_no_text_is_named(tokenizer, tokens):
+    plain = to_plain(tiny_experiment())
+    found = {"experiment": plain, "data_fingerprint": "a"}
+    found |= {"tokenizer": tokenizer, "max_tokens": tokens}
+    with pytest.raises(InputError, match=r"run/description\.json: tokenizer is no text, or max_tok"):
+        check_unchanged(found, plain, "a", Path("run"))
