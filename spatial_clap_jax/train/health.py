@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.small_files import bytes_of, count_of, parsed_json
-from spatial_clap_jax.train.appended_lines import AppendedLines
+from spatial_clap_jax.train.appended_lines import AppendedLines, with_waiting
 from spatial_clap_jax.train.description import run_folder, write_atomically
 from spatial_clap_jax.train.optim import path_text
 from spatial_clap_jax.train.processes import is_first_process, total_of_all
@@ -103,12 +103,14 @@ class HealthWatch:
         self._skipped = self._records = 0
         self._told_records: Counter[str] = Counter()
         self._carried = _Records.of(state.get("records"))
-        path = self._workdir / _FILE
-        if is_first_process() and path.exists():
-            kept = [row for row in read_incidents(workdir) if row["step"] <= resume_step]
+        path, waiting = self._workdir / _FILE, state.get("waiting", ())
+        if is_first_process() and (path.exists() or waiting):
+            lines = [_line(row) for row in read_incidents(workdir) if row["step"] <= resume_step]
+            lines = with_waiting(lines, waiting)
+            kept = [parsed_json(line) for line in lines]
             self._skipped = sum(row["kind"] == _NOT_FINITE for row in kept)
             self._records = sum(row["times"] for row in kept if row["kind"] == _RECORDS)
-            write_atomically(path, "".join(map(_line, kept)))
+            write_atomically(path, "".join(lines))
 
     def get_state(self, skipped: Counter[str] = _NONE) -> dict[str, Any]:
         """What is known of the steps before, as plain JSON: to be saved with the run's state.
@@ -123,6 +125,7 @@ class HealthWatch:
         return {
             "losses": list(self._losses),
             "bad": [] if self.is_hopeless else list(self._bad),
+            "waiting": self._file.waiting,
             "records": {"times": total_of_all(records.times), "names": sorted(records.names)},
         }
 

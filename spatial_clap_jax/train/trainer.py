@@ -174,7 +174,9 @@ def _opened(
     else:
         check_never_saved(workdir, experiment.checkpoint_every)
     note_start(workdir, done, accepted, changed)
-    log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
+    log = MetricsLog(
+        workdir, done if done else None, waiting=place.get("log", ()), wandb=experiment.wandb
+    )
     stack.callback(log.close)
     health = HealthWatch(
         experiment.health, workdir, done, batches.samples, bar.announce, place.get("health")
@@ -323,8 +325,12 @@ class _Run:
     def _save(self, wait: bool) -> None:
         # A batch may have been taken for a step that was then abandoned.
         self._see_step_before()
-        health = self.health.get_state(self.skipped)
-        place = {**self.batches.get_state(), "step": self.done, "health": health}
+        place = {
+            **self.batches.get_state(),
+            "step": self.done,
+            "health": self.health.get_state(self.skipped),
+            "log": self.log.waiting,
+        }
         self._bear(self.checkpoints.wait)
         if self._bear(
             lambda: self.checkpoints.save(self.done, self.state._asdict(), place, wait=wait)

@@ -9,6 +9,7 @@ import pytest
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import health
+from spatial_clap_jax.train.appended_lines import AppendedLines
 from spatial_clap_jax.train.health import HealthConfig, HealthWatch, read_incidents
 
 
@@ -189,6 +190,25 @@ def test_records_that_nothing_has_told_of_are_told_by_the_run_that_goes_on(
     assert resumed.watch.skipped_records == straight.skipped_records == 6 + others
     same = [(tmp_path / name / "incidents.jsonl").read_bytes() for name in ("cut", "straight")]
     assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_incidents_that_wait_are_kept_by_a_kill_after_a_save(tmp_path, monkeypatch, written):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    watched = Watched(tmp_path)
+    watched.see(2, np.inf, applied=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendedLines, "flush", full)
+        with pytest.raises(OSError, match="No space"):
+            watched.see(4, np.inf, applied=0.0)
+    state = json.loads(json.dumps(watched.watch.get_state()))
+    if written:
+        watched.see(5, np.inf, applied=0.0)
+    resumed = Watched(tmp_path, resume_step=4, state=state)
+    assert resumed.watch.skipped == 2
+    assert [row["step"] for row in read_incidents(tmp_path)] == [2, 4]
 
 
 def test_other_processes_carry_nothing(tmp_path, monkeypatch):
