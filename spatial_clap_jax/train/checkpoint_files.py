@@ -35,7 +35,7 @@ _READERS = 4
 _OF_FILES = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG),
 }
-# As Orbax names them, of 64 bits; there are more digits in Unicode, and other ways to write a number.
+# As Orbax names them, in 64 bits; Unicode has more digits, and a number can be written otherwise.
 _STEP = re.compile("0|[1-9][0-9]{0,17}")
 _OUT_OF_MEANS = re.compile("RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAVAILABLE")
 

@@ -74,7 +74,7 @@ class MetricsLog:
 
     @property
     def waiting(self) -> list[str]:
-        """Rows that could not be written so far, as plain JSON: to be saved with the run's state."""
+        """Rows that could not be written so far: to be saved with the run's state."""
         return [] if self._file is None else self._file.waiting
 
     def has_scores(self, step: int) -> bool:

@@ -29,6 +29,9 @@ _FREE_TO_CHANGE_IN = {
     "init": ("verbose",),
 }
 
+# Differences of data that are named; another recipe may differ in all.
+_LISTED = 8
+
 
 def resumed_experiment(workdir: Path) -> dict[str, Any] | None:
     """The experiment of the run that a folder's checkpoints belong to; None without any.
@@ -92,6 +95,7 @@ def check_unchanged(
     fingerprint: str,
     workdir: Path,
     accepted: Sequence[str] = (),
+    dataset: Mapping[str, Any] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Refuses to go on with a run as another experiment, or with other data, unless told to.
 
@@ -102,6 +106,8 @@ def check_unchanged(
       workdir: the run's folder.
       accepted: keys that may differ, with all that lies below them: 'optimizer.learning_rate',
         'optimizer', or 'dataset' for the data themselves.
+      dataset: what tells the data from others, as the run's description holds it; those of before
+        hold the fingerprint alone.
 
     Returns:
       The differences that were accepted, in words; and the keys of `accepted` under which nothing
@@ -132,7 +138,12 @@ def check_unchanged(
                 f"--accept {key}: a run has nothing of that name; did you mean {nearest}?"
             )
     differences = _differences(_comparable(there), _comparable(plain))
-    if found["data_fingerprint"] != fingerprint:
+    of_data = _differences(found["dataset"], dataset) if found.get("dataset") and dataset else {}
+    if of_data:
+        listed = [f"{key} ({text})" for key, text in of_data.items()]
+        more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+        differences["dataset"] = f"differs in {', '.join(listed[:_LISTED])}{more}"
+    elif found["data_fingerprint"] != fingerprint:
         differences["dataset"] = (
             f"of another recipe, seed or source ({found['data_fingerprint']} there, "
             f"{fingerprint} here)"

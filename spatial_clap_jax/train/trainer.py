@@ -126,6 +126,7 @@ def _opened(
     description = {
         "experiment": to_plain(experiment),
         "data_fingerprint": feed.fingerprint,
+        "dataset": feed.dataset,
         "origin": describe_origin(),
     }
     accepted: list[str] = []
@@ -134,7 +135,7 @@ def _opened(
     found = read_description(workdir) if has_description(workdir) else None
     if found is not None:
         accepted, idle = check_unchanged(
-            found, description["experiment"], feed.fingerprint, workdir, accept
+            found, description["experiment"], feed.fingerprint, workdir, accept, feed.dataset
         )
         changed = changed_freely(found, description["experiment"])
         feed.adopt(found)

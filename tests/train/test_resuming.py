@@ -95,7 +95,10 @@ def test_runs_of_before_the_note(tmp_path):
         check_never_saved(tmp_path, checkpoint_every=10)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"step": "x"}', '{"step": Infinity}', '{"step": -1}', '{"step": true}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[1]", '{"step": "x"}', '{"step": Infinity}', '{"step": -1}', '{"step": true}'],
+)
 def test_a_damaged_note_is_named(tmp_path, content):
     (tmp_path / "saved.json").write_text(content, "utf-8")
     with pytest.raises(InputError, match=r"saved\.json: cannot be read .*; remove it if"):
@@ -119,7 +122,8 @@ def test_what_may_change_is_told_all_the_same():
 def unchanged(accept, **changes):
     """What is accepted of a run of other settings, and which keys are there in vain."""
     ours = tiny_experiment()
-    found = {"experiment": to_plain(ours), "data_fingerprint": "a", "tokenizer": "", "max_tokens": 9}
+    found = {"experiment": to_plain(ours), "data_fingerprint": "a", "tokenizer": ""}
+    found |= {"max_tokens": 9}
     plain = to_plain(dataclasses.replace(ours, **changes))
     return check_unchanged(found, plain, "a", Path("run"), accept)
 
@@ -145,5 +149,31 @@ def test_a_tokenizer_that_is_no_text_is_named(tokenizer, tokens):
     plain = to_plain(tiny_experiment())
     found = {"experiment": plain, "data_fingerprint": "a"}
     found |= {"tokenizer": tokenizer, "max_tokens": tokens}
-    with pytest.raises(InputError, match=r"run/description\.json: tokenizer is no text, or max_tok"):
+    with pytest.raises(InputError, match=r"run/description\.json: tokenizer is no text, or max"):
         check_unchanged(found, plain, "a", Path("run"))
+
+
+def refused_data(there, here) -> str:
+    plain = to_plain(tiny_experiment())
+    found = {"experiment": plain, "data_fingerprint": "a", "tokenizer": "", "max_tokens": 9}
+    with pytest.raises(InputError) as refused:
+        check_unchanged(found | there, plain, "b", Path("run"), (), here)
+    return str(refused.value)
+
+
+def test_what_differs_of_the_data_is_told():
+    there = {"recipe": {"seed": 0, "rooms": [2]}, "groups": {"train_k1": 8}}
+    here = {"recipe": {"seed": 1, "rooms": [2]}, "groups": {"train_k1": 8, "train_k2": 4}}
+    assert (
+        "differs: dataset differs in groups.train_k2 (None there, 4 here), recipe.seed (0 there, 1 "
+        "here); take another --workdir"
+    ) in refused_data({"dataset": there}, here)
+    many = {str(n): 1 for n in range(30)}
+    told = refused_data({"dataset": {"x": 1}}, {"x": 1, **many})
+    assert "(None there, 1 here) and 22 more; take" in told
+
+
+def test_data_that_a_description_tells_no_more_of_differ_by_their_fingerprint():
+    told = "dataset of another recipe, seed or source (a there, b here)"
+    assert told in refused_data({}, {"recipe": 1})
+    assert told in refused_data({"dataset": {"recipe": 1}}, {"recipe": 1})

@@ -24,7 +24,7 @@ from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError, RunStopped
-from spatial_clap_jax.train import feeds, sharding, trainer
+from spatial_clap_jax.train import feeds, run_lock, sharding, trainer
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError, load_params
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.health import HealthConfig, read_incidents
@@ -240,10 +240,20 @@ def test_what_cannot_be_restored_leaves_the_run_as_it_is(straight, tiny_scenes, 
     before = {name: (run / name).read_bytes() for name in ("description.json", "starts.jsonl")}
     ours = experiment()
     other = dataclasses.replace(ours, model=dataclasses.replace(ours.model, joint_width=16))
-    with pytest.raises(InputError, match="in the checkpoint and .* in this model; use the conf"):
+    with pytest.raises(InputError, match=r"in the checkpoint and .* in this model; use"):
         trainer.train(other, tiny_scenes, run, progress=False, accept=["model"])
     assert {name: (run / name).read_bytes() for name in before} == before
     assert trainer.train(ours, tiny_scenes, run, progress=False).step == STEPS
+
+
+def test_a_run_that_is_at_work_is_not_started_again(straight, tiny_scenes, monkeypatch):
+    monkeypatch.setattr(run_lock, "_PATIENCE_S", 0.0)
+    told = f"{straight}: a training is at work here .process {os.getpid()} on "
+    with run_lock.held(straight, pytest.fail), pytest.raises(InputError, match=told):
+        trainer.train(experiment(), tiny_scenes, straight, progress=False)
+    # It was begun and ended while this start looked at the folder.
+    with pytest.raises(InputError, match="another start has changed it meanwhile; start again"):
+        trainer._check_same(straight, None)
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(straight, tiny_scenes, tmp_path):
