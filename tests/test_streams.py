@@ -31,9 +31,11 @@ cli.main(["export", *sys.argv[1:]])
 """
 
 
-def ran(*arguments, **files) -> subprocess.CompletedProcess:
+def ran(*arguments, program: str = PROGRAM, **files) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    # What is printed waits in a buffer.
+    environment.pop("PYTHONUNBUFFERED", None)
+    command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, env=environment, timeout=120, **files)
 
 
@@ -72,9 +74,7 @@ def test_a_status_tells_what_stderr_cannot(tmp_path):
 def test_a_result_that_cannot_be_printed_is_an_error():
     program = "from spatial_clap_jax import cli; cli.main(['--help'])"
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, timeout=120
-        )
+        done = ran(program=program, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
     assert done.stderr == (
         b"spatial-clap: No space left on device; make room there, or name another folder, then "
