@@ -2,12 +2,14 @@
 
 import sys
 
+from spatial_clap_jax.streams import keep_standard_files_open
 from spatial_clap_jax.train.host_memory import keep_freed_memory
 from spatial_clap_jax.train.interruption import Interruption
 
 
 def main() -> None:
     """Runs the command line."""
+    keep_standard_files_open()
     if sys.argv[1:2] == ["train"]:
         # First, as it comes before threads, and listening starts one.
         keep_freed_memory()

@@ -18,6 +18,7 @@ import tyro
 from spatial_clap_jax import shown
 from spatial_clap_jax.arguments import call, peek, with_content
 from spatial_clap_jax.errors import InputError, RunStopped
+from spatial_clap_jax.streams import flush_stdout, tell, unbroken_stdout, unbroken_streams
 from spatial_clap_jax.train.host_memory import keep_freed_memory
 from spatial_clap_jax.train.interruption import EXIT_STATUS, Interrupted, Interruption, leave
 
@@ -40,11 +41,13 @@ _REMEDIES = {
 }
 
 
+@unbroken_streams()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; a user's mistake is one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(arguments)
+        flush_stdout()
     except Interrupted as error:
         print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
         leave(EXIT_STATUS)
@@ -115,7 +118,8 @@ def quickstart_command(arguments: list[str]) -> None:
         """
         if system not in SYSTEMS:
             raise InputError(f"--system {system}: unknown; choose one of {', '.join(SYSTEMS)}")
-        quickstart(system, out, seed)
+        with unbroken_stdout():
+            quickstart(system, out, seed)
 
     call(run, arguments, "quickstart")
 
@@ -179,7 +183,7 @@ def _render_scenes(arguments: list[str], recipe_default: "SceneRecipe") -> None:
         )
         groups = ", ".join(f"{split} {len(data.source(split))}" for split in data.splits)
         skipped = len(data.manifest["skipped_clips"])
-        print(f"{shown.plain(out)}: {groups} scene groups; {skipped} bad clips skipped")
+        tell(f"{shown.plain(out)}: {groups} scene groups; {skipped} bad clips skipped")
 
     call(run, arguments, "render")
 
@@ -209,7 +213,7 @@ def _render_clips(arguments: list[str], recipe_default: "SeldRecipe") -> None:
         clips = render_clips(recipe, sources, out, workers=workers)
         counts = ", ".join(f"{split} {len(names)}" for split, names in clips.splits.items())
         skipped = len(clips.manifest["skipped_clips"])
-        print(f"{shown.plain(out)}: {counts} clips; {skipped} bad dry sounds skipped")
+        tell(f"{shown.plain(out)}: {counts} clips; {skipped} bad dry sounds skipped")
 
     call(run, arguments, "render")
 
@@ -256,10 +260,10 @@ def rewrite_command(arguments: list[str]) -> None:
             workers=workers,
         )
         refused = {reason: count for reason, count in counts.items() if reason != "rewritten"}
-        print(f"{shown.plain(data / REWRITTEN)}: {counts['rewritten']} rewrites")
-        print(f"{sum(refused.values())} refused, their templates stay")
+        tell(f"{shown.plain(data / REWRITTEN)}: {counts['rewritten']} rewrites")
+        tell(f"{sum(refused.values())} refused, their templates stay")
         for reason, count in sorted(refused.items(), key=lambda item: -item[1]):
-            print(f"  {count:>6}  {shown.plain(reason)}")
+            tell(f"  {count:>6}  {shown.plain(reason)}")
 
     call(run, arguments, "rewrite")
 
@@ -316,7 +320,7 @@ def _train(arguments: list[str], interruption: Interruption) -> None:
         """
         result = train(experiment, data, workdir, accept=accept, validation=Validation)
         if is_first_process():
-            print(f"{shown.plain(result.workdir)}: trained to step {result.step}")
+            tell(f"{shown.plain(result.workdir)}: trained to step {result.step}")
 
     call(run, arguments, "train")
 
@@ -356,8 +360,9 @@ def study_command(arguments: list[str]) -> None:
           size: quickstart, small or base.
           rows: name of a row to train and test; may be given several times. Default: all.
         """
-        run_study(study, data, workdir, seeds=seeds, sources=sources, rows=rows)
-        print(f"{shown.plain(workdir)}: results.json, table.md and figures")
+        with unbroken_stdout():
+            run_study(study, data, workdir, seeds=seeds, sources=sources, rows=rows)
+        tell(f"{shown.plain(workdir)}: results.json, table.md and figures")
 
     call(run, arguments, "study")
 
@@ -509,11 +514,12 @@ def evaluate_command(arguments: list[str]) -> None:
             )
             results, confusion = found.results, found.direction_confusion
             if found.probe_strength is not None:
-                print(f"linear probe: C = {found.probe_strength:g}, chosen on validation clips")
+                tell(f"linear probe: C = {found.probe_strength:g}, chosen on validation clips")
         else:
             assert scenes is not None
             found, results = None, evaluate_recordings(model, scenes)
-        report.print_results(results)
+        with unbroken_stdout(out is not None):
+            report.print_results(results)
         if out is not None:
             write_results(results, out)
         if plot is not None:
@@ -651,9 +657,10 @@ def _detect(
         return
     if tune:
         after = tuned(locator, clips, after)
-        print(f"threshold {after.decoding.threshold:g}, chosen on validation clips")
+        tell(f"threshold {after.decoding.threshold:g}, chosen on validation clips")
     scores, predictions = evaluate_events(locator, clips, split, after, official)
-    report.print_results(scores)
+    with unbroken_stdout(results is not None):
+        report.print_results(scores)
     if results is not None:
         write_results(scores, results)
     if plot is not None:
@@ -666,7 +673,7 @@ def _write_tables(predictions: "dict[str, SoundEvents]", out: Path) -> None:
     from spatial_clap_jax.evaluate_events import write_events
 
     write_events(predictions, out)
-    print(f"{shown.plain(out)}: {len(predictions)} tables")
+    tell(f"{shown.plain(out)}: {len(predictions)} tables")
 
 
 def export_command(arguments: list[str]) -> None:
@@ -691,7 +698,7 @@ def export_command(arguments: list[str]) -> None:
         from spatial_clap_jax.export import export
 
         for path in export(run, out, format, step=step):
-            print(shown.plain(path, None))
+            tell(shown.plain(path, None))
 
     call(run, arguments, "export")
 
@@ -719,9 +726,9 @@ def convert_command(arguments: list[str]) -> None:
 
         files, report = convert(source, out, tokenizer)
         for line in report.lines if verbose else [report.summary]:
-            print(shown.plain(line))
+            tell(shown.plain(line))
         for path in files:
-            print(shown.plain(path, None))
+            tell(shown.plain(path, None))
 
     call(run, arguments, "convert")
 
@@ -760,7 +767,7 @@ def embed_text_command(arguments: list[str]) -> None:
             raise InputError(
                 f"embed-text: --text-encoder and --vectors: {given} given; give one of them."
             )
-        print(f"{shown.plain(out)}: {len(found)} sentence embeddings of width {found.width}")
+        tell(f"{shown.plain(out)}: {len(found)} sentence embeddings of width {found.width}")
 
     call(run, arguments, "embed-text")
 
@@ -815,7 +822,7 @@ def embed_command(arguments: list[str]) -> None:
                 )
             cache = embed_clips(run, audio, out, frames)
             shape = " x ".join(map(str, cache.shape))
-            print(f"{shown.plain(out)}: {len(cache)} clips, {shape} numbers each")
+            tell(f"{shown.plain(out)}: {len(cache)} clips, {shape} numbers each")
             return
         if frames is not None:
             raise InputError(f"embed: --frames {frames} is of a folder of clips; leave it out")

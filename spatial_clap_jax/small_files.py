@@ -58,12 +58,26 @@ def parsed_json(text: str | bytes) -> Any:
     """What a JSON text says.
 
     Raises:
-      ValueError: it is no JSON, or nested deeper than a program can follow.
+      ValueError: it is no JSON, or no text at all, or nested deeper than a program can follow.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+    except TypeError:
+        # Where one JSON text holds another.
+        raise ValueError(f"is {type(text).__name__}, no text") from None
+
+
+def count_of(value: Any) -> int:
+    """A number out of a JSON text that counts something.
+
+    Raises:
+      ValueError: it is no whole number from 0 on.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r:.40} is no whole number from 0 on")
+    return value
 
 
 def sealed(tree: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -15,6 +16,11 @@ class AppendedLines:
     def __init__(self, path: Path):
         self._path = path
         self._waiting = ""
+
+    @property
+    def waiting(self) -> list[str]:
+        """The lines that could not be written so far: to be saved with what they tell of."""
+        return self._waiting.splitlines(keepends=True)
 
     def append(self, line: str) -> None:
         """Adds a line, after those that wait.
@@ -44,3 +50,16 @@ class AppendedLines:
                 file.truncate(end)
                 raise
         self._waiting = ""
+
+
+def with_waiting(lines: Sequence[str], waiting: Sequence[str]) -> list[str]:
+    """Lines that a file holds, and those of the saved `AppendedLines.waiting` that it lacks.
+
+    A line that waited when a run was saved may have been written before the run was killed.
+
+    Args:
+      lines: of the file.
+      waiting: that were saved.
+    """
+    held = set(lines)
+    return [*lines, *(line for line in waiting if line not in held)]

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.small_files import json_of
+from spatial_clap_jax.small_files import count_of, json_of
 from spatial_clap_jax.train import processes
 from spatial_clap_jax.train.checkpoint_files import (
     DamagedCheckpoint,
@@ -347,7 +347,7 @@ def first_saved_step(workdir: str | Path) -> int | None:
         return None
     try:
         step = json_of(path)["step"]
-        return None if step is None else int(step)
+        return None if step is None else count_of(step)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); remove it if checkpoints/ is in its place."
@@ -413,11 +413,13 @@ def _step_folder(folder: Path, step: int | None) -> Path:
 
 def _steps_of_first(folder: Path) -> list[int]:
     """Steps on disk as process 0 sees them; a network's file system may show others less."""
-    steps = np.array(steps_in(folder), np.int32)
+    steps = np.array(steps_in(folder), np.int64)
     if jax.process_count() == 1:
         return steps.tolist()
     count = int(multihost_utils.broadcast_one_to_all(np.array(len(steps), np.int32)))
-    return multihost_utils.broadcast_one_to_all(np.resize(steps, count)).tolist()
+    # As bytes: JAX makes 32 bits of 64.
+    told = multihost_utils.broadcast_one_to_all(np.resize(steps, count).view(np.uint8))
+    return np.asarray(told).view(np.int64).tolist()
 
 
 def _in_all_or_none(folder: Path, read: Callable[[], T]) -> T:

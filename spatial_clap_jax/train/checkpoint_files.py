@@ -35,6 +35,8 @@ _READERS = 4
 _OF_FILES = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG),
 }
+# As Orbax names them, in 64 bits; Unicode has more digits, and a number can be written otherwise.
+_STEP = re.compile("0|[1-9][0-9]{0,17}")
 _OUT_OF_MEANS = re.compile("RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAVAILABLE")
 
 
@@ -175,7 +177,8 @@ def steps_in(folder: Path) -> list[int]:
     """Steps on disk; Orbax gives a folder its plain number only when it is whole."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    named = (path for path in folder.iterdir() if _STEP.fullmatch(path.name))
+    return sorted(int(path.name) for path in named if path.is_dir())
 
 
 def read_whole(folder: Path, read: Callable[[], T]) -> T:

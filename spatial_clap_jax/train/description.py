@@ -1,6 +1,7 @@
 """The folder of a run, and the description that makes its models loadable without its command.
 
-description.json        configuration, preprocessing, tokenizer, library versions
+description.json            configuration, preprocessing, tokenizer, library versions
+description_before.json     the one before, where something else was accepted
 """
 
 import contextlib
@@ -13,9 +14,9 @@ from pathlib import Path
 import jax
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.small_files import json_of, sealed, unsealed
+from spatial_clap_jax.small_files import bytes_of, json_of, sealed, unsealed
 
-_FILE = "description.json"
+_FILE, _BEFORE = "description.json", "description_before.json"
 _DESCRIBED_LIBRARIES = (
     *("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"),
     *("grain", "array-record", "tokenizers"),
@@ -29,11 +30,16 @@ def write_description(workdir: str | Path, description: dict) -> None:
       workdir: the run's folder; made when missing.
       description: plain JSON (configuration, preprocessing, tokenizer's JSON text). The
         versions of Python and of the libraries are added under "versions".
+
+    What the folder held before is kept as `description_before.json`.
     """
     described = {**description, "versions": library_versions()}
     if jax.process_index() == 0:
+        folder = run_folder(workdir)
         text = json.dumps(sealed(described), indent=2, allow_nan=False)
-        write_atomically(run_folder(workdir) / _FILE, text + "\n")
+        if has_description(folder):
+            write_atomically(folder / _BEFORE, bytes_of(folder / _FILE))
+        write_atomically(folder / _FILE, text + "\n")
 
 
 def has_description(workdir: str | Path) -> bool:

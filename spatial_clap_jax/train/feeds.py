@@ -27,6 +27,7 @@ class Feed(Protocol):
     Attributes:
       experiment: with all that it leaves to its data and to pretrained encoders.
       fingerprint: of the data.
+      dataset: what tells the data from others, as plain JSON that a person can compare.
       arrays: variables that are not drawn, by '/'-joined path.
     """
 
@@ -34,6 +35,8 @@ class Feed(Protocol):
     def experiment(self) -> Experiment: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def dataset(self) -> dict[str, Any]: ...
     @property
     def arrays(self) -> Mapping[str, np.ndarray]: ...
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from spatial_clap_jax.errors import InputError, RunStopped
-from spatial_clap_jax.train.appended_lines import AppendedLines
+from spatial_clap_jax.small_files import bytes_of, count_of, parsed_json
+from spatial_clap_jax.train.appended_lines import AppendedLines, with_waiting
 from spatial_clap_jax.train.description import run_folder, write_atomically
 from spatial_clap_jax.train.optim import path_text
 from spatial_clap_jax.train.processes import is_first_process, total_of_all
@@ -24,6 +25,7 @@ _NOT_FINITE, _RECORDS = "not finite", "bad records"
 _FEWEST = 20
 # The median distance from the median, of a normal distribution of spread one.
 _MEDIAN_DEVIATION = 0.6745
+_NONE: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,21 @@ class HealthConfig:
             raise InputError(f"health.spike: {self.spike}; give more than 0, or None.")
         if self.window < _FEWEST:
             raise InputError(f"health.window: {self.window}; give at least {_FEWEST}.")
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Records that could not be read: how often one was wanted, and their names."""
+
+    times: int = 0
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any] | None) -> "_Records":
+        """Those that were saved, of all processes, on process 0; none on the others."""
+        if not saved or not is_first_process():
+            return cls()
+        return cls(saved["times"], frozenset(saved["names"]))
 
 
 class HealthWatch:
@@ -85,19 +102,32 @@ class HealthWatch:
         self._bad: list[dict[str, Any]] = list(state.get("bad", ()))
         self._skipped = self._records = 0
         self._told_records: Counter[str] = Counter()
-        path = self._workdir / _FILE
-        if is_first_process() and path.exists():
-            kept = [row for row in read_incidents(workdir) if row["step"] <= resume_step]
+        self._carried = _Records.of(state.get("records"))
+        path, waiting = self._workdir / _FILE, state.get("waiting", ())
+        if is_first_process() and (path.exists() or waiting):
+            lines = [_line(row) for row in read_incidents(workdir) if row["step"] <= resume_step]
+            lines = with_waiting(lines, waiting)
+            kept = [parsed_json(line) for line in lines]
             self._skipped = sum(row["kind"] == _NOT_FINITE for row in kept)
-            self._records = sum(row.get("times", 0) for row in kept if row["kind"] == _RECORDS)
-            write_atomically(path, "".join(map(_line, kept)))
+            self._records = sum(row["times"] for row in kept if row["kind"] == _RECORDS)
+            write_atomically(path, "".join(lines))
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self, skipped: Counter[str] = _NONE) -> dict[str, Any]:
         """What is known of the steps before, as plain JSON: to be saved with the run's state.
 
         Who starts a run again that was ended has mended something: it is counted anew then.
+
+        Args:
+          skipped: as in `see_records`, all processes must come here at the same step: records that
+            nothing has told of yet are told by the run that goes on, when this one would have.
         """
-        return {"losses": list(self._losses), "bad": [] if self.is_hopeless else list(self._bad)}
+        records = self._pending(skipped)
+        return {
+            "losses": list(self._losses),
+            "bad": [] if self.is_hopeless else list(self._bad),
+            "waiting": self._file.waiting,
+            "records": {"times": total_of_all(records.times), "names": sorted(records.names)},
+        }
 
     @property
     def skipped(self) -> int:
@@ -155,15 +185,16 @@ class HealthWatch:
         Raises:
           OSError: as `see`.
         """
-        new = skipped - self._told_records
-        times = total_of_all(new.total())
+        new = self._pending(skipped)
+        times = total_of_all(new.times)
         if not times:
             return
-        self._told_records = skipped
+        self._told_records, self._carried = skipped, _Records()
         self._records += times
-        row = {"step": step, "kind": _RECORDS, "times": times, "samples": sorted(new)}
-        some = ", ".join(sorted(new)[:3]) or "records of other processes"
-        more = " and more" if len(new) > 3 or times > new.total() > 0 else ""
+        names = sorted(new.names)
+        row = {"step": step, "kind": _RECORDS, "times": times, "samples": names}
+        some = ", ".join(names[:3]) or "records of other processes"
+        more = " and more" if len(names) > 3 or times > new.times > 0 else ""
         self._tell(
             f"step {step}: {some}{more} cannot be read, others stand in; {self._records} so far, "
             f"see {_FILE}"
@@ -207,6 +238,11 @@ class HealthWatch:
             "the learning rate, or raise --health.bad-steps, and start again."
         )
 
+    def _pending(self, skipped: Counter[str]) -> "_Records":
+        """What this process has to tell of records."""
+        new = skipped - self._told_records
+        return _Records(self._carried.times + new.total(), self._carried.names | new.keys())
+
     def _spike(self, loss: float) -> float | None:
         """The usual loss, where this one lies far above it."""
         if self._config.spike is None or len(self._losses) < _FEWEST:
@@ -232,21 +268,43 @@ def read_incidents(workdir: str | Path) -> list[dict[str, Any]]:
       records how many `times` they were wanted) and `samples`.
 
     Raises:
-      InputError: a line before the last is damaged.
+      InputError: it cannot be read, or a line before the last is damaged.
     """
     path = run_folder(workdir) / _FILE
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    try:
+        lines = bytes_of(path).split(b"\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); move it away.") from error
+    for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = json.loads(line)
-            rows.append({**row, "step": int(row["step"])})
-        except (ValueError, KeyError, TypeError) as error:
+            rows.append(_incident(line))
+        except ValueError as error:
             raise InputError(
                 f"{path}: line {number} is no incident ({error}); remove that line."
             ) from error
     return rows
+
+
+def _incident(line: bytes) -> dict[str, Any]:
+    """A row that can be counted, and written again.
+
+    Raises:
+      ValueError: it is none.
+    """
+    row = parsed_json(line)
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        raise ValueError("it has no kind")
+    count_of(row.get("step"))
+    if row["kind"] == _RECORDS:
+        count_of(row.get("times"))
+    try:
+        _line(row)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    return row
 
 
 def _line(row: Mapping[str, Any]) -> str:

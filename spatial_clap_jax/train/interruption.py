@@ -240,7 +240,9 @@ def leave(status: int) -> None:
       SystemExit: the status, where nothing was abandoned.
     """
     if any(thread.name == _ABANDONABLE for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # What nobody can read any more changes no status.
+            with contextlib.suppress(OSError, AttributeError):
+                stream.flush()
         os._exit(status)
     raise SystemExit(status)

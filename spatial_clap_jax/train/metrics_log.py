@@ -7,7 +7,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.small_files import bytes_of, parsed_json
-from spatial_clap_jax.train.appended_lines import AppendedLines
+from spatial_clap_jax.train.appended_lines import AppendedLines, with_waiting
 from spatial_clap_jax.train.description import run_folder, write_atomically
 
 _FILE = "metrics.jsonl"
@@ -35,6 +35,8 @@ class MetricsLog:
       resume_step: the step of the checkpoint that the run goes on from: rows of later
         steps, which it will write again, are dropped. None starts anew: all are. So
         write a step's row before its checkpoint is saved.
+      waiting: rows that could not be written before that checkpoint was saved, as `waiting` gave
+        them then.
       wandb: send the scalars to Weights & Biases as well.
 
     Raises:
@@ -43,7 +45,14 @@ class MetricsLog:
     Reference: our choice.
     """
 
-    def __init__(self, workdir: str | Path, resume_step: int | None = None, *, wandb: bool = False):
+    def __init__(
+        self,
+        workdir: str | Path,
+        resume_step: int | None = None,
+        *,
+        waiting: Sequence[str] = (),
+        wandb: bool = False,
+    ):
         self._file: AppendedLines | None = None
         self._tensorboard = self._wandb = None
         self._scored: set[int] = set()
@@ -54,13 +63,19 @@ class MetricsLog:
             self._wandb = _start_wandb(folder)
         folder.mkdir(parents=True, exist_ok=True)
         last = -1 if resume_step is None else resume_step
-        if has_metrics(folder):
-            rows = [row for row in read_metrics(folder) if row["step"] <= last]
-            write_atomically(folder / _FILE, "".join(_line(row) for row in rows))
-            self._scored = {row["step"] for row in rows if "loss" not in row}
+        if has_metrics(folder) or waiting:
+            rows = read_metrics(folder) if has_metrics(folder) else []
+            kept = [_line(row) for row in rows if row["step"] <= last]
+            write_atomically(folder / _FILE, "".join(with_waiting(kept, waiting)))
+            self._scored = {row["step"] for row in read_metrics(folder) if "loss" not in row}
         (folder / _FILE).touch()
         self._file = AppendedLines(folder / _FILE)
         self._tensorboard = _TensorBoard(folder / "tensorboard", last + 1)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Rows that could not be written so far: to be saved with the run's state."""
+        return [] if self._file is None else self._file.waiting
 
     def has_scores(self, step: int) -> bool:
         """Whether the log that is gone on with holds an evaluation of a step, on process 0."""

@@ -43,7 +43,7 @@ def join_processes() -> bool:
     numbers = {}
     for name in _BY_HAND[1:]:
         value = given.get(name)
-        if value is not None and not value.isdigit():
+        if value is not None and not (value.isascii() and value.isdigit()):
             raise InputError(f"{name}: {value!r} is no number; set it to one, from 0.")
         numbers[name] = None if value is None else int(value)
     try:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatial_clap_jax.shown import printable
+from spatial_clap_jax.streams import unbroken_stderr
 
 # More waiting for data than this is worth a line.
 _MUCH_WAITING = 0.1
@@ -34,7 +35,10 @@ class TrainProgress:
         self._peak_flops: float | None = None
         self._peak_text = ""
         self._is_told = False
-        self._console = Console(stderr=True, quiet=not show or jax.process_index() != 0)
+        # Rich ends the process where its pipe is broken, and a full disk would end the training.
+        self._console = Console(
+            file=unbroken_stderr(), stderr=True, quiet=not show or jax.process_index() != 0
+        )
         self._bar = Progress(
             TextColumn("train"),
             BarColumn(),

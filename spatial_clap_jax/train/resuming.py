@@ -1,13 +1,14 @@
 """Whether a folder holds a run, and whether what is to go on is that run."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.small_files import bytes_of, parsed_json
+from spatial_clap_jax.small_files import bytes_of, count_of, parsed_json
 from spatial_clap_jax.train.checkpoint import (
     first_saved_step,
     has_checkpoints,
@@ -28,6 +29,9 @@ _FREE_TO_CHANGE_IN = {
     "init": ("verbose",),
 }
 
+# Differences of data that are named; another recipe may differ in all.
+_LISTED = 8
+
 
 def resumed_experiment(workdir: Path) -> dict[str, Any] | None:
     """The experiment of the run that a folder's checkpoints belong to; None without any.
@@ -42,7 +46,10 @@ def resumed_experiment(workdir: Path) -> dict[str, Any] | None:
             f"{workdir}: has checkpoints but no description.json; put it back, or take "
             "another --workdir."
         )
-    return read_description(workdir).get("experiment")
+    found = read_description(workdir).get("experiment")
+    if not isinstance(found, dict | None):
+        raise InputError(f"{workdir}/description.json: experiment is no object; restore the file.")
+    return found
 
 
 def check_never_saved(workdir: Path, checkpoint_every: int) -> None:
@@ -78,7 +85,7 @@ def _latest_resumed_step(workdir: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         for line in bytes_of(workdir / "starts.jsonl").split(b"\n"):
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                steps.append(int(parsed_json(line)["from_step"]))
+                steps.append(count_of(parsed_json(line)["from_step"]))
     return max(steps)
 
 
@@ -88,7 +95,8 @@ def check_unchanged(
     fingerprint: str,
     workdir: Path,
     accepted: Sequence[str] = (),
-) -> list[str]:
+    dataset: Mapping[str, Any] | None = None,
+) -> tuple[list[str], list[str]]:
     """Refuses to go on with a run as another experiment, or with other data, unless told to.
 
     Args:
@@ -98,13 +106,16 @@ def check_unchanged(
       workdir: the run's folder.
       accepted: keys that may differ, with all that lies below them: 'optimizer.learning_rate',
         'optimizer', or 'dataset' for the data themselves.
+      dataset: what tells the data from others, as the run's description holds it; those of before
+        hold the fingerprint alone.
 
     Returns:
-      The differences that were accepted, in words.
+      The differences that were accepted, in words; and the keys of `accepted` under which nothing
+      differs, as where a run that was accepted before is started by the same command.
 
     Raises:
-      InputError: the description lacks something, or something else differs, all of which is
-        named; or nothing differs in what is accepted.
+      InputError: the description lacks something, something else differs, all of which is named,
+        or a run has no key of an accepted name.
     """
     for key in ("experiment", "data_fingerprint", "tokenizer", "max_tokens"):
         if key not in found:
@@ -112,9 +123,27 @@ def check_unchanged(
                 f"{workdir}/description.json: has no {key!r}; restore the file, or take "
                 "another --workdir."
             )
+    tokenizer, tokens = found["tokenizer"], found["max_tokens"]
+    if not isinstance(tokenizer, str | None) or not isinstance(tokens, int):
+        raise InputError(
+            f"{workdir}/description.json: tokenizer is no text, or max_tokens no number; restore "
+            "the file, or take another --workdir."
+        )
     there = _experiment_of(found)
+    known = ["dataset", *dict.fromkeys((*_keys(there), *_keys(plain)))]
+    for key in accepted:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise InputError(
+                f"--accept {key}: a run has nothing of that name; did you mean {nearest}?"
+            )
     differences = _differences(_comparable(there), _comparable(plain))
-    if found["data_fingerprint"] != fingerprint:
+    of_data = _differences(found["dataset"], dataset) if found.get("dataset") and dataset else {}
+    if of_data:
+        listed = [f"{key} ({text})" for key, text in of_data.items()]
+        more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+        differences["dataset"] = f"differs in {', '.join(listed[:_LISTED])}{more}"
+    elif found["data_fingerprint"] != fingerprint:
         differences["dataset"] = (
             f"of another recipe, seed or source ({found['data_fingerprint']} there, "
             f"{fingerprint} here)"
@@ -123,12 +152,6 @@ def check_unchanged(
     def covers(accept: str, key: str) -> bool:
         return key == accept or key.startswith(f"{accept}.")
 
-    idle = [a for a in accepted if not any(covers(a, key) for key in differences)]
-    if idle:
-        raise InputError(
-            f"--accept {idle[0]}: nothing of that name differs from the run in {workdir}; give "
-            f"{' or '.join(differences) or 'no --accept, for nothing differs'}."
-        )
     refused = {k: v for k, v in differences.items() if not any(covers(a, k) for a in accepted)}
     if refused:
         listed = "; ".join(f"{key} {text}" for key, text in refused.items())
@@ -136,7 +159,8 @@ def check_unchanged(
             f"{workdir}: holds a run that differs: {listed}; take another --workdir, or the same "
             f"settings, or go on all the same with --accept {next(iter(refused))}."
         )
-    return [f"{key} {text}" for key, text in differences.items()]
+    told = [f"{key} {text}" for key, text in differences.items()]
+    return told, [a for a in accepted if not any(covers(a, key) for key in differences)]
 
 
 def changed_freely(found: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
@@ -162,6 +186,15 @@ def _comparable(experiment: Mapping[str, Any]) -> dict[str, Any]:
     for part, free in _FREE_TO_CHANGE_IN.items():
         kept[part] = {k: v for k, v in experiment.get(part, {}).items() if k not in free}
     return kept
+
+
+def _keys(plain: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted keys of a plain tree, those of its branches too."""
+    for name, value in plain.items():
+        key = f"{path}.{name}".strip(".")
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value, key)
 
 
 def _differences(there: Any, here: Any, path: str = "") -> dict[str, str]:

@@ -62,15 +62,25 @@ class SceneFeed:
 
     @property
     def fingerprint(self) -> str:
-        scenes, config = self.scenes.manifest["fingerprint"], self._config
-        # What lies beside the scenes, where the run reads it.
-        beside: dict[str, Any] = {}
+        scenes, beside = self.scenes.manifest["fingerprint"], self._beside
+        return digest({"scenes": scenes, **beside}) if beside else scenes
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        manifest = self.scenes.manifest
+        of_scenes = {key: manifest.get(key) for key in ("recipe", "source", "rirs", "groups")}
+        return {**of_scenes, **self._beside}
+
+    @property
+    def _beside(self) -> dict[str, Any]:
+        """What lies beside the scenes, where the run reads it."""
+        config, beside = self._config, {}
         if config.rewritten_share:
             path = Path(self.data) / REWRITTEN
             beside["rewrites"] = digest(text_of(path)) if path.exists() else None
         if config.sentences is not None:
             beside["sentences"] = Sentences(config.sentences).header
-        return digest({"scenes": scenes, **beside}) if beside else scenes
+        return beside
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
@@ -105,6 +115,10 @@ class SceneFeed:
         }
 
     def adopt(self, description: Mapping[str, Any]) -> None:
+        if description["tokenizer"] is None:
+            raise InputError(
+                "--workdir: holds a run without captions; take another --workdir for this model."
+            )
         self.tokenizer = Tokenizer.from_json(description["tokenizer"], description["max_tokens"])
 
     def batches(self, rows: Sequence[int]) -> TrainBatches:
@@ -125,9 +139,24 @@ class SceneFeed:
     def notes(self) -> list[str]:
         assert self.tokenizer is not None
         told = long_captions(self.tokenizer, self.scenes.manifest["caption_corpus"])
+        given = self.experiment.tokenizer
+        if given is not None and not self._reads_as(given):
+            told.append(
+                f"--tokenizer {given}: not read; the run goes on with the tokenizer that it began "
+                "with, which is in its description.json"
+            )
         for report in self.towers.reports:
             told += report.lines if self.experiment.init.verbose else [report.summary]
         return [*told, *self.drawn]
+
+    def _reads_as(self, given: Path) -> bool:
+        """Whether a file holds the tokenizer in use; where it is gone, that cannot be told."""
+        assert self.tokenizer is not None
+        try:
+            there = Tokenizer.from_file(given, self.tokenizer.max_tokens)
+        except InputError:
+            return False
+        return there.to_json() == self.tokenizer.to_json()
 
     def _chosen_tokenizer(self, system: System) -> Tokenizer:
         """The experiment's, else its text encoder's, else a small one of the captions."""

@@ -66,6 +66,23 @@ class SeldFeed:
         return self.clips.fingerprint
 
     @property
+    def dataset(self) -> dict[str, Any]:
+        _, config = self._parts
+        # Recordings of others have no manifest.
+        rendered = {k: v for k, v in self.clips.manifest.items() if k in ("recipe", "source")}
+        caches = {name: cached(getattr(config, name), self.clips) for name in ("heard", "seen")}
+        return {
+            **rendered,
+            "classes": list(self.clips.classes),
+            "splits": {split: len(names) for split, names in self.clips.splits.items()},
+            "fingerprint": self.clips.fingerprint,
+            # A folder of features may hold those of another tower today.
+            "caches": {
+                name: found.header["tower"] for name, found in caches.items() if found is not None
+            },
+        }
+
+    @property
     def arrays(self) -> Mapping[str, np.ndarray]:
         return self.towers.arrays
 
@@ -77,7 +94,7 @@ class SeldFeed:
         return model, config
 
     def describe(self) -> dict[str, Any]:
-        model, config = self._parts
+        model, _ = self._parts
         return {
             "data": {"clips": len(self.clips.splits.get("train", ()))},
             # It reads no words.
@@ -87,11 +104,6 @@ class SeldFeed:
                 "sample_rate_hz": model.sample_rate_hz,
                 "channels": 2,
                 "window_samples": round(model.duration_s * model.sample_rate_hz),
-            },
-            "caches": {
-                name: found.source
-                for name in ("heard", "seen")
-                if (found := cached(getattr(config, name), self.clips)) is not None
             },
         }
 

@@ -1,6 +1,7 @@
 """The training loop, on one screen; it resumes by itself."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from spatial_clap_jax.train.resuming import (
     check_unchanged,
     resumed_experiment,
 )
+from spatial_clap_jax.train.run_lock import held
 from spatial_clap_jax.train.step import TrainState, TrainStep, init_state, jit_step
 
 
@@ -124,18 +126,20 @@ def _opened(
     description = {
         "experiment": to_plain(experiment),
         "data_fingerprint": feed.fingerprint,
+        "dataset": feed.dataset,
         "origin": describe_origin(),
     }
     accepted: list[str] = []
+    idle: list[str] = []
     changed: list[str] = []
-    if has_description(workdir):
-        found = read_description(workdir)
-        accepted = check_unchanged(
-            found, description["experiment"], feed.fingerprint, workdir, accept
+    found = read_description(workdir) if has_description(workdir) else None
+    if found is not None:
+        accepted, idle = check_unchanged(
+            found, description["experiment"], feed.fingerprint, workdir, accept, feed.dataset
         )
         changed = changed_freely(found, description["experiment"])
         feed.adopt(found)
-        description = {**found, **description, "origin": found.get("origin")} if accepted else None
+        description = {**found, **description, "origin": found.get("origin")}
     elif accept:
         raise InputError(f"--accept {accept[0]}: {workdir} holds no run; leave it out.")
     else:
@@ -145,15 +149,6 @@ def _opened(
     scores = validation(feed) if validation is not None and experiment.evaluate_every else None
     start, step = build_state_and_step(experiment, mesh)
     processes.wait_for_all("checked")
-    checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
-    stack.callback(checkpoints.close)
-    if description is not None:
-        write_description(workdir, description)
-        processes.wait_for_all("described")
-        # What process 0 has written counts, for all.
-        feed.adopt(read_description(workdir))
-    batches = feed.batches(rows.tolist())
-    stack.callback(batches.close)
     bar = stack.enter_context(
         TrainProgress(
             experiment.steps,
@@ -162,6 +157,17 @@ def _opened(
             show=progress,
         )
     )
+    same = partial(_check_same, workdir, found)
+    stack.enter_context(held(workdir, bar.announce, check=same))
+    checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
+    stack.callback(checkpoints.close)
+    if found is None:
+        write_description(workdir, description)
+        processes.wait_for_all("described")
+        # What process 0 has written counts, for all.
+        feed.adopt(read_description(workdir))
+    batches = feed.batches(rows.tolist())
+    stack.callback(batches.close)
     state, place = restore_or_init(start, feed.arrays, checkpoints, bar.announce)
     done = place["step"] if place else 0
     if place:
@@ -169,17 +175,32 @@ def _opened(
     else:
         check_never_saved(workdir, experiment.checkpoint_every)
     note_start(workdir, done, accepted, changed)
-    log = MetricsLog(workdir, done if done else None, wandb=experiment.wandb)
+    log = MetricsLog(
+        workdir, done if done else None, waiting=place.get("log", ()), wandb=experiment.wandb
+    )
     stack.callback(log.close)
     health = HealthWatch(
         experiment.health, workdir, done, batches.samples, bar.announce, place.get("health")
     )
+    if accepted:
+        # Only now: a run that cannot go on so stays what it was.
+        write_description(workdir, description)
     bar.announce(f"{experiment.name}: {sharding.describe_devices()}; from step {done}")
-    for note in (*feed.notes(), *(f"accepted: {difference}" for difference in accepted)):
+    for note in (
+        *feed.notes(),
+        *(f"accepted: {difference}" for difference in accepted),
+        *(f"--accept {key}: nothing of that name differs from the run" for key in idle),
+    ):
         bar.announce(note)
     return _Run(
         experiment, workdir, mesh, checkpoints, batches, log, bar, health, scores, step, state, done
     )
+
+
+def _check_same(workdir: Path, found: Mapping[str, Any] | None) -> None:
+    """Refuses to begin where another start has written since this one looked."""
+    if (read_description(workdir) if has_description(workdir) else None) != found:
+        raise InputError(f"{workdir}: another start has changed it meanwhile; start again.")
 
 
 @dataclass
@@ -201,6 +222,8 @@ class _Run:
     interruption: Interruption = field(default_factory=Interruption)
     program: Any = None
     unseen: tuple[int, dict[str, Any]] | None = None
+    # In the batches of the steps that are done; another one may have been taken.
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def compile(self) -> None:
         """Compiles the step, while the first batches are built."""
@@ -232,7 +255,7 @@ class _Run:
         for batch in self._batches():
             with jax.transfer_guard("disallow"):
                 self.state, metrics = self.program(self.state, batch)
-            self.done += 1
+            self.done, self.skipped = self.done + 1, self.batches.skipped
             last = self.done == experiment.steps
             self.bar.advance(self.done)
             logs = self.done % experiment.log_every == 0 or last
@@ -243,7 +266,7 @@ class _Run:
             self.unseen = (self.done, metrics)
             if logs or saves:
                 self._see_step_before()
-                self._bear(lambda: self.health.see_records(self.done, self.batches.skipped))
+                self._bear(lambda: self.health.see_records(self.done, self.skipped))
             if logs:
                 row = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 row |= {
@@ -303,8 +326,12 @@ class _Run:
     def _save(self, wait: bool) -> None:
         # A batch may have been taken for a step that was then abandoned.
         self._see_step_before()
-        health = self.health.get_state()
-        place = {**self.batches.get_state(), "step": self.done, "health": health}
+        place = {
+            **self.batches.get_state(),
+            "step": self.done,
+            "health": self.health.get_state(self.skipped),
+            "log": self.log.waiting,
+        }
         self._bear(self.checkpoints.wait)
         if self._bear(
             lambda: self.checkpoints.save(self.done, self.state._asdict(), place, wait=wait)

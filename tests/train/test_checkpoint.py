@@ -466,6 +466,35 @@ def test_an_emptied_step_names_the_step_to_go_on_from(saved, tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("name", ["\u00b2", "\u0665", "05", "9 file", "notes"])
+def test_what_is_no_checkpoint_is_passed_over(saved, tmp_path, name):
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    if name == "9 file":
+        # Later than all, and no folder.
+        (run / "checkpoints" / "90").write_text("a note of a person")
+    else:
+        (run / "checkpoints" / name).mkdir()
+    assert load_params(run)[1] == 20
+    checkpoints = RunCheckpoints(run)
+    assert checkpoints.latest() == 20
+    assert checkpoints.restore_newest(abstract(make_state(0)), pytest.fail)[2] == 20
+    checkpoints.save(30, make_state(30), {}, wait=True)
+    checkpoints.close()
+    assert load_params(run)[1] == 30
+
+
+def test_a_step_that_no_run_comes_to_is_damage(saved, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    (run / "checkpoints" / "99999999999").mkdir()
+    told: list[str] = []
+    checkpoints = RunCheckpoints(run)
+    assert checkpoints.restore_newest(abstract(make_state(0)), told.append)[2] == 20
+    checkpoints.close()
+    assert (run / "set_aside" / "99999999999").is_dir()
+
+
 def test_load_params_needs_no_model(saved):
     loaded, step = load_params(saved)
     assert step == 20

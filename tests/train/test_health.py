@@ -9,6 +9,7 @@ import pytest
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import health
+from spatial_clap_jax.train.appended_lines import AppendedLines
 from spatial_clap_jax.train.health import HealthConfig, HealthWatch, read_incidents
 
 
@@ -158,6 +159,65 @@ def test_records_that_cannot_be_read_are_counted_by_name(tmp_path):
     assert resumed.watch.skipped == 0
 
 
+@pytest.mark.parametrize("others", [0, 3])
+def test_records_that_nothing_has_told_of_are_told_by_the_run_that_goes_on(
+    tmp_path, monkeypatch, others
+):
+    """A signal between two rows of the log; other processes have skipped some as well."""
+    in_others = [0]
+    monkeypatch.setattr(health, "total_of_all", lambda count: count + in_others[0])
+
+    def skipped(*names, elsewhere=0):
+        in_others[0] = elsewhere
+        return Counter(names)
+
+    for name in ("straight", "cut"):
+        (tmp_path / name).mkdir()
+    straight = Watched(tmp_path / "straight").watch
+    straight.see_records(4, skipped("a", "b", "b"))
+    straight.see_records(8, skipped("a", "b", "b", "b", "c", "d", elsewhere=others))
+    straight.see_records(10, skipped("a", "b", "b", "b", "c", "d"))
+    first = Watched(tmp_path / "cut")
+    first.watch.see_records(4, skipped("a", "b", "b"))
+    state = first.watch.get_state(skipped("a", "b", "b", "b", "c", elsewhere=others))
+    state = json.loads(json.dumps(state))
+    # Iterators count anew.
+    resumed = Watched(tmp_path / "cut", resume_step=6, state=state)
+    again = resumed.watch.get_state(skipped())
+    assert again["records"] == state["records"] == {"times": 2 + others, "names": ["b", "c"]}
+    resumed.watch.see_records(8, skipped("d"))
+    resumed.watch.see_records(10, skipped("d"))
+    assert resumed.watch.skipped_records == straight.skipped_records == 6 + others
+    same = [(tmp_path / name / "incidents.jsonl").read_bytes() for name in ("cut", "straight")]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_incidents_that_wait_are_kept_by_a_kill_after_a_save(tmp_path, monkeypatch, written):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    watched = Watched(tmp_path)
+    watched.see(2, np.inf, applied=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendedLines, "flush", full)
+        with pytest.raises(OSError, match="No space"):
+            watched.see(4, np.inf, applied=0.0)
+    state = json.loads(json.dumps(watched.watch.get_state()))
+    if written:
+        watched.see(5, np.inf, applied=0.0)
+    resumed = Watched(tmp_path, resume_step=4, state=state)
+    assert resumed.watch.skipped == 2
+    assert [row["step"] for row in read_incidents(tmp_path)] == [2, 4]
+
+
+def test_other_processes_carry_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "is_first_process", lambda: False)
+    state = {"records": {"times": 2, "names": ["a"]}}
+    resumed = Watched(tmp_path, resume_step=6, state=state)
+    assert resumed.watch.get_state()["records"] == {"times": 0, "names": []}
+
+
 def test_records_of_other_processes_count(tmp_path, monkeypatch):
     watched = Watched(tmp_path)
     monkeypatch.setattr(health, "total_of_all", lambda count: count + 3)
@@ -172,9 +232,35 @@ def test_records_of_other_processes_count(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1}',
+        '{"step": 1, "kind": 2}',
+        '{"step": Infinity, "kind": "spike"}',
+        '{"step": 1e999, "kind": "spike"}',
+        '{"step": -1, "kind": "spike"}',
+        '{"step": 1, "kind": "spike", "loss": NaN}',
+        '{"step": 1, "kind": "bad records", "times": "3"}',
+        '{"step": 1, "kind": "bad records"}',
+        "[" * 100_000,
+        "5",
+        "\udcff",
+    ],
+)
+def test_a_damaged_incident_is_named(tmp_path, line):
+    (tmp_path / "incidents.jsonl").write_text(
+        f'{{"step": 1, "kind": "spike"}}\n{line}\n', "utf-8", "surrogateescape"
+    )
+    with pytest.raises(
+        InputError, match=r"incidents.jsonl: line 2 is no incident \(.*\); remove that line"
+    ):
+        Watched(tmp_path, resume_step=5)
+
+
 def test_damaged_incidents_and_settings(tmp_path):
     assert read_incidents(tmp_path) == []
-    (tmp_path / "incidents.jsonl").write_text('{"kind": 1}\n{"step": 2}\n')
+    (tmp_path / "incidents.jsonl").write_text('{"kind": "spike"}\n{"step": 2}\n')
     with pytest.raises(InputError, match=r"incidents.jsonl: line 1 is no incident"):
         read_incidents(tmp_path)
     for changes, message in (

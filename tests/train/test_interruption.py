@@ -181,3 +181,21 @@ def test_other_threads_are_left_alone():
     thread.join()
     assert results == [False]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_lost_stream_changes_no_status():
+    program = (
+        "import threading, time; from spatial_clap_jax.train import interruption\n"
+        "name = interruption._ABANDONABLE\n"
+        "threading.Thread(target=time.sleep, args=(60,), name=name, daemon=True).start()\n"
+        "print('a line')\n"
+        "interruption.leave(75)"
+    )
+    # What is printed waits in a buffer.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", program]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (75, b"")

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train.appended_lines import AppendedLines
 from spatial_clap_jax.train.metrics_log import MetricsLog, read_metrics
 
 
@@ -133,6 +134,36 @@ def test_rows_that_a_full_disk_refused_follow_with_the_next_one(tmp_path):
     steps = [e.step for e in events_of(last.read_bytes()) if e.summary.value]
     assert steps == list(range(steps[0], 31))
     assert steps[0] <= 4
+
+
+@pytest.mark.parametrize("killed", ["at once", "after the next row", "before the first"])
+def test_rows_that_wait_are_kept_by_a_kill_after_a_save(tmp_path, monkeypatch, killed):
+    """The disk was full for the row of step 4, and had room for the checkpoint of step 4."""
+    straight = MetricsLog(tmp_path / "straight")
+    write_steps(straight, range(1, 9))
+    straight.close()
+    log = MetricsLog(tmp_path / "cut")
+    write_steps(log, range(1, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendedLines, "flush", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_steps(log, range(4, 5))
+        waiting = json.loads(json.dumps(log.waiting))
+    assert len(waiting) == 1
+    if killed == "after the next row":
+        write_steps(log, range(5, 6))
+    elif killed == "before the first":
+        (tmp_path / "cut" / "metrics.jsonl").unlink()
+    log = MetricsLog(tmp_path / "cut", resume_step=4, waiting=waiting)
+    assert log.waiting == []
+    write_steps(log, range(5, 9))
+    log.close()
+    found, wanted = read_metrics(tmp_path / "cut"), read_metrics(tmp_path / "straight")
+    assert found == (wanted[3:] if killed == "before the first" else wanted)
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):

@@ -52,6 +52,10 @@ def test_the_cluster_is_asked(joined, monkeypatch):
             dict(zip(NAMES, ("a:1", "two", "0"), strict=False)),
             "JAX_NUM_PROCESSES: 'two' is no number",
         ),
+        (
+            dict(zip(NAMES, ("a:1", "2", "\u00b2"), strict=False)),
+            "JAX_PROCESS_ID: '\u00b2' is no number",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(joined, monkeypatch, given, message):

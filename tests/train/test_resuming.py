@@ -13,7 +13,7 @@ from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import checkpoint
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, first_saved_step
-from spatial_clap_jax.train.resuming import changed_freely, check_never_saved
+from spatial_clap_jax.train.resuming import changed_freely, check_never_saved, check_unchanged
 
 STATE = {"a": jnp.ones(2)}
 GONE = "but its checkpoints are gone; put them back, or take another --workdir to start anew"
@@ -88,14 +88,17 @@ def test_runs_of_before_the_note(tmp_path):
     with pytest.raises(InputError, match=f"had come to step 20, {GONE}"):
         check_never_saved(tmp_path, checkpoint_every=9)
     starts = tmp_path / "starts.jsonl"
-    starts.write_text('{"from_step": 0}\nnonsense\n{"from_', "utf-8")
+    starts.write_text('{"from_step": 0}\nnonsense\n{"from_step": 1e999}\n{"from_', "utf-8")
     check_never_saved(tmp_path, checkpoint_every=10)
     starts.write_text('{"from_step": 30}\n{"from_step": 0}\n', "utf-8")
     with pytest.raises(InputError, match=f"had come to step 30, {GONE}"):
         check_never_saved(tmp_path, checkpoint_every=10)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"step": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[1]", '{"step": "x"}', '{"step": Infinity}', '{"step": -1}', '{"step": true}'],
+)
 def test_a_damaged_note_is_named(tmp_path, content):
     (tmp_path / "saved.json").write_text(content, "utf-8")
     with pytest.raises(InputError, match=r"saved\.json: cannot be read .*; remove it if"):
@@ -114,3 +117,63 @@ def test_what_may_change_is_told_all_the_same():
         f"keep {ours.keep} there, 7 here",
     ]
     assert changed_freely(found, to_plain(ours)) == []
+
+
+def unchanged(accept, **changes):
+    """What is accepted of a run of other settings, and which keys are there in vain."""
+    ours = tiny_experiment()
+    found = {"experiment": to_plain(ours), "data_fingerprint": "a", "tokenizer": ""}
+    found |= {"max_tokens": 9}
+    plain = to_plain(dataclasses.replace(ours, **changes))
+    return check_unchanged(found, plain, "a", Path("run"), accept)
+
+
+def test_what_is_accepted_once_more_is_no_mistake():
+    told, idle = unchanged(["seed", "optimizer.learning_rate", "dataset", "keep"], seed=5)
+    assert told == ["seed 0 there, 5 here"]
+    assert idle == ["optimizer.learning_rate", "dataset", "keep"]
+
+
+def test_a_key_that_is_none_is_refused():
+    known = "a run has nothing of that name; did you mean optimizer"
+    for accept, message in (
+        ("optimiser", f"--accept optimiser: {known}"),
+        ("optimizer.rate", f"--accept optimizer.rate: {known}.rate_rules"),
+    ):
+        with pytest.raises(InputError, match=message):
+            unchanged([accept], seed=5)
+
+
+@pytest.mark.parametrize(("tokenizer", "tokens"), [(5, 9), ([], 9), ("", "9"), ("", None)])
+def test_a_tokenizer_that_is_no_text_is_named(tokenizer, tokens):
+    plain = to_plain(tiny_experiment())
+    found = {"experiment": plain, "data_fingerprint": "a"}
+    found |= {"tokenizer": tokenizer, "max_tokens": tokens}
+    with pytest.raises(InputError, match=r"run/description\.json: tokenizer is no text, or max"):
+        check_unchanged(found, plain, "a", Path("run"))
+
+
+def refused_data(there, here) -> str:
+    plain = to_plain(tiny_experiment())
+    found = {"experiment": plain, "data_fingerprint": "a", "tokenizer": "", "max_tokens": 9}
+    with pytest.raises(InputError) as refused:
+        check_unchanged(found | there, plain, "b", Path("run"), (), here)
+    return str(refused.value)
+
+
+def test_what_differs_of_the_data_is_told():
+    there = {"recipe": {"seed": 0, "rooms": [2]}, "groups": {"train_k1": 8}}
+    here = {"recipe": {"seed": 1, "rooms": [2]}, "groups": {"train_k1": 8, "train_k2": 4}}
+    assert (
+        "differs: dataset differs in groups.train_k2 (None there, 4 here), recipe.seed (0 there, 1 "
+        "here); take another --workdir"
+    ) in refused_data({"dataset": there}, here)
+    many = {str(n): 1 for n in range(30)}
+    told = refused_data({"dataset": {"x": 1}}, {"x": 1, **many})
+    assert "(None there, 1 here) and 22 more; take" in told
+
+
+def test_data_that_a_description_tells_no_more_of_differ_by_their_fingerprint():
+    told = "dataset of another recipe, seed or source (a there, b here)"
+    assert told in refused_data({}, {"recipe": 1})
+    assert told in refused_data({"dataset": {"recipe": 1}}, {"recipe": 1})

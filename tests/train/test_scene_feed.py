@@ -4,9 +4,10 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any, cast
 
-from tiny import tiny_experiment
+from tiny import CAPTIONS, tiny_experiment
 
 from spatial_clap_jax.data.pipeline import PipelineConfig
+from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.train import scene_feed
 from spatial_clap_jax.train.scene_feed import SceneFeed
 
@@ -36,3 +37,35 @@ def test_sentence_vectors_count(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_feed, "Sentences", lambda path: SimpleNamespace(header=headers[path]))
     found = {fingerprint(tmp_path, sentences=folder) for folder in (None, *headers)}
     assert len(found) == 3
+
+
+def test_another_tokenizer_than_that_of_the_run_is_told(tmp_path):
+    first, second = (Tokenizer.train(CAPTIONS[:n], 300, 64) for n in (1, 2))
+    path = tmp_path / "tokenizer.json"
+    path.write_text(first.to_json(), "utf-8")
+    scenes = SimpleNamespace(manifest={"caption_corpus": ["a dog", "rain"]})
+    ours = dataclasses.replace(tiny_experiment(), tokenizer=path)
+    feed = SceneFeed(ours, tmp_path, scenes, cast(Any, SimpleNamespace(reports=())))
+    feed.adopt({"tokenizer": first.to_json(), "max_tokens": 64})
+    assert feed.notes() == []
+    feed.adopt({"tokenizer": second.to_json(), "max_tokens": 64})
+    (note,) = feed.notes()
+    assert note.startswith(f"--tokenizer {path}: not read; the run goes on with the tokenizer that")
+    path.unlink()
+    assert feed.notes() == [note]
+
+
+def test_the_data_are_told_in_words(tmp_path):
+    ours = tiny_experiment()
+    assert isinstance(ours.data, PipelineConfig)
+    data = dataclasses.replace(ours.data, rewritten_share=0.5)
+    ours = dataclasses.replace(ours, data=data)
+    manifest = {"fingerprint": "a", "recipe": {"seed": 1}, "groups": {"train_k1": 8}, "t60_s": {}}
+    feed = SceneFeed(ours, tmp_path, SimpleNamespace(manifest=manifest), cast(Any, None))
+    assert feed.dataset == {
+        "recipe": {"seed": 1},
+        "source": None,
+        "rirs": None,
+        "groups": {"train_k1": 8},
+        "rewrites": None,
+    }

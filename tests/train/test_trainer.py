@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,14 @@ from fakes import FakeScenes
 from tiny import RATE_HZ, WINDOW, tiny_experiment
 
 from spatial_clap_jax.data.builders import open_scenes
-from spatial_clap_jax.data.pipeline import train_batches
+from spatial_clap_jax.data.pipeline import TrainBatches, train_batches
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError, RunStopped
-from spatial_clap_jax.train import feeds, sharding, trainer
+from spatial_clap_jax.train import feeds, run_lock, sharding, trainer
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError, load_params
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.health import HealthConfig, read_incidents
+from spatial_clap_jax.train.interruption import Interrupted
 from spatial_clap_jax.train.metrics_log import read_metrics
 
 STEPS = 4
@@ -200,7 +202,7 @@ def test_another_experiment_is_refused_and_the_differences_named(straight, tiny_
 
 
 @pytest.mark.slow
-def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path):
+def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path, capfd):
     run = tmp_path / "run"
     trainer.train(experiment(), tiny_scenes, run, progress=False)
     ours = experiment()
@@ -211,17 +213,47 @@ def test_what_is_accepted_may_differ_and_is_noted(tiny_scenes, tmp_path):
         InputError, match=r"optimizer.learning_rate 0.001 there, 0.002 here; take another"
     ):
         trainer.train(other, tiny_scenes, run, progress=False, accept=["steps"])
-    with pytest.raises(InputError, match=r"--accept model: nothing of that name differs.*or steps"):
-        trainer.train(other, tiny_scenes, run, progress=False, accept=["model"])
+    before = (run / "description.json").read_bytes()
     accept = ["steps", "optimizer"]
     assert trainer.train(other, tiny_scenes, run, progress=False, accept=accept).step == 6
     assert read_description(run)["experiment"]["optimizer"]["learning_rate"] == 2e-3
-    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
-    assert [(row["from_step"], len(row["accepted"])) for row in starts] == [(0, 0), (4, 2)]
-    # From now on the run is that one.
+    assert (run / "description_before.json").read_bytes() == before
+    capfd.readouterr()
+    # The same command goes on, and from now on the run is that one.
+    assert trainer.train(other, tiny_scenes, run, accept=accept).step == 6
+    said = capfd.readouterr().err
+    assert "--accept steps: nothing of that name differs" in said
+    assert "--accept optimizer: nothing of that name differs" in said
     assert trainer.train(other, tiny_scenes, run, progress=False).step == 6
+    assert (run / "description_before.json").read_bytes() == before
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    accepted = [(row["from_step"], len(row["accepted"])) for row in starts]
+    assert accepted == [(0, 0), (4, 2), (6, 0), (6, 0)]
     with pytest.raises(InputError, match=r"--accept steps: .*new holds no run"):
         trainer.train(other, tiny_scenes, tmp_path / "new", progress=False, accept=["steps"])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_restored_leaves_the_run_as_it_is(straight, tiny_scenes, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    before = {name: (run / name).read_bytes() for name in ("description.json", "starts.jsonl")}
+    ours = experiment()
+    other = dataclasses.replace(ours, model=dataclasses.replace(ours.model, joint_width=16))
+    with pytest.raises(InputError, match=r"in the checkpoint and .* in this model; use"):
+        trainer.train(other, tiny_scenes, run, progress=False, accept=["model"])
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert trainer.train(ours, tiny_scenes, run, progress=False).step == STEPS
+
+
+def test_a_run_that_is_at_work_is_not_started_again(straight, tiny_scenes, monkeypatch):
+    monkeypatch.setattr(run_lock, "_PATIENCE_S", 0.0)
+    told = f"{straight}: a training is at work here .process {os.getpid()} on "
+    with run_lock.held(straight, pytest.fail), pytest.raises(InputError, match=told):
+        trainer.train(experiment(), tiny_scenes, straight, progress=False)
+    # It was begun and ended while this start looked at the folder.
+    with pytest.raises(InputError, match="another start has changed it meanwhile; start again"):
+        trainer._check_same(straight, None)
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_start_anew(straight, tiny_scenes, tmp_path):
@@ -303,6 +335,44 @@ def test_numbers_that_stay_wrong_end_the_run_with_all_that_tells_why(
     assert not any(part["not_finite"] for part in state.values())
     # It goes on when it is started again, from the weights before.
     assert trainer.train(ours, tiny_scenes, run, progress=False).step == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["step", "batch"])
+def test_skipped_records_are_counted_once_whatever_signal_comes(
+    tiny_scenes, tmp_path, monkeypatch, at
+):
+    """In a step, which is finished; or with a batch, whose step is given up."""
+    put_batch, take, calls = sharding.put_batch, TrainBatches.__next__, []
+
+    def signalled():
+        calls.append(None)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    def takes(self):
+        batch = take(self)
+        self._skipped.update(["train_k1/7"])
+        if at == "batch":
+            signalled()
+        return batch
+
+    def puts(*args):
+        if at == "step":
+            signalled()
+        return put_batch(*args)
+
+    monkeypatch.setattr(TrainBatches, "__next__", takes)
+    monkeypatch.setattr(sharding, "put_batch", puts)
+    ours, run = dataclasses.replace(experiment(), log_every=4, checkpoint_every=4), tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"saved at step {2 if at == 'batch' else 3} of 4"):
+        trainer.train(ours, tiny_scenes, run, progress=False)
+    assert read_incidents(run) == []
+    trainer.train(ours, tiny_scenes, run, progress=False)
+    (incident,) = read_incidents(run)
+    assert (incident["step"], incident["times"], incident["samples"]) == (4, 4, ["train_k1/7"])
+    assert [row["skipped_records"] for row in read_metrics(run)] == [4]
 
 
 @pytest.mark.slow
