@@ -23,14 +23,12 @@ SEEDS = 5
 
 @pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.name)
 def test_spoiled_inputs_are_taken_or_refused(kind: Kind, tmp_path):
-    good, spoiled = tmp_path / "good", tmp_path / "input"
+    good = tmp_path / "good"
     good.mkdir()
     kind.make(good)
-    shutil.copytree(good, spoiled)
-    wanted = kind.read(spoiled)
+    wanted = kind.read(Path(shutil.copytree(good, tmp_path / "input")))
     for seed in range(SEEDS):
-        shutil.rmtree(spoiled)
-        shutil.copytree(good, spoiled)
+        spoiled = Path(shutil.copytree(good, tmp_path / f"input-{seed}"))
         anew = kind.spoil(spoiled, random.Random(f"{kind.name}/{seed}"))
         outcome, reason = _outcome(kind, spoiled, wanted if kind.same and not anew else None)
         assert outcome != "crashed", f"seed {seed}: {reason}"
