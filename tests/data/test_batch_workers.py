@@ -4,7 +4,6 @@ import collections
 import contextlib
 import functools
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -131,7 +130,7 @@ def test_what_is_larger_than_a_pipe_arrives_however_long_the_wait_may_be(monkeyp
     # Several waits, of which none is longer than the system allows.
     monkeypatch.setattr(batch_workers, "_LONGEST_WAIT_S", 0.2)
     large = grain.MapDataset.range(1000).map(functools.partial(build_of, b"x" * 300_000))
-    batches = BatchWorkers(large, 3, workers=1, threads=1, ahead=2, timeout_s=math.inf)
+    batches = BatchWorkers(large, 3, workers=1, threads=1, ahead=2, timeout_s=1e300)
     try:
         assert next(batches).batch["size"].tolist() == [300_000, 3]
     finally:
