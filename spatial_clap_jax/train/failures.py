@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
@@ -27,8 +27,8 @@ from spatial_clap_jax.train.interruption import Interrupted, end_at_once
 LOST_STATUS = 4
 _PLACE = "spatial_clap_jax/failed/"
 _ASKED_EVERY_S = 0.5
-# A process that fails stays so long, for the others to hear of it.
-_HEARD_S = 3.0
+# JAX aborts whoever still lives when process 0 takes the service with it, so that leaves last.
+_LEAVES_LAST_S = 5.0
 # One that meets the same error tells it itself within this time.
 _OWN_WORDS_S = 1.5
 # What JAX raises where a process no longer answers: its service, Gloo and NCCL in their words.
@@ -102,16 +102,16 @@ def _watch(ending: threading.Event) -> None:
             # Process 0 is gone; whatever is waited for says so.
             return
         if found is not None and not ending.wait(_OWN_WORDS_S):
-            end_at_once(found.status, _line(found))
+            _leave(found.status, _line(found))
 
 
-def _end(error: Exception, told: tuple[int, str] | None) -> None:
+def _end(error: Exception, told: tuple[int, str] | None) -> NoReturn:
     """Ends this process, after it has told the others, or heard from them what led to its error."""
     is_lost = isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error))
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         found = failure() if is_lost else None
         if found is not None:
-            end_at_once(found.status, _line(found))
+            _leave(found.status, _line(found))
     if is_lost:
         reason = " ".join(str(error).split())[:200]
         line = (
@@ -122,15 +122,23 @@ def _end(error: Exception, told: tuple[int, str] | None) -> None:
     if told is None:
         traceback.print_exception(error)
         told = 1, f"{type(error).__name__}: {error}"
+        line = ""
     else:
-        print(f"spatial-clap: {shown.plain(told[1])}", file=sys.stderr)
+        line = f"spatial-clap: {shown.plain(told[1])}\n"
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         number = distributed.global_state.process_id
         client().key_value_set(f"{_PLACE}{number}", json.dumps(told))
-        time.sleep(_HEARD_S)
+    _leave(told[0], line)
+
+
+def _leave(status: int, line: str) -> NoReturn:
+    """Not by Python's own end, in which JAX would wait for the others for minutes."""
     sys.stdout.flush()
-    # Not by Python's own end, in which JAX would wait for the others for minutes.
-    end_at_once(told[0])
+    if distributed.global_state.process_id == 0:
+        print(line, end="", file=sys.stderr, flush=True)
+        time.sleep(_LEAVES_LAST_S)
+        line = ""
+    end_at_once(status, line)
 
 
 def _line(found: Failure) -> str:
