@@ -107,7 +107,9 @@ def _watch(ending: threading.Event) -> None:
 
 def _end(error: Exception, told: tuple[int, str] | None) -> NoReturn:
     """Ends this process, after it has told the others, or heard from them what led to its error."""
-    is_lost = isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error))
+    # The same fault is a ValueError where a compiled function notices it when it is called.
+    kinds = (jax.errors.JaxRuntimeError, ValueError)
+    is_lost = told is None and isinstance(error, kinds) and _LOST.search(str(error))
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         found = failure() if is_lost else None
         if found is not None:
