@@ -5,6 +5,7 @@
 #   launch/local.sh 2 train configs/spatial_clap.py --data data/mine --workdir runs/mine
 #
 # On CPUs, DEVICES (default 1) is how many devices each process has. On GPUs, process i takes GPU i.
+# A signal to this script, or to its whole process group, reaches each process once.
 set -euo pipefail
 
 if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -23,21 +24,43 @@ if [[ -n ${DEVICES:-} ]]; then
 fi
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 
+# In a group of their own, the processes do not hear a signal to this one's twice; they end with
+# this script where the system can see to that.
+apart=()
+if command -v setsid >/dev/null; then apart+=(setsid); fi
+if setpriv --pdeathsig TERM true 2>/dev/null; then apart+=(setpriv --pdeathsig TERM); fi
+
 pids=()
 asked=0
+ending=
 # Signals reach all; the processes save and stop together.
-trap 'asked=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+trap 'asked=$((asked + 1)); kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM HUP
+
+# What they say goes on until they end, whatever is sent to the group.
+numbered() {
+    trap '' INT TERM HUP
+    exec sed -u "s/^/[$1] /"
+}
+
 for ((i = 0; i < processes; i++)); do
     (
         export JAX_PROCESS_ID=$i
         if ((gpus >= processes)); then export CUDA_VISIBLE_DEVICES=$i; fi
-        exec "$python" -m spatial_clap_jax "$@"
-    ) > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
+        exec "${apart[@]}" "$python" -m spatial_clap_jax "$@"
+    ) > >(numbered "$i") 2> >(numbered "$i" >&2) &
     pids+=($!)
 done
 
-# The first that fails ends the others: they would wait for it for ever. One that was interrupted
-# (75) has told them.
+# The first that fails ends the others, which would wait for it for ever: they are asked, told, and
+# killed. One that was interrupted (75) has told them itself.
+end_all() {
+    kill -TERM "${pids[@]}"
+    sleep 10
+    kill -TERM "${pids[@]}"
+    sleep 5
+    kill -KILL "${pids[@]}"
+}
+
 status=0
 left=$processes
 while ((left > 0)); do
@@ -49,7 +72,12 @@ while ((left > 0)); do
     left=$((left - 1))
     if ((code != 0 && status == 0)); then
         status=$code
-        if ((code != 75 && !asked)); then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
+        if ((code != 75 && !asked)); then
+            end_all 2>/dev/null &
+            ending=$!
+            disown
+        fi
     fi
 done
+if [[ -n $ending ]]; then kill "$ending" 2>/dev/null || true; fi
 exit "$status"

@@ -3,6 +3,7 @@
 import sys
 
 from spatial_clap_jax.streams import keep_standard_files_open
+from spatial_clap_jax.train.environment import names_others
 from spatial_clap_jax.train.host_memory import keep_freed_memory
 from spatial_clap_jax.train.interruption import Interruption
 
@@ -14,7 +15,7 @@ def main() -> None:
         # First, as it comes before threads, and listening starts one.
         keep_freed_memory()
         # Left with the process: there is no moment at which a signal is another's.
-        Interruption(exits=True).__enter__()
+        Interruption(exits=not names_others()).__enter__()
     from spatial_clap_jax import cli
 
     cli.main()

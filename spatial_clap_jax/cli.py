@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that `--help` and mistakes answer at once.
 """
 
+import contextlib
 import difflib
 import errno
 import os
@@ -19,6 +20,7 @@ from spatial_clap_jax import shown
 from spatial_clap_jax.arguments import call, peek, with_content
 from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.streams import flush_stdout, tell, unbroken_stdout, unbroken_streams
+from spatial_clap_jax.train.environment import names_others
 from spatial_clap_jax.train.host_memory import keep_freed_memory
 from spatial_clap_jax.train.interruption import EXIT_STATUS, Interrupted, Interruption, leave
 
@@ -48,25 +50,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
         flush_stdout()
-    except Interrupted as error:
-        print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
-        leave(EXIT_STATUS)
-    except RunStopped as error:
-        print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
-        raise SystemExit(3) from None
-    except InputError as error:
-        print(f"spatial-clap: {shown.plain(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        # A full disk, a folder that may not be written: where, what and the remedy, no traceback.
-        place = f"{error.filename}: " if error.filename else ""
-        remedy = _REMEDIES.get(error.errno or 0, "mend that")
-        line = f"{place}{error.strerror or error}; {remedy}, then start again."
+    except (Exception, KeyboardInterrupt) as error:
+        told = _told(error)
+        if told is None:
+            raise
+        status, line = told
         print(f"spatial-clap: {shown.plain(line)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("spatial-clap: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        if isinstance(error, Interrupted):
+            leave(status)
+        raise SystemExit(status) from None
+
+
+def _told(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and line of what a user can mend; None of what is ours to mend."""
+    match error:
+        case Interrupted():
+            return EXIT_STATUS, str(error)
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case RunStopped():
+            return 3, str(error)
+        case InputError():
+            return 2, str(error)
+        case OSError():
+            # A full disk, a folder that may not be written: where, what and the remedy.
+            place = f"{error.filename}: " if error.filename else ""
+            remedy = _REMEDIES.get(error.errno or 0, "mend that")
+            return 2, f"{place}{error.strerror or error}; {remedy}, then start again."
+    return None
 
 
 def _run(arguments: list[str]) -> None:
@@ -270,23 +281,32 @@ def rewrite_command(arguments: list[str]) -> None:
 
 def train_command(arguments: list[str]) -> None:
     """Train a system on rendered scenes; resumes by itself."""
-    # Before the imports, which take seconds: a signal must find its listener.
-    with Interruption.current(exits=True) as interruption:
+    # Before the imports, which take seconds: a signal must find its listener. Others that may be
+    # waiting already would wait in vain for a process that exits.
+    with Interruption.current(exits=not names_others()) as interruption:
         _train(arguments, interruption)
 
 
 def _train(arguments: list[str], interruption: Interruption) -> None:
     config, size = peek(arguments, default="spatial_clap.py")
+    from spatial_clap_jax.train.failures import shared
+    from spatial_clap_jax.train.processes import join_processes
+
+    several = False
+    if not {"-h", "--help"} & set(arguments):
+        several = join_processes()
+        # JAX listens for SIGTERM, too, where there are several processes.
+        interruption.listen()
+    with shared(_told) if several else contextlib.nullcontext():
+        _train_here(arguments, config, size)
+
+
+def _train_here(arguments: list[str], config: str, size: str) -> None:
     from spatial_clap_jax.train.experiment import Experiment, load_config
-    from spatial_clap_jax.train.processes import is_first_process, join_processes
+    from spatial_clap_jax.train.processes import is_first_process
     from spatial_clap_jax.train.trainer import train
     from spatial_clap_jax.validation import Validation
 
-    if not {"-h", "--help"} & set(arguments):
-        if join_processes():
-            interruption.stay()
-        # JAX listens for SIGTERM, too, where there are several processes.
-        interruption.listen()
     experiment_default = load_config(config, size)
     if not isinstance(experiment_default, Experiment):
         raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")

@@ -24,6 +24,7 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.pretrained.mapping import weights_digest
 from spatial_clap_jax.pretrained.read import read_text_tower
+from spatial_clap_jax.small_files import check_regular
 from spatial_clap_jax.stored import flatten, read_trained
 from spatial_clap_jax.systems.base import in_use
 from spatial_clap_jax.text_embeddings import text_model
@@ -137,6 +138,7 @@ def _written(
 def _read_vectors(path: Path, captions: list[str]) -> Float[np.ndarray, "n e"]:
     """The array of a file, mapped, after every row has been looked at."""
     try:
+        check_regular(path)
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     # A header is a literal of Python, and each fault of it an error of its own.
     except Exception as error:

@@ -17,18 +17,34 @@ LARGEST = 2**30
 _SEAL = "sha256"
 
 
-def bytes_of(path: str | Path) -> bytes:
-    """The content of a regular file.
+def check_regular(path: str | Path) -> os.stat_result:
+    """Refuses what is no file, without opening it: a pipe may never open, a device never end.
+
+    Args:
+      path: what a library is to open by its name.
+
+    Returns:
+      What the system tells of it.
 
     Raises:
-      OSError: it is missing, cannot be read, or is a folder, a pipe or a device, which may never
-        end.
-      ValueError: it holds more than `LARGEST` bytes, or its name is none of a file system.
+      OSError: it is missing, cannot be reached, or is a folder, a pipe or a device.
+      ValueError: its name is none of a file system.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         kind = "is a folder" if stat.S_ISDIR(found.st_mode) else "is a pipe or a device"
         raise OSError(errno.EINVAL, kind, str(path))
+    return found
+
+
+def bytes_of(path: str | Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+      OSError: see `check_regular`; or it cannot be read.
+      ValueError: it holds more than `LARGEST` bytes, or its name is none of a file system.
+    """
+    found = check_regular(path)
     if found.st_size > LARGEST:
         raise ValueError(f"holds {found.st_size:,} bytes, more than {LARGEST:,}")
     with open(path, "rb") as file:

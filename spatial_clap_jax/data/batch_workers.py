@@ -2,13 +2,16 @@
 
 Worker w of n builds every n-th step from the w-th on and sends batch after batch. The arrays of a
 batch lie in one anonymous file that both processes map: it has no name, so that nothing of it is
-left when they end, in whichever way. Grain's own `mp_prefetch` would leave the wait without a
-bound: it waits for ever for a worker that hangs or that ends with status 0, and up to 25 s a
-worker when it is closed.
+left when they end, in whichever way. What they build follows them through their own connection:
+Python would write it into a pipe whose other end stays open in the parent, and wait for ever where
+it is larger than the pipe and the worker never reads. Grain's own `mp_prefetch` would leave the
+wait without a bound: it waits for ever for a worker that hangs or that ends with status 0, and up
+to 25 s a worker when it is closed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -38,6 +41,8 @@ from spatial_clap_jax.errors import InputError, RunStopped
 _ALIGNMENT = 64
 # A killed process that has not ended by then hangs in the kernel; it ends when that lets it.
 _END_S = 10.0
+# Of one call of the system.
+_LONGEST_WAIT_S = 1e6
 
 
 class Built(NamedTuple):
@@ -59,7 +64,8 @@ class _Worker:
     Attributes:
       number: of the worker, from 0.
       process: handle of the process.
-      connection: batches come from there; a byte goes there for each that was taken.
+      connection: batches come from there; the steps go there, then a word for each that was taken.
+      sender: thread that sends the steps.
       due: the step whose batch it gives next.
       ready: whether it has told that it is at work.
     """
@@ -67,6 +73,7 @@ class _Worker:
     number: int
     process: SpawnProcess
     connection: Connection
+    sender: threading.Thread
     due: int
     ready: bool = False
 
@@ -100,20 +107,23 @@ class BatchWorkers(Iterator[Built]):
         context = multiprocessing.get_context("spawn")
         # Linux ties a child to the thread that started it, and a thread may end before its process.
         tied = threading.current_thread() is threading.main_thread()
+        content = reduction.ForkingPickler.dumps(steps)
         with signals_blocked():
             for number in range(workers):
                 ours, theirs = context.Pipe()
-                built_there = steps[first + number :: workers]
+                part = slice(first + number, None, workers)
                 process = context.Process(
                     target=_work,
-                    args=(built_there, threads, ahead, theirs, tied),
+                    args=(part, threads, ahead, theirs, tied),
                     name=f"data worker {number}",
                     daemon=True,
                 )
                 process.start()
                 # Closed here, so that the end of the worker is the end of the connection.
                 theirs.close()
-                self._workers.append(_Worker(number, process, ours, first + number))
+                sender = threading.Thread(target=_send, args=(ours, content), daemon=True)
+                sender.start()
+                self._workers.append(_Worker(number, process, ours, sender, first + number))
 
     def __next__(self) -> Built:
         """The batch of the next step.
@@ -151,7 +161,12 @@ class BatchWorkers(Iterator[Built]):
     def _wait(self, worker: _Worker, deadline: float) -> None:
         """Waits for something from a worker, while all of them are alive."""
         sentinels = {other.process.sentinel: other for other in self._workers}
-        arrived = wait([worker.connection, *sentinels], max(deadline - time.monotonic(), 0.0))
+        while True:
+            left_s = max(deadline - time.monotonic(), 0.0)
+            # The system counts milliseconds in 32 bits.
+            arrived = wait([worker.connection, *sentinels], min(left_s, _LONGEST_WAIT_S))
+            if arrived or left_s <= _LONGEST_WAIT_S:
+                break
         for sentinel, other in sentinels.items():
             # What this one had sent before it ended is still there, an error perhaps.
             if sentinel in arrived and not (other is worker and worker.connection.poll()):
@@ -188,17 +203,30 @@ def _end_all(workers: list[_Worker]) -> None:
         worker.process.kill()
     for worker in workers:
         worker.process.join(_END_S)
+        # It has nobody left to send to.
+        worker.sender.join(_END_S)
         worker.connection.close()
     workers.clear()
 
 
-def _work(
-    steps: grain.MapDataset[Built], threads: int, ahead: int, connection: Connection, tied: bool
-) -> None:
+def _send(connection: Connection, content: Any) -> None:
+    # A worker that has ended is noticed by who waits for its batch.
+    with contextlib.suppress(OSError):
+        connection.send_bytes(content)
+
+
+def _work(part: slice, threads: int, ahead: int, connection: Connection, tied: bool) -> None:
     """A worker's life: it is killed at the end, and holds nothing that would need another."""
     end_with_parent(tied)
+    try:
+        content = connection.recv_bytes()
+    except (EOFError, OSError):
+        return
+    steps: grain.MapDataset[Built] = pickle.loads(content)
     batches = iter(
-        steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        steps[part].to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
     )
     try:
         connection.send(None)

@@ -29,6 +29,7 @@ from spatial_clap_jax.data.sound_events import DCASE_CLASSES, LABEL_STEP_S, Soun
 from spatial_clap_jax.data.sources import SPLITS
 from spatial_clap_jax.data.video import check_length, each_frame_at, has_reader
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import bytes_of, check_regular, json_of
 
 SAMPLE_RATE_HZ = 24_000
 AUDIO, LABELS, VIDEO = "stereo_dev", "metadata_dev", "video_dev"
@@ -89,7 +90,7 @@ class Clips:
     @property
     def manifest(self) -> dict[str, Any]:
         """What the renderer noted; empty for recordings of others."""
-        return _manifest(self.folder)
+        return read_clips_manifest(self.folder)
 
     def audio(self, name: str) -> Float32[np.ndarray, "2 t"]:
         """Samples of a clip, L and R.
@@ -187,7 +188,7 @@ def open_clips(folder: str | Path, needs_labels: bool = True) -> Clips:
     has_labels, has_video = ((folder / kinds[kind]).is_dir() for kind in (LABELS, VIDEO))
     if needs_labels and not has_labels:
         raise _no_labels(folder, kinds[LABELS])
-    manifest = _manifest(folder)
+    manifest = read_clips_manifest(folder)
     classes = tuple(manifest.get("classes", DCASE_CLASSES))
     can_look = has_reader()
     digest = hashlib.sha256(repr(classes).encode())
@@ -200,7 +201,7 @@ def open_clips(folder: str | Path, needs_labels: bool = True) -> Clips:
         content = b""
         if has_labels:
             table = _path(folder, kinds[LABELS], groups[name], name)
-            content = _existing(table, path).read_bytes()
+            content = _content(_existing(table, path))
             check_table(table, content, len(classes), _label_frames(length))
         digest.update(repr((groups[name], name, header.frames)).encode() + content)
         if has_video:
@@ -239,14 +240,24 @@ def _path(folder: Path, kind: str, group: str, name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_clips_manifest(folder: Path) -> dict[str, Any]:
+    """What a folder of clips says of itself; empty for recordings of others.
+
+    Raises:
+      InputError: it cannot be read, or names no classes.
+    """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(name, str) for name in manifest["classes"]):
+        manifest = json_of(path)
+        classes = manifest["classes"]
+        if not isinstance(classes, list) or not classes:
+            raise TypeError("classes are no list")
+        if not all(isinstance(name, str) for name in classes):
             raise TypeError("classes are no names")
+        # Half of a surrogate pair raises a ValueError.
+        "".join(classes).encode()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: tells no classes ({' '.join(str(error).split())}); render the clips again, "
@@ -271,11 +282,11 @@ def _checksum(path: Path) -> int:
 def _checksums(folder: Path) -> dict[str, int]:
     """Checksums by path; none where others made the clips, or before there were any."""
     path = folder / CHECKSUMS
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        return {str(name): int(value) for name, value in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return {str(name): int(value) for name, value in json_of(path).items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path}: is not readable as checksums of clips ({' '.join(str(error).split())}); copy "
             "the whole folder again."
@@ -331,8 +342,9 @@ def _shown(names: Sequence[str]) -> Iterator[str]:
 
 def _header(path: Path) -> Any:
     try:
+        check_regular(path)
         return soundfile.info(path)
-    except soundfile.SoundFileError as error:
+    except (OSError, soundfile.SoundFileError) as error:
         raise InputError(
             f"{path}: cannot be decoded as audio ({' '.join(str(error).split())}); give a whole "
             "copy of the file, as wav."
@@ -365,6 +377,13 @@ def _existing(path: Path, audio: Path) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such file, and {audio} needs it; add it or remove the clip.")
     return path
+
+
+def _content(table: Path) -> bytes:
+    try:
+        return bytes_of(table)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{table}: cannot be read ({error}); copy the file again.") from error
 
 
 def _splits(folder: Path, groups: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of
 
 # Statuses that pass: too slow, too many requests; so do all from 500 on.
 _PASSING = (408, 425, 429)
@@ -142,7 +143,7 @@ class Cached:
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         path = self.folder / digest[:2] / f"{digest}.json"
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = json_of(path)
             if {"model": kept["model"], "prompt": kept["prompt"]} == identity:
                 return str(kept["answer"])
         except (OSError, ValueError, KeyError, TypeError):

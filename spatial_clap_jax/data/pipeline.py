@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
@@ -160,11 +161,11 @@ def check_worker_timeout(seconds: float) -> None:
     """Refuses a wait that no worker could keep to.
 
     Raises:
-      InputError: it is not above 0.
+      InputError: it is not above 0, or without an end.
     """
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise InputError(
-            f"worker_timeout_s: {seconds:g} is no wait; give seconds above 0, such as 300."
+            f"worker_timeout_s: {seconds:g} is no wait; give seconds above 0 that end, such as 300."
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -17,9 +17,11 @@ import tensorflow_datasets as tfds
 from spatial_clap_jax.acoustics.bands import BANDS_HZ
 from spatial_clap_jax.data.bad_records import BadRecord, BadRecords, Replacing
 from spatial_clap_jax.data.drawing import group_seed
+from spatial_clap_jax.data.scene_manifests import read_scene_manifest
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.shard_marks import mark_of, read_marks
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import check_regular
 
 MANIFEST = "manifest.json"
 # Stands for the permutation of no clips over no places.
@@ -193,11 +195,10 @@ class SceneSource(Sequence[SceneGroup]):
     def _check(self, shard: Path) -> None:
         if shard in self._checked:
             return
+        check_regular(shard)
         marks = self._marks
         if marks and mark_of(shard) != marks.get(shard.name):
             raise ValueError("is a shard of other scenes, or damaged at its start or end")
-        if not shard.is_file():
-            raise FileNotFoundError("no such file")
         self._checked.add(shard)
 
     def _place(self, index: int) -> tuple[Path, int]:
@@ -221,23 +222,20 @@ class SceneSource(Sequence[SceneGroup]):
 
     @functools.cached_property
     def _builder(self) -> Any:
-        try:
+        with _described(self.data_dir):
             return _builder_of(self.data_dir)
-        except Exception as error:
-            raise InputError(
-                f"{self.data_dir}: {' '.join(str(error).split())}; copy the whole folder or "
-                "render again."
-            ) from error
 
     @functools.cached_property
     def _shards(self) -> list[Path]:
-        return [Path(path) for path in self._builder.info.splits[self.split].filepaths]
+        with _described(self.data_dir):
+            return [Path(path) for path in self._builder.info.splits[self.split].filepaths]
 
     @functools.cached_property
     def _starts(self) -> list[int]:
         """Number of the first group of each shard."""
-        lengths = self._builder.info.splits[self.split].shard_lengths
-        return [*itertools.accumulate(lengths, initial=0)][:-1]
+        with _described(self.data_dir):
+            lengths = self._builder.info.splits[self.split].shard_lengths
+            return [*itertools.accumulate(lengths, initial=0)][:-1]
 
     @functools.cached_property
     def _marks(self) -> dict[str, str]:
@@ -245,13 +243,26 @@ class SceneSource(Sequence[SceneGroup]):
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
-        return self._builder.as_data_source(self.split)
+        with _described(self.data_dir):
+            return self._builder.as_data_source(self.split)
+
+
+@contextlib.contextmanager
+def _described(data_dir: Path) -> Iterator[None]:
+    """Whatever TFDS raises at a damaged description of a folder becomes one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{data_dir}: {reason}; copy the whole folder or render again.") from error
 
 
 def _builder_of(data_dir: Path) -> Any:
     """TFDS's view of a folder as it is now."""
     described = (data_dir / name for name in ("dataset_info.json", "features.json"))
-    return _builder(data_dir, tuple(path.stat().st_mtime_ns for path in described))
+    return _builder(data_dir, tuple(check_regular(path).st_mtime_ns for path in described))
 
 
 @functools.lru_cache(maxsize=8)
@@ -333,30 +344,11 @@ def open_scenes(data_dir: str | Path, bad_records: BadRecords = "stop") -> Scene
       InputError: the folder is missing or holds no whole data set of scenes.
     """
     data_dir = Path(data_dir)
-    try:
-        text = (data_dir / MANIFEST).read_text(encoding="utf-8")
-    except OSError:
-        what = "holds no" if data_dir.is_dir() else "is no folder with a"
-        raise InputError(
-            f"{data_dir}: {what} {MANIFEST}; give the folder that `spatial-clap render` wrote."
-        ) from None
-    try:
-        manifest = json.loads(text)
-        lengths = manifest["groups"]
-        # Manifests of the first format, which knew one kind of each, do not name it.
-        for part, kind in (("receiver", "StereoPair"), ("rooms", "RoomRanges")):
-            manifest["recipe"][part] = {"kind": kind, **manifest["recipe"][part]}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{data_dir / MANIFEST}: is not readable as a manifest of scenes; render them again."
-        ) from None
-    try:
+    manifest = read_scene_manifest(data_dir / MANIFEST)
+    lengths = manifest["groups"]
+    with _described(data_dir):
         found = _builder_of(data_dir).info.splits
         stored = {name: split.num_examples for name, split in found.items()}
-    except Exception as error:
-        raise InputError(
-            f"{data_dir}: {' '.join(str(error).split())}; copy the whole folder or render again."
-        ) from error
     if stored != lengths:
         raise InputError(
             f"{data_dir}: groups {stored}, its manifest says {lengths}; copy the whole folder or "

@@ -25,6 +25,7 @@ from spatial_clap_jax.data.dcase import (
     VIDEO,
     Clips,
     open_clips,
+    read_clips_manifest,
     write_checksums,
 )
 from spatial_clap_jax.data.event_tables import write_predictions
@@ -111,7 +112,7 @@ def render_clips(
     }
     out = Path(os.path.realpath(out))
     if not is_free(out, MANIFEST, "set of clips"):
-        refuse_other(out, json.loads((out / MANIFEST).read_text(encoding="utf-8")), identity)
+        refuse_other(out, read_clips_manifest(out), identity)
         if progress:
             print(f"{out}: holds these clips already; nothing to do.", file=sys.stderr)
         return open_clips(out)

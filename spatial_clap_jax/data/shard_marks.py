@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of
 
 MARKS = "shards.json"
 FORMAT = "marks of shards 1"
@@ -69,7 +70,7 @@ def read_marks(folder: Path, fingerprint: str) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = json_of(path)
         known, marks = header["format"] == FORMAT, dict(header["shards"])
         same = header["fingerprint"] == fingerprint
     except (OSError, ValueError, KeyError, TypeError) as error:

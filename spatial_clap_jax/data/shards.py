@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Shaped
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Kind:
                 "wrote, or, to write one, an empty place."
             )
         try:
-            header = json.loads(path.read_text(encoding="utf-8"))
+            header = json_of(path)
             known = header["format"] == self.format
             whole = all(isinstance(header[key], kind) for key, kind in self.keys.items())
         except (OSError, ValueError, KeyError, TypeError) as error:

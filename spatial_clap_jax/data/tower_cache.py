@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jaxtyping import Float32
 
 from spatial_clap_jax.data.shards import Kind, ShardRecords, replacing, write_shard
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import json_of
 
 NAMES = "names.json"
 _KIND = Kind(
@@ -123,7 +125,30 @@ class TowerCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.header = _KIND.read(self.folder)
+        self._check_header()
         _KIND.check_whole(self.folder, self.header, NAMES)
+
+    def _check_header(self) -> None:
+        """Refuses numbers that the names cannot bear out: lists and arrays are made of them."""
+        names = self.folder / NAMES
+        # A name takes two bytes at least.
+        most = names.stat().st_size if names.is_file() else 1
+        sizes = [
+            ("count", self.header["count"], most),
+            ("in_shard", self.header["in_shard"], 2**31),
+        ]
+        sizes += [("shape", size, 2**24) for size in self.header["shape"]]
+        for name, size, high in sizes:
+            if not isinstance(size, int) or not 1 <= size <= high:
+                raise InputError(
+                    f"{self.folder / _KIND.header}: {name} {size!r} must lie within 1 and {high}; "
+                    "embed again."
+                )
+        step_s = self.header["step_s"]
+        if not 0 < step_s < math.inf:
+            raise InputError(
+                f"{self.folder / _KIND.header}: step_s {step_s} is no time above 0; embed again."
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -177,8 +202,8 @@ class TowerCache:
     def _rows(self) -> dict[str, int]:
         path = self.folder / NAMES
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))
-            whole = _digest(names) == self.header["names"]
+            names = json_of(path)
+            whole = _digest(names) == self.header["names"] and len(names) == len(self)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); embed again.") from error
         if not whole:

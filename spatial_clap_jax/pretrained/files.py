@@ -17,7 +17,7 @@ import numpy as np
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.pretrained.mapping import Tensors
-from spatial_clap_jax.small_files import json_of
+from spatial_clap_jax.small_files import check_regular, json_of
 
 _SMALL_FILES = ["*.json", "*.txt", "*/config.json"]
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -125,8 +125,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
       path: safetensors, or a pickle of PyTorch: a state dict, by itself or under a usual key.
 
     Raises:
-      InputError: the file is damaged, or a pickle of more than tensors and numbers.
+      InputError: the file is damaged, no file, or a pickle of more than tensors and numbers.
     """
+    try:
+        check_regular(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy the file again.") from error
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 

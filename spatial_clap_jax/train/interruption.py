@@ -17,8 +17,9 @@ EXIT_STATUS = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Has the main thread give up what it does. The system ignores it where nobody listens.
 _GIVE_UP = signal.SIGURG
-# Launchers pass a signal on as another one, a moment later: that is no second wish.
-_ECHO_S = 1.0
+# Launchers pass a signal on, as another one or the same, that has reached the whole group already:
+# what comes a moment later is no second wish.
+_ECHO_S = 0.8
 _ABANDONABLE = "can be abandoned"
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -39,8 +40,8 @@ class Interruption:
     - raises `Interrupted` in the main thread where the work can be abandoned;
     - lets the step that is under way finish elsewhere.
 
-    A second one ends the process with 128 + its number, wherever it is. Another signal within
-    `_ECHO_S` of the first is an echo of it; the same one again is not.
+    A second one ends the process with 128 + its number, wherever it is. What comes within `_ECHO_S`
+    of the first is an echo of it.
 
     Entered inside another one, or outside the main thread, where no signal arrives, it changes
     nothing.
@@ -161,13 +162,12 @@ class Interruption:
     def _receive(self, number: int) -> None:
         now = time.monotonic()
         if self._signal is not None:
-            is_echo = number != self._signal and now - self._at < _ECHO_S
-            if not is_echo:
-                _end(128 + number)
+            if now - self._at >= _ECHO_S:
+                end_at_once(128 + number)
             return
         self._signal, self._at = number, now
         if self._exits:
-            _end(EXIT_STATUS, f"spatial-clap: {self.interrupted()}\n")
+            end_at_once(EXIT_STATUS, f"spatial-clap: {self.interrupted()}\n")
         # To that thread, which may wait for a lock.
         signal.pthread_kill(_main_thread_id(), _GIVE_UP)
 
@@ -186,8 +186,13 @@ def _main_thread_id() -> int:
     return ident
 
 
-def _end(status: int, line: str = "") -> NoReturn:
-    """Ends the process from any thread, whatever the others are doing."""
+def end_at_once(status: int, line: str = "") -> NoReturn:
+    """Ends the process from any thread, whatever the others are doing.
+
+    Args:
+      status: of its exit.
+      line: for stderr, with its end.
+    """
     if os.isatty(2):
         # A progress bar hides the cursor, and ends no line.
         line = f"{_SHOW_CURSOR}\n{line}"

@@ -1,6 +1,8 @@
 """The processes of one training: how they find each other and wait for each other."""
 
+import itertools
 import os
+import time
 from typing import Any
 
 import jax
@@ -10,9 +12,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.train import failures
+from spatial_clap_jax.train.environment import AUTOMATIC, BY_HAND
 
-_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_AUTOMATIC = "SPATIAL_CLAP_PROCESSES"
+# How often others are looked for that have not come to the same point yet.
+_ASKED_EVERY_S = 0.1
+_points = itertools.count()
 
 
 def join_processes() -> bool:
@@ -28,29 +33,29 @@ def join_processes() -> bool:
     Raises:
       InputError: variables are missing or make no sense, or the others do not answer.
     """
-    given = {name: os.environ[name] for name in _BY_HAND if os.environ.get(name)}
-    automatic = os.environ.get(_AUTOMATIC, "")
+    given = {name: os.environ[name] for name in BY_HAND if os.environ.get(name)}
+    automatic = os.environ.get(AUTOMATIC, "")
     if automatic not in ("", "auto"):
-        raise InputError(f"{_AUTOMATIC}: {automatic!r} is unknown; set it to 'auto', or unset it.")
+        raise InputError(f"{AUTOMATIC}: {automatic!r} is unknown; set it to 'auto', or unset it.")
     if not given and not automatic:
         return False
-    if not automatic and len(given) < len(_BY_HAND):
-        missing = [name for name in _BY_HAND if name not in given]
+    if not automatic and len(given) < len(BY_HAND):
+        missing = [name for name in BY_HAND if name not in given]
         raise InputError(
             f"{', '.join(missing)}: not set, but {', '.join(given)} is; set all of "
-            f"{', '.join(_BY_HAND)}, or {_AUTOMATIC}=auto."
+            f"{', '.join(BY_HAND)}, or {AUTOMATIC}=auto."
         )
     numbers = {}
-    for name in _BY_HAND[1:]:
+    for name in BY_HAND[1:]:
         value = given.get(name)
         if value is not None and not (value.isascii() and value.isdigit()):
             raise InputError(f"{name}: {value!r} is no number; set it to one, from 0.")
         numbers[name] = None if value is None else int(value)
     try:
         jax.distributed.initialize(
-            coordinator_address=given.get(_BY_HAND[0]),
-            num_processes=numbers[_BY_HAND[1]],
-            process_id=numbers[_BY_HAND[2]],
+            coordinator_address=given.get(BY_HAND[0]),
+            num_processes=numbers[BY_HAND[1]],
+            process_id=numbers[BY_HAND[2]],
         )
     # JAX raises ValueError for what is not told and RuntimeError for what does not answer.
     except (ValueError, TypeError, RuntimeError) as error:
@@ -62,9 +67,15 @@ def join_processes() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come to the point of this name."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    """Returns when every process has come to the point of this name, however long that takes."""
+    if jax.process_count() == 1:
+        return
+    # First without a collective: Gloo gives up where processes come to one 30 s apart.
+    client, place = failures.client(), f"spatial_clap_jax/points/{next(_points)}/"
+    client.key_value_set(f"{place}{jax.process_index()}", what)
+    while len(client.key_value_dir_get(place)) < jax.process_count():
+        time.sleep(_ASKED_EVERY_S)
+    multihost_utils.sync_global_devices(what)
 
 
 def all_agree(wish: bool) -> bool:

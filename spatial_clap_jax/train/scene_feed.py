@@ -230,7 +230,10 @@ def channels_of(recipe: Mapping[str, Any]) -> int:
 
 def long_captions(tokenizer: Tokenizer, corpus: list[str]) -> list[str]:
     """A note where the longest captions of two sources are cut in training, else nothing."""
-    one, other = sorted(corpus, key=len)[-2:]
+    longest = sorted(corpus, key=len)[-2:]
+    if not longest:
+        return []
+    one, other = longest[0], longest[-1]
     try:
         tokenizer.encode([f"{one} in the front-left, and {other} in the front-right."])
     except InputError as error:

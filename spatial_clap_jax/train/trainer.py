@@ -103,6 +103,8 @@ def train(
             run = _opened(experiment, data, workdir, accept, validation, progress, stack)
             run.interruption = interruption
             run.compile()
+            # Compilers may take longer here than there.
+            processes.wait_for_all("compiled")
         return run.train()
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -26,6 +27,10 @@ LONG_S = 240.0
 
 def build(step: int) -> Built:
     return Built({"step": np.array([step], np.int32)}, ())
+
+
+def build_of(content: bytes, step: int) -> Built:
+    return Built({"size": np.array([len(content), step])}, ())
 
 
 def fail(step: int) -> Built:
@@ -121,6 +126,17 @@ def test_workers_live_through_signals_and_their_end_is_told():
     assert not multiprocessing.active_children()
 
 
+def test_what_is_larger_than_a_pipe_arrives_however_long_the_wait_may_be(monkeypatch):
+    # Several waits, of which none is longer than the system allows.
+    monkeypatch.setattr(batch_workers, "_LONGEST_WAIT_S", 0.2)
+    large = grain.MapDataset.range(1000).map(functools.partial(build_of, b"x" * 300_000))
+    batches = BatchWorkers(large, 3, workers=1, threads=1, ahead=2, timeout_s=1e300)
+    try:
+        assert next(batches).batch["size"].tolist() == [300_000, 3]
+    finally:
+        batches.close()
+
+
 def notes_of(caught) -> list[str]:
     return getattr(caught.value, "__notes__", [])
 
@@ -145,6 +161,31 @@ def test_errors_of_workers_arrive():
     finally:
         for batches in (of_user, of_ours, ended):
             batches.close()
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("time.sleep(600)", r"no batch for step 1 within 3 s, while worker 0 of 2 starts; see "),
+        ("os._exit(7)", r"worker \d of 2, .* of step \d, ended with status 7; what it printed"),
+    ],
+)
+def test_a_worker_that_never_takes_what_it_is_sent_is_told(tmp_path, monkeypatch, does, told):
+    """What it is sent is larger than a pipe."""
+    code = f"import os, sys, time\nif 'spawn_main' in str(sys.orig_argv): {does}\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), *sys.path])))
+    monkeypatch.setattr(batch_workers, "_LONGEST_WAIT_S", 0.5)
+    large = grain.MapDataset.range(1000).map(functools.partial(build_of, b"x" * 300_000))
+    began = time.monotonic()
+    batches = BatchWorkers(large, 0, workers=2, threads=1, ahead=2, timeout_s=3)
+    try:
+        with pytest.raises(RunStopped, match=told):
+            next(batches)
+    finally:
+        batches.close()
+    assert time.monotonic() - began < 30
+    assert not multiprocessing.active_children()
 
 
 _RUN = """

@@ -320,7 +320,7 @@ def test_damaged_features_of_a_clip_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("config", [PipelineConfig, SeldPipelineConfig])
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_wait_that_nothing_can_keep_to_is_refused(config, seconds):
     with pytest.raises(InputError, match=r"worker_timeout_s: .* is no wait; give seconds above 0"):
         config(worker_timeout_s=seconds)

@@ -145,7 +145,8 @@ def _work(options: argparse.Namespace) -> None:
                 good[kind.name] = kind.read(_copy(pristine, Path(scratch) / "first"))
                 shutil.rmtree(Path(scratch) / "first")
                 _limit_memory()
-            folder = _copy(pristine, Path(scratch) / "input")
+            # A place of its own: what is read of a folder may be kept for the next time.
+            folder = _copy(pristine, Path(scratch) / f"input-{number}")
             anew = kind.spoil(folder, rng)
             told = {"kind": kind.name, "number": number}
             print(json.dumps({**told, "outcome": "begun", "folder": str(folder)}), file=out)

@@ -554,6 +554,89 @@ def check_refusal(error: Exception) -> None:
     assert text.isprintable() or "\u200c" in text or "\u200d" in text, text
 
 
+# Folders of data
+
+
+def make_scenes(folder: Path) -> None:
+    from tiny import tiny_recipe
+
+    from spatial_clap_jax.data.builders import render_scenes
+    from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts
+
+    counts = GroupCounts(4, 4, 0, 1, 1, 0, 1, 1, 1)
+    recipe = replace(tiny_recipe(), group_counts=counts, room_counts=RoomCounts(1, 1, 1))
+    render_scenes(recipe, "synthetic", folder / "scenes", workers=1, progress=False)
+
+
+def read_scenes(folder: Path) -> None:
+    """All that `train` does with a folder of scenes before it compiles, and its first batch."""
+    from tiny import tiny_experiment
+
+    from spatial_clap_jax.train.scene_feed import SceneFeed
+    from spatial_clap_jax.validation import Validation
+
+    feed = SceneFeed.opened(tiny_experiment(), folder / "scenes", None)
+    assert feed.fingerprint
+    feed.describe()
+    feed.notes()
+    Validation(feed)
+    _take_first(feed.batches(range(8)))
+    for split in feed.scenes.splits:
+        source = feed.scenes.source(split)
+        for index in range(len(source)):
+            source[index]
+
+
+def make_clips(folder: Path) -> None:
+    from tiny_seld import write_tiny_clips
+
+    from spatial_clap_jax.data.dcase import write_checksums
+
+    write_checksums(write_tiny_clips(folder / "clips", train=2))
+
+
+def read_clips(folder: Path) -> None:
+    """All that `train` does with a folder of clips before it compiles, and its first batch."""
+    from tiny_seld import tiny_seld
+
+    from spatial_clap_jax.train.seld_feed import SeldFeed
+    from spatial_clap_jax.validation import Validation
+
+    feed = SeldFeed.opened(tiny_seld(), folder / "clips", None)
+    assert feed.fingerprint
+    feed.describe()
+    Validation(feed)
+    _take_first(feed.batches(range(feed.experiment.data.rows)))
+    for name in feed.clips.groups:
+        feed.clips.audio(name)
+        feed.clips.events(name)
+        feed.clips.frames(name, 2, (18, 32))
+
+
+def _take_first(batches: Any) -> None:
+    try:
+        next(batches)
+    finally:
+        batches.close()
+
+
+def make_tower_cache(folder: Path) -> None:
+    from spatial_clap_jax.data.tower_cache import write_tower_cache
+
+    embed = lambda name: np.full((2, 3), len(name), np.float32)  # noqa: E731
+    written = {"source": "fake", "tower": "1", "fingerprint": "2", "shape": (2, 3), "step_s": 0.5}
+    write_tower_cache(folder / "cache", ["a", "bc", "def"], embed, **written)
+
+
+def read_tower_cache(folder: Path) -> None:
+    from spatial_clap_jax.data.tower_cache import TowerCache
+
+    cache = TowerCache(folder / "cache")
+    for name in ("a", "bc", "def"):
+        assert cache[name].shape == cache.shape
+    assert cache.step_s > 0
+
+
 AUDIO_FORMATS = (
     ("a.wav", "PCM_16"),
     ("a.wav", "FLOAT"),
@@ -591,6 +674,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("vocab.json and merges.txt", make_vocabularies, read_tokenizer, share=10),
     Kind("vocab.txt", make_words, read_tokenizer, share=10),
     Kind("sentence embeddings", make_sentences, read_sentences, ("cache/*",), 15),
+    Kind("tower features", make_tower_cache, read_tower_cache, ("cache/*",), 12),
+    Kind("folder of scenes", make_scenes, read_scenes, ("scenes/*",), 15),
+    Kind("folder of scenes, its JSON", make_scenes, read_scenes, ("scenes/*.json",), 25),
+    Kind("folder of clips", make_clips, read_clips, ("clips/**/*",), 25),
+    Kind("folder of clips, its JSON", make_clips, read_clips, ("clips/*.json",), 10),
     Kind("rewritten captions", make_rewritten, read_rewritten, share=15),
     Kind("metrics.jsonl", make_metrics, read_metrics_log, share=15),
     Kind("results.json", make_results, read_results, share=8),

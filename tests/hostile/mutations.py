@@ -1,5 +1,6 @@
 """Ways to spoil a file, each drawn from a seeded generator so that an input can be made again."""
 
+import copy
 import csv
 import io
 import json
@@ -79,7 +80,8 @@ def nasty_value(rng: random.Random) -> Any:
     kind = rng.random()
     if kind < 0.5:
         return rng.choice(_NUMBERS)
-    return nasty_text(rng) if kind < 0.75 else rng.choice(_OTHERS)
+    # A further change goes into this one, and not into what the next input gets.
+    return nasty_text(rng) if kind < 0.75 else copy.deepcopy(rng.choice(_OTHERS))
 
 
 def spoiled_bytes(content: bytes, rng: random.Random) -> bytes:

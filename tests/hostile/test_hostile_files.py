@@ -20,9 +20,10 @@ import spatial_clap_jax
 from spatial_clap_jax.configs_io import describing, refuse_outsized
 from spatial_clap_jax.data.sentences import Sentences, write_sentences
 from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.embed_sentences import store_vectors
 from spatial_clap_jax.embedding_files import save_embedding
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.pretrained.files import count_numbered, read_json
+from spatial_clap_jax.pretrained.files import count_numbered, open_source, read_json
 from spatial_clap_jax.small_files import bytes_of, json_of, parsed_json, sealed, unsealed
 from spatial_clap_jax.study.outcomes import read_findings
 
@@ -39,7 +40,7 @@ def test_nothing_unpickles(path):
     text = path.read_text()
     if path.name == "batch_workers.py":
         # What its own processes send it through pipes; no file.
-        assert text.count("pickle.loads(") == 1
+        assert text.count("pickle.loads(") == 2
         text = text.replace("pickle.loads(", "passed_on(")
     assert not RUNS_FILES.search(text.replace("jax.eval_shape(", ""))
     for node in ast.walk(ast.parse(text)):
@@ -103,6 +104,24 @@ def test_what_never_ends_is_no_file(tmp_path):
             Tokenizer.from_file(tmp_path / name, 16)
     with pytest.raises(OSError, match="is a folder"):
         json_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["part-1.safetensors", "model.bin"])
+def test_weights_that_are_a_pipe_are_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    index = "model.safetensors" if name.endswith(".safetensors") else "pytorch_model.bin"
+    (tmp_path / f"{index}.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(
+        InputError, match=r"cannot be read \(.*is a pipe or a device.*copy the file"
+    ):
+        open_source(tmp_path).tensors()
+
+
+def test_vectors_that_are_a_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "vectors.npy")
+    (tmp_path / "captions.csv").write_text("caption\nrain\n")
+    with pytest.raises(InputError, match=r"--vectors .*: cannot be read \(.*is a pipe or a device"):
+        store_vectors(tmp_path / "captions.csv", tmp_path / "vectors.npy", tmp_path / "out")
 
 
 PLAIN = st.recursive(

@@ -1,5 +1,6 @@
 """A little of the fuzz at every test run: each kind of input, spoiled by the first seeds."""
 
+import json
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from commands import ALL_KINDS, captured, digest_of, run_command
 from fuzz import _outcome
 from inputs import KINDS, Kind
+from mutations import spoiled_json
 
 from spatial_clap_jax.errors import InputError
 
@@ -23,17 +25,23 @@ SEEDS = 5
 
 @pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.name)
 def test_spoiled_inputs_are_taken_or_refused(kind: Kind, tmp_path):
-    good, spoiled = tmp_path / "good", tmp_path / "input"
+    good = tmp_path / "good"
     good.mkdir()
     kind.make(good)
-    shutil.copytree(good, spoiled)
-    wanted = kind.read(spoiled)
+    wanted = kind.read(Path(shutil.copytree(good, tmp_path / "input")))
     for seed in range(SEEDS):
-        shutil.rmtree(spoiled)
-        shutil.copytree(good, spoiled)
+        spoiled = Path(shutil.copytree(good, tmp_path / f"input-{seed}"))
         anew = kind.spoil(spoiled, random.Random(f"{kind.name}/{seed}"))
         outcome, reason = _outcome(kind, spoiled, wanted if kind.same and not anew else None)
         assert outcome != "crashed", f"seed {seed}: {reason}"
+
+
+def test_no_input_depends_on_those_before():
+    held = json.dumps({"a": {"b": [1, 2]}, "c": [{"d": "e"}] * 3}).encode()
+    first, again = (
+        [spoiled_json(held, random.Random(seed)) for seed in range(400)] for _ in range(2)
+    )
+    assert first == again
 
 
 def test_a_reader_that_crashes_is_noticed(tmp_path):

@@ -1,0 +1,147 @@
+"""When one process of a training cannot go on, the others end too, and say why.
+
+They would wait for it: for ever on chips, and on CPUs until Gloo gives up with a traceback. What
+happened is told through the service by which JAX's processes find each other, which works while
+they start and needs no collective. It lives in process 0.
+"""
+
+import contextlib
+import json
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+
+# JAX shows the client of that service nowhere else; Orbax takes it from here as well.
+from jax._src import distributed
+
+from spatial_clap_jax import shown
+from spatial_clap_jax.train.interruption import Interrupted, end_at_once
+
+# Another process is gone, and nobody knows why.
+LOST_STATUS = 4
+_PLACE = "spatial_clap_jax/failed/"
+_ASKED_EVERY_S = 0.5
+# JAX aborts whoever still lives when process 0 takes the service with it, so that leaves last.
+_LEAVES_LAST_S = 5.0
+# One that meets the same error tells it itself within this time.
+_OWN_WORDS_S = 1.5
+# What JAX raises where a process no longer answers: its service, Gloo and NCCL in their words.
+_LOST = re.compile(
+    r"gloo|nccl|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|Connection", re.I
+)
+
+
+class Failure(NamedTuple):
+    """Why a process ended.
+
+    Attributes:
+      process: its number.
+      status: its exit status.
+      line: what it said.
+    """
+
+    process: int
+    status: int
+    line: str
+
+
+def client() -> Any:
+    """The client of JAX's service, None where there is one process alone."""
+    state = distributed.global_state
+    return state.client if state.num_processes > 1 else None
+
+
+def failure() -> Failure | None:
+    """Why the first process that told of its end ended, if any did.
+
+    Raises:
+      JaxRuntimeError: the service is gone.
+    """
+    told = client().key_value_dir_get(_PLACE)
+    if not told:
+        return None
+    key, text = min(told)
+    return Failure(int(key.rpartition("/")[2]), *json.loads(text))
+
+
+@contextlib.contextmanager
+def shared(told: Callable[[BaseException], tuple[int, str] | None]) -> Iterator[None]:
+    """An error in here, of this process or another one, ends them all, each with one line.
+
+    Args:
+      told: exit status and line of an error; None where it is none that a user can mend, and is
+        shown whole.
+
+    Raises:
+      Interrupted: all processes leave together.
+    """
+    ending = threading.Event()
+    threading.Thread(target=_watch, args=(ending,), name="failures", daemon=True).start()
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        ending.set()
+        _end(error, told(error))
+    finally:
+        ending.set()
+
+
+def _watch(ending: threading.Event) -> None:
+    while not ending.wait(_ASKED_EVERY_S):
+        try:
+            found = failure()
+        except jax.errors.JaxRuntimeError:
+            # Process 0 is gone; whatever is waited for says so.
+            return
+        if found is not None and not ending.wait(_OWN_WORDS_S):
+            _leave(found.status, _line(found))
+
+
+def _end(error: Exception, told: tuple[int, str] | None) -> NoReturn:
+    """Ends this process, after it has told the others, or heard from them what led to its error."""
+    # The same fault is a ValueError where a compiled function notices it when it is called.
+    kinds = (jax.errors.JaxRuntimeError, ValueError)
+    is_lost = told is None and isinstance(error, kinds) and _LOST.search(str(error))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        found = failure() if is_lost else None
+        if found is not None:
+            _leave(found.status, _line(found))
+    if is_lost:
+        reason = " ".join(str(error).split())[:200]
+        line = (
+            f"processes: another one does not answer any more ({reason}); see what it said last, "
+            "and start the same command again: it goes on from the newest checkpoint."
+        )
+        told = LOST_STATUS, line
+    if told is None:
+        traceback.print_exception(error)
+        told = 1, f"{type(error).__name__}: {error}"
+        line = ""
+    else:
+        line = f"spatial-clap: {shown.plain(told[1])}\n"
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        number = distributed.global_state.process_id
+        client().key_value_set(f"{_PLACE}{number}", json.dumps(told))
+    _leave(told[0], line)
+
+
+def _leave(status: int, line: str) -> NoReturn:
+    """Not by Python's own end, in which JAX would wait for the others for minutes."""
+    sys.stdout.flush()
+    if distributed.global_state.process_id == 0:
+        print(line, end="", file=sys.stderr, flush=True)
+        time.sleep(_LEAVES_LAST_S)
+        line = ""
+    end_at_once(status, line)
+
+
+def _line(found: Failure) -> str:
+    return shown.plain(f"spatial-clap: process {found.process} ended: {found.line}") + "\n"

@@ -1,0 +1,137 @@
+"""Several processes of which one is signalled, fails, is late or is killed: all end well, soon."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from soak.kill_anywhere import CONFIG, TESTS, Started
+
+from spatial_clap_jax.train.metrics_log import read_metrics
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def begun(
+    folder: Path, data: list[Path], steps: int = 100_000, code: str = "", count: int | None = None
+) -> list[Started]:
+    """A training of several processes, each with data of its own, and no launcher.
+
+    Args:
+      folder: for the config and the run.
+      data: of each process.
+      steps: of the run.
+      code: that the config begins with.
+      count: processes that are said to be there; those that have data where None.
+    """
+    config = folder / "config.py"
+    config.write_text(code + CONFIG.format(tests=str(TESTS), steps=steps), encoding="utf-8")
+    port, processes = free_port(), []
+    for number, place in enumerate(data):
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "spatial_clap_jax", "train", str(config)),
+                *("--data", str(place), "--workdir", str(folder / "run")),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": "--xla_backend_optimization_level=0",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(count or len(data)),
+                "JAX_PROCESS_ID": str(number),
+            },
+        )
+        processes.append(Started(process, folder / "run"))
+        processes[-1].listen()
+    return processes
+
+
+def ended(processes: list[Started], within_s: float) -> list[int]:
+    """Exit statuses of processes that must end soon."""
+    until = time.monotonic() + within_s
+    try:
+        statuses = [
+            started.process.wait(max(until - time.monotonic(), 0.1)) for started in processes
+        ]
+    finally:
+        for started in processes:
+            started.process.kill()
+            started.process.wait()
+    for started in processes:
+        assert started.ended.wait(30)
+        assert not any("Traceback" in line for line in started.lines), started.lines
+    return statuses
+
+
+def told(started: Started) -> list[str]:
+    return [line for line in started.lines if line.startswith("spatial-clap: ")]
+
+
+def test_a_signal_in_the_first_seconds_of_one_ends_all_at_the_same_step(tiny_scenes, tmp_path):
+    processes = begun(tmp_path, [tiny_scenes] * 2)
+    assert processes[1].wait_for(processes[1].is_listening, 60)
+    processes[1].process.send_signal(signal.SIGTERM)
+    assert ended(processes, 600) == [75, 75], [started.lines for started in processes]
+    steps = {
+        re.findall(r"is saved at step (\d+) of", told(started)[-1])[0] for started in processes
+    }
+    assert len(steps) == 1
+
+
+def test_a_second_signal_ends_a_wait_for_others_that_never_come(tiny_scenes, tmp_path):
+    (alone,) = begun(tmp_path, [tiny_scenes], count=2)
+    assert alone.wait_for(alone.is_listening, 60)
+    # Long enough for it to wait for the other one, or to be amid imports: both must end.
+    time.sleep(8)
+    alone.process.send_signal(signal.SIGTERM)
+    time.sleep(1.0)
+    assert alone.process.poll() is None
+    alone.process.send_signal(signal.SIGTERM)
+    assert ended([alone], 10) == [128 + signal.SIGTERM]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_what_one_process_lacks_is_told_by_all(tiny_scenes, tmp_path, bad):
+    data = [tiny_scenes, tiny_scenes]
+    data[bad] = tmp_path / "nowhere"
+    processes = begun(tmp_path, data)
+    assert ended(processes, 300) == [2, 2], [started.lines for started in processes]
+    reason = f"{tmp_path}/nowhere: is no folder with a manifest.json; give the folder"
+    assert [len(told(started)) for started in processes] == [1, 1]
+    assert told(processes[bad])[0].startswith(f"spatial-clap: {reason}")
+    assert told(processes[1 - bad])[0].startswith(f"spatial-clap: process {bad} ended: {reason}")
+
+
+def test_data_that_open_long_after_the_others_end_nothing(tiny_scenes, tmp_path):
+    """Gloo alone would give up after 30 s."""
+    late = "import os, time\nif os.environ['JAX_PROCESS_ID'] == '1': time.sleep(35)\n"
+    processes = begun(tmp_path, [tiny_scenes] * 2, steps=1, code=late)
+    assert ended(processes, 600) == [0, 0], [started.lines for started in processes]
+    assert [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row] == [1]
+
+
+def test_a_process_that_is_killed_is_told_by_the_other(tiny_scenes, tmp_path):
+    processes = begun(tmp_path, [tiny_scenes] * 2)
+    assert processes[0].wait_for(lambda: processes[0].has_said("step 2/"), 600)
+    processes[1].process.kill()
+    assert ended(processes, 300) == [4, -signal.SIGKILL], processes[0].lines
+    assert re.search("processes: another one does not answer any more", told(processes[0])[0])
