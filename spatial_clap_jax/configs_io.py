@@ -9,6 +9,7 @@ older than the choice.
 import contextlib
 import difflib
 import functools
+import math
 import operator
 import types
 import typing
@@ -64,9 +65,10 @@ def to_plain(config: Any) -> dict:
 
     Raises:
       TypeError, InputError: a field holds what its annotation does not say, so that
-        `from_plain` would not give the same configuration again.
+        `from_plain` would not give the same configuration again; or what is no number in JSON.
     """
     plain = _CONVERTER.unstructure(config)
+    _refuse_endless(type(config).__name__, plain)
     if from_plain(type(config), plain) != config:
         raise TypeError(f"{type(config).__name__}: a field holds what its type does not say.")
     return plain
@@ -147,6 +149,20 @@ def refuse_outsized(description: Any, source: object, keys: Collection[str] | No
                     f"{source}: {key} {value!r} is no size of a model; it must lie within "
                     f"{-most:,} and {most:,}: restore the file."
                 )
+
+
+def _refuse_endless(name: str, plain: Any) -> None:
+    """JSON has neither infinity nor NaN; with them no description of a run could be written."""
+    pending: list[tuple[str, Any]] = [("", plain)]
+    while pending:
+        key, value = pending.pop()
+        prefix = f"{key}." if key else ""
+        if isinstance(value, dict):
+            pending += [(f"{prefix}{k}", item) for k, item in value.items()]
+        elif isinstance(value, list | tuple):
+            pending += [(f"{prefix}{i}", item) for i, item in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name}: {key} {value!r} must be a finite number; give a large one.")
 
 
 def _first_cause(error: BaseException) -> tuple[tuple[Any, ...], Any, BaseException]:

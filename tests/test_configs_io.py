@@ -182,3 +182,10 @@ def test_a_configuration_that_would_not_come_back_is_refused():
 
     with pytest.raises(TypeError, match="a field holds what its type does not say"):
         to_plain(Model(head=Wider(depth=4)))
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("nan")])
+def test_what_json_has_no_number_for_is_refused_by_its_key(rate):
+    message = rf"Experiment: model.layers.1.rate {rate} must be a finite number; give a large one"
+    with pytest.raises(InputError, match=message):
+        to_plain(Experiment("run", Model(layers=(Attention(), Conv(rate=rate)))))
