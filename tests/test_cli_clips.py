@@ -154,6 +154,7 @@ def test_step_0_is_what_the_run_drew(place, tmp_path):
     assert set(results) == PROBED | HEADED
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_training(place):
     model, system = load(place / "run").of_records(), read_trained(place / "run").system
     # As many frames as an input of the encoder has, as loud as they come.

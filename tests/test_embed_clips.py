@@ -149,6 +149,7 @@ def test_what_an_owl_vit_sees_is_its_map_over_columns(clips, owl_vit, tmp_path):
     np.testing.assert_allclose(cache["mix1"], maps.mean(axis=1), atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_network_of_cached_towers_takes_a_recording_with_their_towers(
     clips, owl_vit, run_folder, tmp_path
 ):

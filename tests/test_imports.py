@@ -11,6 +11,7 @@ PACKAGE = Path(spatial_clap_jax.__file__).parent
 ORDER = (
     "errors",
     "shown",
+    "streams",
     "small_files",
     "configs_io",
     "shapes",

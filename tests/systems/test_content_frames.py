@@ -118,6 +118,7 @@ def test_a_moment_is_heard_when_it_is(kind, audio):
         assert np.abs(heard_s - at_s).max() <= ENCODERS[kind][3]
 
 
+@pytest.mark.slow
 def test_half_a_window_is_repeated_and_its_first_half_kept(audio):
     both, _ = of_window("htsat")
     half = audio[:, : SAMPLES // 2]

@@ -124,10 +124,10 @@ def test_what_is_seen_is_told_wherever_it_stands(system, variables):
 
 
 def test_how_loud_a_clip_is_counts_where_it_is_asked_to():
-    batch = inputs(tiny_batch(changed(), 1))
+    batch = inputs(tiny_batch(changed(listens=False, looks=False), 1))
     louder = {**batch, "audio": batch["audio"] * 2}
     for loudest_db, matters in ((None, False), (10.0, True)):
-        system = changed(loudest_db=loudest_db)
+        system = changed(listens=False, looks=False, loudest_db=loudest_db)
         locate = jax.jit(system.locate)
         variables = jax.jit(system.init)(jax.random.key(0))
         off = np.abs(np.asarray(locate(variables, louder) - locate(variables, batch))).max()
@@ -149,6 +149,7 @@ def test_pictures_alone_tell_what_is_visible(system, variables):
     np.testing.assert_allclose(shown[..., 3, :], tracks[..., 3, :] + 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cached_features_stand_where_the_tower_stood():
     """With what the towers give as caches, the rest of the network tells the same.
 

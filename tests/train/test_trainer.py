@@ -606,6 +606,7 @@ def environment_of(pid: int) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_the_local_script_ends_all_when_one_fails(tmp_path):
     script = ROOT / "launch" / "local.sh"
     fake = tmp_path / "python"
