@@ -206,13 +206,13 @@ class SeldModule(nn.Module):
         if looks:
             self.seen_norm, self.column = nn.LayerNorm(dtype=self.dtype), dense(config.column_width)
             self.seen_in = dense(width)
-            self.sight_norm, self.sight = nn.LayerNorm(dtype=self.dtype), dense(config.sights)
         if hears or looks:
             self.fusion = CrossModalConformer(config.fusion, self.dtype)
         self.hidden, self.dropout = dense(width), nn.Dropout(config.dropout)
         assert config.classes is not None
         self.head = nn.Dense(TRACKS * self._entries * len(config.classes))
         if self._tells_visible:
+            self.sight_norm, self.sight = nn.LayerNorm(dtype=self.dtype), dense(config.sights)
             self.visible = nn.Dense(len(config.classes))
 
     @property
@@ -244,17 +244,15 @@ class SeldModule(nn.Module):
             others.append(self._where(seen))
         if others:
             x = jnp.concatenate(self.fusion(x, sum(others[1:], others[0]), train), axis=-1)
-        sights = None if seen is None else self._sights(seen)
-        if sights is not None:
-            x = jnp.concatenate([x, sights], axis=-1)
         x = self.dropout(gelu(self.hidden(x)), deterministic=not train)
         assert config.classes is not None
         shape = (*x.shape[:2], TRACKS, self._entries, len(config.classes))
         tracks = self.head(x.astype(jnp.float32)).reshape(shape)
         direction, distance = jnp.tanh(tracks[..., :2, :]), nn.softplus(tracks[..., 2:3, :])
         on_screen, visible = tracks[..., 3:, :], None
-        if self._tells_visible and sights is not None:
-            visible = self.visible(sights.astype(jnp.float32))
+        if self._tells_visible and seen is not None:
+            # Not shown to the heads: they would know the clips of a small training set by sight.
+            visible = self.visible(self._sights(seen).astype(jnp.float32))
             # Sound corrects what pictures tell of the class.
             on_screen = on_screen + visible[:, :, None, None]
         return jnp.concatenate([direction, distance, on_screen], axis=-2), visible
