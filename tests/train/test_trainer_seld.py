@@ -64,7 +64,8 @@ def test_a_run_logs_its_losses_and_knows_its_classes(run):
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
-        parts = row["direction_loss"] + row["distance_loss"] + row["on_screen_loss"]
+        told = ("direction", "distance", "on_screen", "visible")
+        parts = sum(row[f"{name}_loss"] for name in told)
         assert row["loss"] == pytest.approx(parts, rel=1e-5)
     found = read_description(run)
     assert found["experiment"]["model"]["classes"] == list(CLASSES)
