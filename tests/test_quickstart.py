@@ -7,14 +7,12 @@ import jax
 import numpy as np
 import pytest
 from tiny import tiny_experiment, tiny_m2d, tiny_recipe
-from tiny_seld import tiny_seld
+from tiny_seld import tiny_seld, tiny_seld_recipe
 
 from spatial_clap_jax import quickstart as module
 from spatial_clap_jax.acoustics.receivers import Mono
-from spatial_clap_jax.acoustics.rooms import FloorRanges
-from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
-from spatial_clap_jax.data.seld_recipe import ClipCounts, PictureOptions, SeldRecipe
-from spatial_clap_jax.data.sources import SourceOptions
+from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
+from spatial_clap_jax.data.seld_recipe import ClipCounts
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.quickstart import SYSTEMS, quickstart
 from spatial_clap_jax.systems.seld import SeldConfig
@@ -78,18 +76,11 @@ def test_everything_is_made_of_clips_by_themselves(tmp_path, monkeypatch, capsys
 def tiny_seld_config(name: str, size: str):
     assert size == "quickstart"
     if name == "seld_scenes.py":
-        return SeldRecipe(
-            name="tiny_events",
+        return replace(
+            tiny_seld_recipe(),
             duration_s=0.5,
             clip_counts=ClipCounts(train=4, validation=2, test=2),
-            events=(1, 3),
             event_s=(0.2, 0.4),
-            room_counts=RoomCounts(1, 1, 1),
-            places_per_room=4,
-            rooms=FloorRanges(floor_area_m2=(20.0, 30.0), t30_s=(0.15, 0.2)),
-            response_s=0.15,
-            video=PictureOptions(width=64, height=36),
-            sources=SourceOptions(synthetic_clips=(1, 1, 1)),
         )
     assert name == "seld.py"
     tiny = tiny_seld()

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from spatial_clap_jax.acoustics.rooms import FloorRanges
 from spatial_clap_jax.data.event_tables import write_predictions
+from spatial_clap_jax.data.scenes import RoomCounts
 from spatial_clap_jax.data.seld_pipeline import SeldPipelineConfig
+from spatial_clap_jax.data.seld_recipe import ClipCounts, PictureOptions, SeldRecipe
 from spatial_clap_jax.data.sound_events import SoundEvents
+from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.losses.accdoa import AccdoaConfig
@@ -58,6 +62,23 @@ def tiny_seld() -> Experiment:
         steps=4,
         log_every=1,
         checkpoint_every=2,
+    )
+
+
+def tiny_seld_recipe() -> SeldRecipe:
+    """Clips of a second with small videos, of the built-in sounds."""
+    return SeldRecipe(
+        name="tiny",
+        duration_s=1.0,
+        clip_counts=ClipCounts(train=3, validation=1, test=2),
+        events=(1, 3),
+        event_s=(0.3, 0.6),
+        room_counts=RoomCounts(1, 1, 1),
+        places_per_room=4,
+        rooms=FloorRanges(floor_area_m2=(20.0, 30.0), t30_s=(0.15, 0.2)),
+        response_s=0.15,
+        video=PictureOptions(width=64, height=36),
+        sources=SourceOptions(synthetic_clips=(1, 1, 1)),
     )
 
 

@@ -146,7 +146,15 @@ def seld_results(
     """
     results: Results = {}
     for needs_flag in (False, True) if on_screen else (False,):
-        tally = tallied(predictions, references, classes, labels, official, needs_flag)
+        tally_of = partial(
+            tallied,
+            references=references,
+            classes=classes,
+            labels=labels,
+            official=official,
+            on_screen=needs_flag,
+        )
+        tally = tally_of(predictions)
         clips = len(tally.references)
         if clips < 2:
             raise InputError("references: one clip has no interval; give two clips or more.")
@@ -156,24 +164,17 @@ def seld_results(
             dict(zip(names, _turned(predictions, names, turn), strict=True))
             for turn in range(1, min(clips - 1, _CHANCE_TURNS) + 1)
         ]
-
-        scored = partial(
-            _scores_alone,
-            references=references,
-            classes=classes,
-            labels=labels,
-            official=official,
-            on_screen=needs_flag,
-        )
-        by_chance = [scored(other) for other in turned]
+        by_chance = [_without_intervals(tally_of(other), classes, official) for other in turned]
         chances = {"f": by_chance, "doae_deg": by_chance}
         wanted = {"f": "seld_f_on_screen", "on_screen": "seld_on_screen"}
         if needs_flag:
-            flags = [scored(_said(predictions, on_screen=flag)) for flag in (False, True)]
+            said = [_said(predictions, on_screen=flag) for flag in (False, True)]
+            flags = [_without_intervals(tally_of(one), classes, official) for one in said]
             chances["on_screen"] = [max(flags, key=lambda one: one.micro.on_screen.value)]
         else:
             wanted = {"f": "seld_f", "doae_deg": "seld_doae_deg", "rde": "seld_rde_ratio"}
-            constants = [scored(_said(predictions, distance_m=d)) for d in _distances(references)]
+            said = [_said(predictions, distance_m=d) for d in _distances(references)]
+            constants = [_without_intervals(tally_of(one), classes, official) for one in said]
             best = min(constants, key=lambda one: one.micro.rde.value, default=None)
             chances["rde"] = [] if best is None else [best]
         for measure, task in wanted.items():
@@ -181,16 +182,7 @@ def seld_results(
     return results
 
 
-def _scores_alone(
-    predictions: Mapping[str, SoundEvents],
-    references: Mapping[str, SoundEvents],
-    classes: Sequence[str],
-    labels: int,
-    official: bool,
-    on_screen: bool,
-) -> SeldScores:
-    """Scores without intervals."""
-    tally = tallied(predictions, references, classes, labels, official, on_screen)
+def _without_intervals(tally: Tally, classes: Sequence[str], official: bool) -> SeldScores:
     return _scores(tally.summed(0, keepdims=True), classes, official)
 
 

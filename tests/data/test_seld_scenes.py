@@ -8,10 +8,10 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_seld import tiny_seld_recipe
 
 from spatial_clap_jax.acoustics.receivers import Foa
 from spatial_clap_jax.acoustics.rirs import RirRoom
-from spatial_clap_jax.acoustics.rooms import FloorRanges
 from spatial_clap_jax.acoustics.stereo_view import picture_position
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.data import seld_drawing, seld_scenes
@@ -21,23 +21,11 @@ from spatial_clap_jax.data.seld_drawing import active_frames, draw_clip
 from spatial_clap_jax.data.seld_pictures import class_colour, paint_clip, source_half_px
 from spatial_clap_jax.data.seld_recipe import ClipCounts, PictureOptions, SeldRecipe
 from spatial_clap_jax.data.seld_scenes import render_clips
-from spatial_clap_jax.data.sources import Clip, SourceOptions
+from spatial_clap_jax.data.sources import Clip
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train.experiment import load_config
 
-RECIPE = SeldRecipe(
-    name="tiny",
-    duration_s=1.0,
-    clip_counts=ClipCounts(train=3, validation=1, test=2),
-    events=(1, 3),
-    event_s=(0.3, 0.6),
-    room_counts=RoomCounts(1, 1, 1),
-    places_per_room=4,
-    rooms=FloorRanges(floor_area_m2=(20.0, 30.0), t30_s=(0.15, 0.2)),
-    response_s=0.15,
-    video=PictureOptions(width=64, height=36),
-    sources=SourceOptions(synthetic_clips=(1, 1, 1)),
-)
+RECIPE = tiny_seld_recipe()
 STEP = 2400
 CLASSES = ("bang", "hiss", "buzz")
 
