@@ -58,7 +58,7 @@ def client() -> Any:
 
 
 def failure() -> Failure | None:
-    """Why the first process that told of its end ended, if any did.
+    """Why the process of the lowest number that told of its end ended, if any did.
 
     Raises:
       JaxRuntimeError: the service is gone.
