@@ -22,20 +22,25 @@ from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts, SceneRecipe
 from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.features import LogMelConfig
 from spatial_clap_jax.models.cnn import CnnConfig
+from spatial_clap_jax.models.label_vectors import LabelsConfig
 from spatial_clap_jax.models.parted import PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatialConfig
 from spatial_clap_jax.study import Noise, Phrases, Rendered, Row, Study
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.experiment import Experiment, load_config
 
+# As in configs/spatial_clap_from_labels.py.
+SLOW_AUDIO = (r"^(content|spatial|fusion|spatial_projection)/", 0.1)
 RIVAL_WEIGHT = 0.5
+# Trainings by labels in which the audio side learns, before those with captions.
+_BEFORE = {"quickstart": 6, "small": 900, "base": 10_000}
 _MEL = LogMelConfig(sample_rate_hz=16_000, n_fft=512, hop=640, mels=64, low_hz=50.0, high_hz=8000.0)
 
 
 def get_config(size: str = "small") -> Study:
     """The study at one of the sizes 'quickstart', 'small', 'base'."""
     experiment, recipe = {"quickstart": quickstart, "small": small, "base": base}[size]()
-    rows = _rows(experiment)
+    rows = tuple(_in_two_stages(row, _BEFORE[size]) for row in _rows(experiment))
     study = Study(
         name="spatial_clap_findings",
         scenes=recipe,
@@ -139,6 +144,19 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
     )
 
 
+def _in_two_stages(row: Row, steps: int) -> Row:
+    """The row by labels first, in its own way, and then with captions."""
+    experiment, model = row.experiment, _model(row.experiment)
+    rules = (*experiment.optimizer.rate_rules, SLOW_AUDIO)
+    return replace(
+        row,
+        before=replace(experiment, model=replace(model, text=LabelsConfig()), steps=steps),
+        experiment=replace(
+            experiment, optimizer=replace(experiment.optimizer, rate_rules=rules)
+        ),
+    )
+
+
 def _model(experiment: Experiment) -> SpatialClapConfig:
     assert isinstance(experiment.model, SpatialClapConfig)
     return experiment.model
@@ -158,9 +176,10 @@ def small() -> tuple[Experiment, SceneRecipe]:
             model,
             content_mel=replace(model.content_mel, hop=_MEL.hop),
             spatial_mel=replace(model.spatial_mel, hop=_MEL.hop),
+            projected="tokens",
         ),
         data=replace(experiment.data, captions_per_batch=32),
-        steps=1200,
+        steps=400,
         # A longer average would remember the beginning of so short a run.
         ema_decay=0.99,
         checkpoint_every=200,

@@ -10,9 +10,11 @@ from jaxtyping import Float32
 
 from spatial_clap_jax.acoustics.bands import BANDS_HZ
 from spatial_clap_jax.acoustics.captions import labels_of
+from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.sentences import Sentences
+from spatial_clap_jax.data.wording import member_directions
 from spatial_clap_jax.errors import InputError
 
 _ATTRIBUTES = 4 + 2 * len(BANDS_HZ)
@@ -25,9 +27,11 @@ LABELS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
     "floor_area_m2": ((), np.float32),
     "attributes": ((_ATTRIBUTES,), np.float32),
 }
-# Of what sounds: the vector of the row's caption, and 1 for each of the classes that it has; both
-# float32, as wide as the vectors are and as classes are many.
-CONTENT_LABELS = ("sentence", "categories")
+# Of what sounds, in float32: the vector of the row's caption; 1 for each of the classes that it has;
+# 1 for each of these in each stereo direction where one of its sources is. `rival_events` are those
+# of the row's rival.
+CONTENT_LABELS = ("sentence", "categories", "events", "rival_events")
+_OF_CLASSES = ("categories", "events", "rival_events")
 
 
 def check_labels(
@@ -52,7 +56,7 @@ def check_labels(
             "data.sentences: None, but the model learns from sentence embeddings; run "
             "`spatial-clap embed-text` on the data, and give the folder that it wrote."
         )
-    if "categories" in labels and not classes:
+    if set(_OF_CLASSES) & set(labels) and not classes:
         raise InputError("classes: there are none, but the model learns them; name them.")
 
 
@@ -82,7 +86,7 @@ def check_clips(
                 "tell places too; render clips (configs/clips.py)."
             )
         sentences.check(manifest["caption_corpus"])
-    if "categories" in labels:
+    if set(_OF_CLASSES) & set(labels):
         _positions(manifest["categories"], classes)
 
 
@@ -122,7 +126,28 @@ def label_rows(
         of_group = [multi_hot([" ; ".join(group.categories)], classes) for group in groups]
         members = [len(group.captions) for group in groups]
         found["categories"] = np.repeat(np.concatenate(of_group), members, axis=0)
+    if "events" in labels:
+        told = [(group, places) for group in groups for places in member_directions(group)]
+        found["events"] = np.stack([_events(group, places, classes) for group, places in told])
+    if "rival_events" in labels:
+        # Of two sources at exchanged places, or of a scene without a rival as it is.
+        told = [
+            (group, places[::-1] if group.rivals else places)
+            for group in groups
+            for places in member_directions(group)
+        ]
+        found["rival_events"] = np.stack([_events(group, at, classes) for group, at in told])
     return found
+
+
+def _events(
+    group: SceneGroup, places: Sequence[int], classes: Sequence[str]
+) -> Float32[np.ndarray, "classes directions"]:
+    """1 for each class in each direction where a source of a member is that has it."""
+    events = np.zeros((len(classes), len(STEREO_DIRECTIONS)), np.float32)
+    for category, place in zip(group.categories, places, strict=bool(places)):
+        events[_positions(labels_of(category), classes), place] = 1.0
+    return events
 
 
 def multi_hot(

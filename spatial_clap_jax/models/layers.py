@@ -243,7 +243,7 @@ class ProjectionMlp(nn.Module):
     activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         x = self.activation(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
         return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
 

@@ -1,7 +1,7 @@
 """Text encoder: a post-norm transformer that is RoBERTa, BERT, or a small one with ALiBi."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,9 @@ class TextConfig:
     layer_norm_epsilon: float = 1e-5
     dropout: float = 0.1
     attention_dropout: float = 0.1
+
+    # The text side of runs from before there were labels in its place.
+    kind_by_default: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -172,6 +175,15 @@ def sided_bias(heads: int, tokens: int) -> Float32[np.ndarray, "h n n"]:
     return np.concatenate(halves).astype(np.float32)
 
 
+def mean_over_tokens(
+    x: Float[Array, "b n d"], mask: Bool[Array, "b n"]
+) -> Float[Array, "b d"]:
+    """The mean of a text's true tokens, in their type; zeros for a text of padding alone."""
+    weight = mask[..., None].astype(jnp.float32)
+    total = jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+    return total.astype(x.dtype)
+
+
 class TextLayer(nn.Module):
     """Self-attention and MLP, each added to its input and then normalised (post-norm)."""
 
@@ -275,9 +287,7 @@ class TextEncoder(nn.Module):
 
     def _pool(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
         if self.config.pooling == "mean":
-            weight = mask[..., None].astype(jnp.float32)
-            total = jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
-            return total.astype(self.dtype)
+            return mean_over_tokens(x, mask)
         first = x[:, 0]
         if self.config.pooling == "first":
             return first

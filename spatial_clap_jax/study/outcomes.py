@@ -136,11 +136,15 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
 def _with_defaults(identity: Any) -> Any:
     """A setting that the library did not have yet had the value that is now its default."""
     try:
-        experiment = to_plain(from_plain(Experiment, identity["experiment"]))
+        trainings = {
+            name: to_plain(from_plain(Experiment, identity[name]))
+            for name in ("experiment", "before")
+            if name == "experiment" or name in identity
+        }
     # What is no identity of ours is not equal to any.
     except (InputError, TypeError, LookupError):
         return identity
-    return {**identity, "experiment": experiment}
+    return {**identity, **trainings}
 
 
 def _refuse_inflated(content: bytes) -> None:

@@ -25,7 +25,11 @@ from spatial_clap_jax.study.figures import draw_figures
 from spatial_clap_jax.study.outcomes import Findings, read_findings, write_findings
 from spatial_clap_jax.study.spec import PLAIN, Phrases, Row, Study
 from spatial_clap_jax.study.summary import markdown, summarise, table
-from spatial_clap_jax.train.description import write_atomically
+from spatial_clap_jax.train.description import (
+    has_description,
+    read_description,
+    write_atomically,
+)
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.trainer import train
 
@@ -118,14 +122,27 @@ def train_and_test(
     Raises:
       InputError: the folder holds another training.
     """
-    experiment = dataclasses.replace(row.experiment, name=row.name, seed=seed, keep=1)
-    identity = _identity(experiment, scenes, gallery)
+    before, experiment = (
+        e and dataclasses.replace(e, name=row.name, seed=seed, keep=1)
+        for e in (row.before, row.experiment)
+    )
+    assert experiment is not None
+    identity = _identity(before, experiment, scenes, gallery)
     tested = read_findings(folder, identity)
     undone = [name for name in conditions if name not in tested]
     if not undone:
         return False
     began = time.perf_counter()
-    train(experiment, scenes.data_dir, folder / "training", progress=progress)
+    accept = []
+    if before is not None:
+        train(before, scenes.data_dir, folder / "before", progress=progress)
+        jax.clear_caches()
+        source = str((folder / "before").resolve())
+        experiment = dataclasses.replace(
+            experiment, init=dataclasses.replace(experiment.init, model=source)
+        )
+        accept = _if_moved(folder / "training", source)
+    train(experiment, scenes.data_dir, folder / "training", progress=progress, accept=accept)
     # A later program must not pay for those of all earlier rows.
     jax.clear_caches()
     model = load(folder / "training")
@@ -184,9 +201,20 @@ def write_summary(
     return results
 
 
-def _identity(experiment: Experiment, scenes: SceneData, gallery: int) -> dict[str, Any]:
-    return {
+def _if_moved(training: Path, source: str) -> list[str]:
+    """What a training may differ in that began before the folder of the study was moved."""
+    if not has_description(training):
+        return []
+    began_from = read_description(training)["experiment"]["init"]["model"]
+    return [] if began_from == source else ["init.model"]
+
+
+def _identity(
+    before: Experiment | None, experiment: Experiment, scenes: SceneData, gallery: int
+) -> dict[str, Any]:
+    identity = {
         "experiment": to_plain(experiment),
         "data": scenes.manifest["fingerprint"],
         "gallery": gallery,
     }
+    return identity if before is None else {**identity, "before": to_plain(before)}

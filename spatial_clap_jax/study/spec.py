@@ -27,12 +27,14 @@ class Row:
       title: in tables and figures.
       experiment: the training; the study sets its seed.
       is_ours: whether it goes past the paper.
+      before: a training with the same seed that this one starts from (`init.model`); None for none.
     """
 
     name: str
     title: str
     experiment: Experiment
     is_ours: bool = False
+    before: Experiment | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.experiment.loss, ContrastiveConfig):
@@ -143,11 +145,14 @@ class Study:
                 raise InputError(
                     f"study {self.name}: {name!r} is none of its rows {', '.join(names)}."
                 )
-        budgets = {row.name: (row.experiment.steps, row.experiment.data.rows) for row in self.rows}
+        budgets = {
+            row.name: tuple((e.steps, e.data.rows) for e in (row.before, row.experiment) if e)
+            for row in self.rows
+        }
         if len(set(budgets.values())) > 1:
             raise InputError(
-                f"study {self.name}: rows differ in (steps, captions a batch), {budgets}; give all "
-                "the same, or the comparison is of budgets."
+                f"study {self.name}: rows differ in (steps, captions a batch) of their trainings, "
+                f"{budgets}; give all the same, or the comparison is of budgets."
             )
 
     def chosen(self, names: Sequence[str]) -> tuple[Row, ...]:

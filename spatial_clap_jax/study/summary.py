@@ -49,7 +49,7 @@ def summarise(study: Study, tested: AllFindings) -> dict[str, Any]:
       with interval and p, over the seeds that both rows have.
     """
     names = [PLAIN, *(condition.name for condition in study.conditions)]
-    experiment = study.rows[0].experiment
+    experiment, before = study.rows[0].experiment, study.rows[0].before
     rows: dict[str, Any] = {}
     for row in study.rows:
         by_seed = tested.get(row.name, {})
@@ -65,6 +65,7 @@ def summarise(study: Study, tested: AllFindings) -> dict[str, Any]:
         }
     return {
         "study": study.name,
+        "steps_before": before.steps if before else 0,
         "steps": experiment.steps,
         "captions_per_batch": experiment.data.rows,
         "rows": rows,
@@ -149,9 +150,10 @@ def table(study: Study, results: Mapping[str, Any]) -> Table:
 
 def markdown(study: Study, results: Mapping[str, Any]) -> str:
     """All tables of a study as Markdown."""
+    before = f"{results['steps_before']} and then " if results["steps_before"] else ""
     parts = [
         f"# {shown.markdown(study.name)}",
-        f"{results['steps']} steps of {results['captions_per_batch']} captions a training. Means "
+        f"{before}{results['steps']} steps of {results['captions_per_batch']} captions a training. Means "
         "over seeds in percent, in brackets 95 % intervals (bootstrap over scenes and seeds); rows "
         "with a * go past the paper.",
         _grid(_main_rows(study, results)),

@@ -29,12 +29,16 @@ from spatial_clap_jax.losses.regression import (
 )
 from spatial_clap_jax.models.layers import unit
 from spatial_clap_jax.models.spatial_attributes import SpatialAttributes, SpatialAttributesConfig
-from spatial_clap_jax.systems.base import Batch, Encoded, Variables
+from spatial_clap_jax.systems.base import (
+    UNREAD_TOKENS,
+    UNREAD_VOCABULARY,
+    Batch,
+    Encoded,
+    Variables,
+)
 from spatial_clap_jax.systems.content import Augmentation, below_peak
 from spatial_clap_jax.systems.elsa import check_front_end, hear_intensity
 
-# The least that the pipeline's tokenizer needs; what it gives is thrown away.
-_VOCABULARY, _MAX_TOKENS = 300, 8
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,11 @@ class AttributeRegression:
 
     @property
     def vocabulary(self) -> int:
-        return _VOCABULARY
+        return UNREAD_VOCABULARY
 
     @property
     def max_tokens(self) -> int:
-        return _MAX_TOKENS
+        return UNREAD_TOKENS
 
     @property
     def padding(self) -> Literal["repeat", "zeros"]:

@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 # {"params": ..., "batch_stats": ...}, and what else a system trains with: plain pytrees of arrays.
 Variables = dict[str, Any]
+# What a system that reads no captions asks of a tokenizer: the least that one can have.
+UNREAD_VOCABULARY, UNREAD_TOKENS = 300, 8
 # The collections that a trained system is used with; others only go with it into files.
 _IN_USE = ("params", "batch_stats")
 # Arrays of one global batch by name; data/pipeline.py says which.

@@ -41,13 +41,17 @@ from spatial_clap_jax.models.m2d import (
 )
 from spatial_clap_jax.models.text import TextConfig
 from spatial_clap_jax.models.vit import VitConfig, vit_blocks
-from spatial_clap_jax.systems.base import Batch, Encoded, Variables
+from spatial_clap_jax.systems.base import (
+    UNREAD_TOKENS,
+    UNREAD_VOCABULARY,
+    Batch,
+    Encoded,
+    Variables,
+)
 from spatial_clap_jax.systems.content import Augmentation, SpecAugmentConfig
 from spatial_clap_jax.systems.m2d_clap_module import Heard, M2dClapModule
 from spatial_clap_jax.systems.mixing import mixed_up, random_crop
 
-# The least that the pipeline's tokenizer needs; what it gives is thrown away.
-_VOCABULARY, _MAX_TOKENS = 300, 8
 
 
 @dataclass(frozen=True)
@@ -225,12 +229,12 @@ class M2dClap:
     @property
     def vocabulary(self) -> int:
         text = self.config.text
-        return text.vocabulary if isinstance(text, TextConfig) else _VOCABULARY
+        return text.vocabulary if isinstance(text, TextConfig) else UNREAD_VOCABULARY
 
     @property
     def max_tokens(self) -> int:
         text = self.config.text
-        return text.max_tokens if isinstance(text, TextConfig) else _MAX_TOKENS
+        return text.max_tokens if isinstance(text, TextConfig) else UNREAD_TOKENS
 
     @property
     def padding(self) -> Literal["repeat", "zeros"]:

@@ -5,6 +5,10 @@
     L, R        -> spatial planes  -> spatial encoder  --+
     caption     -> text encoder    -> projection MLP ----------------> unit embedding
 
+Before there is anything to read, labels may tell the scenes: what sounds where, as the sum of a
+vector for each class in each direction (`LabelsConfig`). A training with captions starts from such
+a one by `--init.model`.
+
 Reference: Seki et al., arXiv 2509.14785.
 """
 
@@ -24,12 +28,13 @@ from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.crnn import Crnn, CrnnConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.label_vectors import LabelsConfig, LabelVectors
 from spatial_clap_jax.models.layers import ProjectionMlp, unit
 from spatial_clap_jax.models.parted import PartedCnn, PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatial, PlainSpatialConfig
-from spatial_clap_jax.models.text import TextConfig, TextEncoder, roberta_base
+from spatial_clap_jax.models.text import TextConfig, TextEncoder, mean_over_tokens, roberta_base
 from spatial_clap_jax.models.vit import VitConfig
-from spatial_clap_jax.systems.base import Batch
+from spatial_clap_jax.systems.base import UNREAD_TOKENS, UNREAD_VOCABULARY, Batch, Variables
 from spatial_clap_jax.systems.content import (
     Augmentation,
     SpecAugmentConfig,
@@ -57,9 +62,11 @@ class SpatialClapConfig:
       spatial_planes: 'magnitude_phase' (STFT planes of CASE) or 'mel_cross' (log-mel,
         mel-band cross-spectrum and level difference).
       spatial_mel: front end of 'mel_cross', at `sample_rate_hz`.
-      text: text encoder.
+      text: text encoder, or labels in its place.
       joined: 'fused': one MLP over what both encoders give; 'separate': each has its own MLP and
         half of the embedding.
+      projected: what the text projection MLP is applied to: 'text', the encoder's pooled vector,
+        or each of the 'tokens', whose mean is then the text's; with pooling by mean alone.
       fusion_width: hidden width of the fusion and text projection MLPs.
       joint_width: width of the joint space.
       spec_augment: masks on the content encoder's log-mel in training; None for none.
@@ -77,8 +84,9 @@ class SpatialClapConfig:
     )
     spatial_planes: Literal["magnitude_phase", "mel_cross"] = "magnitude_phase"
     spatial_mel: LogMelConfig | None = None
-    text: TextConfig = field(default_factory=roberta_base)
+    text: TextConfig | LabelsConfig = field(default_factory=roberta_base)
     joined: Literal["fused", "separate"] = "fused"
+    projected: Literal["text", "tokens"] = "text"
     fusion_width: int = 512
     joint_width: int = 512
     spec_augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)
@@ -99,9 +107,24 @@ class SpatialClapConfig:
                 f"model.joined: 'separate' needs a spatial encoder and an even joint_width, not "
                 f"{self.joint_width}; give both, or 'fused'."
             )
+        reads = isinstance(self.text, TextConfig)
+        if reads and self.projected == "tokens" and self.text.pooling != "mean":
+            raise InputError(
+                f"model.projected: 'tokens' are averaged, but model.text.pooling is "
+                f"{self.text.pooling!r}; give 'mean', or project the 'text'."
+            )
 
     def build(self, loss: ContrastiveConfig, dtype: DTypeLike = jnp.float32) -> "SpatialClap":
-        """The system of this shape, trained by `loss`, computing in `dtype`."""
+        """The system of this shape, trained by `loss`, computing in `dtype`.
+
+        Raises:
+          InputError: classes that are not known yet.
+        """
+        if isinstance(self.text, LabelsConfig) and self.text.classes is None:
+            raise InputError(
+                "model.text.classes: None stands for the categories of the data, which a training "
+                "reads; name them here."
+            )
         return SpatialClap(self, loss, dtype)
 
 
@@ -132,8 +155,13 @@ class SpatialClapModule(nn.Module):
         self.fusion = ProjectionMlp(config.fusion_width, width, self.dtype)
         if config.joined == "separate":
             self.spatial_projection = ProjectionMlp(config.fusion_width, width, self.dtype)
-        self.text = TextEncoder(config.text, self.dtype)
-        self.text_projection = ProjectionMlp(config.fusion_width, config.joint_width, self.dtype)
+        if isinstance(config.text, LabelsConfig):
+            self.labels = LabelVectors(config.text, config.joint_width, self.dtype)
+        else:
+            self.text = TextEncoder(config.text, self.dtype)
+            self.text_projection = ProjectionMlp(
+                config.fusion_width, config.joint_width, self.dtype
+            )
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(jnp.log(self.initial_scale)), ()
         )
@@ -141,8 +169,11 @@ class SpatialClapModule(nn.Module):
     def __call__(self, batch: Batch, train: bool) -> tuple[Array, Array, Array]:
         """Audio and text embeddings of a batch, and the logit scale."""
         audio = self.embed_audio(batch["audio"], train)
-        text = self.embed_text(batch["tokens"], batch["token_mask"], train)
-        return audio, text, self.logit_scale
+        if isinstance(self.config.text, LabelsConfig):
+            told = unit(self.labels(batch["events"]))
+        else:
+            told = self.embed_text(batch["tokens"], batch["token_mask"], train)
+        return audio, told, self.logit_scale
 
     def embed_audio(self, audio: Float[Array, "b 2 t"], train: bool) -> Float[Array, "b d"]:
         config, spatial_planes, mono = self.config, None, None
@@ -173,7 +204,10 @@ class SpatialClapModule(nn.Module):
     def embed_text(
         self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"], train: bool
     ) -> Float[Array, "b d"]:
-        return unit(self.text_projection(self.text(tokens, mask, train).pooled))
+        text = self.text(tokens, mask, train)
+        if self.config.projected == "text":
+            return unit(self.text_projection(text.pooled))
+        return unit(mean_over_tokens(self.text_projection(text.hidden), mask))
 
     def _augmentation(self, train: bool) -> Augmentation:
         config = self.config
@@ -196,9 +230,62 @@ class SpatialClap(TwoTowers):
         return "zeros"
 
     @property
+    def reads(self) -> bool:
+        """Whether it has a text encoder."""
+        return isinstance(self.config.text, TextConfig)
+
+    @property
+    def told_by(self) -> tuple[str, ...]:
+        return super().told_by if self.reads else ("events",)
+
+    @property
+    def vocabulary(self) -> int:
+        text = self.config.text
+        return text.vocabulary if isinstance(text, TextConfig) else UNREAD_VOCABULARY
+
+    @property
+    def max_tokens(self) -> int:
+        text = self.config.text
+        return text.max_tokens if isinstance(text, TextConfig) else UNREAD_TOKENS
+
+    @property
     def labels(self) -> tuple[str, ...]:
-        return ()
+        if self.reads:
+            return ()
+        has_rivals = self.contrast.rival_weight and not self.contrast.scl
+        return ("events", "rival_events") if has_rivals else ("events",)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, where labels tell the scenes."""
+        text = self.config.text
+        return () if isinstance(text, TextConfig) else text.classes or ()
+
+    @property
+    def sentence_width(self) -> int:
+        return 0
 
     @cached_property
     def module(self) -> SpatialClapModule:
         return SpatialClapModule(self.config, self.contrast.initial_scale, self.dtype)
+
+    def example(self) -> Batch:
+        text, example = self.config.text, super().example()
+        if isinstance(text, LabelsConfig):
+            example["events"] = jnp.zeros((2, *text.events))
+        return example
+
+    def embed_text(
+        self, variables: Variables, tokens: Int[Array, "b n"], token_mask: Bool[Array, "b n"]
+    ) -> Float[Array, "b d"]:
+        """Unit embeddings of tokenised text.
+
+        Raises:
+          InputError: labels stand in the text encoder's place.
+        """
+        if not self.reads:
+            raise InputError(
+                "model.text: this Spatial-CLAP was told labels and reads nothing; train it with "
+                "captions first, by --init.model."
+            )
+        return super().embed_text(variables, tokens, token_mask)

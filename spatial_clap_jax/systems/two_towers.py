@@ -73,13 +73,21 @@ class TwoTowers(abc.ABC):
     def max_tokens(self) -> int:
         return self.config.text.max_tokens
 
-    def init(self, rng: jax.Array) -> Variables:
-        batch = {
+    @property
+    def told_by(self) -> tuple[str, ...]:
+        """Arrays of a batch that tell each row, for the text tower."""
+        return "tokens", "token_mask"
+
+    def example(self) -> Batch:
+        """A batch that fits the module."""
+        return {
             "audio": jnp.zeros((2, self.channels, self.window_samples)),
             "tokens": jnp.zeros((2, self.max_tokens), jnp.int32),
             "token_mask": jnp.ones((2, self.max_tokens), bool),
         }
-        variables = self.module.init({"params": rng}, batch, train=False)
+
+    def init(self, rng: jax.Array) -> Variables:
+        variables = self.module.init({"params": rng}, self.example(), train=False)
         params = dict(variables["params"])
         if self.contrast.kind == "siglip":
             params["logit_bias"] = jnp.float32(self.contrast.initial_bias)
@@ -87,12 +95,12 @@ class TwoTowers(abc.ABC):
 
     def encode(self, variables: Variables, batch: Batch, rng: jax.Array, train: bool) -> Encoded:
         dropout, augment = jax.random.split(rng)
-        has_rivals, rivals = "rival_tokens" in batch, {}
+        has_rivals, rivals = f"rival_{self.told_by[0]}" in batch, {}
         if has_rivals:
             # Texts know nothing of each other: the rivals are further rows of the same encoder.
             both = {
                 name: jnp.concatenate([batch[name], batch[f"rival_{name}"]])
-                for name in ("tokens", "token_mask")
+                for name in self.told_by
             }
             batch = {**batch, **both}
         forward: Any = self.module.apply(

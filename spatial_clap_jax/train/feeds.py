@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.data.labels import LABELS
 from spatial_clap_jax.data.pipeline import PipelineConfig, TrainBatches
 from spatial_clap_jax.systems.base import Labelled
@@ -101,8 +102,15 @@ def _scene_rows(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]
     }
     rows |= {name: LABELS[name] for name in system.labels if name in LABELS}
     if isinstance(system, Labelled):
-        widths = {"sentence": system.sentence_width, "categories": len(system.classes)}
-        rows |= {name: ((widths[name],), jnp.float32) for name in system.labels if name in widths}
+        classes = len(system.classes)
+        events = (classes, len(STEREO_DIRECTIONS))
+        shapes = {
+            "sentence": (system.sentence_width,),
+            "categories": (classes,),
+            "events": events,
+            "rival_events": events,
+        }
+        rows |= {name: (shapes[name], jnp.float32) for name in system.labels if name in shapes}
     if isinstance(experiment.data, PipelineConfig) and experiment.data.rivals:
         rows |= {f"rival_{name}": rows[name] for name in ("tokens", "token_mask")}
         rows["has_rival"] = ((), jnp.bool_)

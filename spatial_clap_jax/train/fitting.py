@@ -1,4 +1,4 @@
-"""What an experiment leaves to its data: M2D-CLAP's classes and the normalisation of its levels."""
+"""What an experiment leaves to its data: classes, and the normalisation of M2D-CLAP's levels."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,9 @@ from spatial_clap_jax.configs_io import from_plain
 from spatial_clap_jax.data.drawing import REFERENCE_LEVEL_DB
 from spatial_clap_jax.data.manifests import LEVELLED
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.models.label_vectors import LabelsConfig
 from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
+from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.experiment import Experiment
 
 # Clips that are listened to, spread over the data, and how many at a time.
@@ -34,6 +36,12 @@ def fitted_to_data(
       InputError: the data have no categories, where those are the model's classes.
     """
     model = experiment.model
+    if isinstance(model, SpatialClapConfig) and isinstance(model.text, LabelsConfig):
+        text = model.text
+        if text.classes is None:
+            classes = _classes(scenes) if resumed is None else _resumed_classes(resumed)
+            text = dataclasses.replace(text, classes=classes)
+        return dataclasses.replace(experiment, model=dataclasses.replace(model, text=text))
     if not isinstance(model, M2dClapConfig):
         return experiment
     init = experiment.init
@@ -47,18 +55,28 @@ def fitted_to_data(
                 model = dataclasses.replace(model, normalisation=there.normalisation)
         return dataclasses.replace(experiment, model=model)
     if model.classes is None:
-        classes = tuple(scenes.manifest["categories"])
-        if not classes:
-            raise InputError(
-                "model.classes: the data have no categories; give data with labels, or train "
-                "without classes."
-            )
-        model = dataclasses.replace(model, classes=classes)
+        model = dataclasses.replace(model, classes=_classes(scenes))
     if is_measured:
         batches = training_clips(scenes)
         found = measured_normalisation(batches, model, experiment.seed)
         model = dataclasses.replace(model, normalisation=found)
     return dataclasses.replace(experiment, model=model)
+
+
+def _classes(scenes: Any) -> tuple[str, ...]:
+    classes = tuple(scenes.manifest["categories"])
+    if not classes:
+        raise InputError(
+            "model.classes: the data have no categories; give data with labels, or train "
+            "without classes."
+        )
+    return classes
+
+
+def _resumed_classes(resumed: Mapping[str, Any]) -> tuple[str, ...] | None:
+    there: Any = from_plain(Experiment, dict(resumed)).model
+    has_labels = isinstance(there, SpatialClapConfig) and isinstance(there.text, LabelsConfig)
+    return there.text.classes if has_labels else None
 
 
 def check_heard(experiment: Experiment, recipe: Mapping[str, Any]) -> None:

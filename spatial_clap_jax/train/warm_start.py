@@ -34,6 +34,7 @@ from spatial_clap_jax.pretrained.towers import below, inside, shortened
 from spatial_clap_jax.systems.attributes import AttributesConfig
 from spatial_clap_jax.systems.elsa import ElsaConfig
 from spatial_clap_jax.systems.m2d_clap import M2dClapConfig
+from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.checkpoint import load_params
 from spatial_clap_jax.train.description import has_description, read_description
 from spatial_clap_jax.train.experiment import Experiment, InitConfig
@@ -43,7 +44,12 @@ from spatial_clap_jax.train.optim import map_by_path, matches
 _AUDIO = ("content", "content_mel", "content_normalisation", "mel", "normalisation")
 _TEXT = ("text",)
 _BRANCH = ("attributes", "intensity", "intensity_scale")
-_MODEL = ("content", "mel", "normalisation", "text")
+_HEARD = ("content", "content_mel", "content_normalisation")
+_PLACED = ("spatial", "spatial_planes", "spatial_mel")
+_STAGES: dict[type, tuple[str, ...]] = {
+    M2dClapConfig: ("content", "mel", "normalisation", "text"),
+    SpatialClapConfig: (*_HEARD, *_PLACED),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def adopt(
     if resumed is not None:
         there: Any = from_plain(Experiment, dict(resumed)).model
         for source, names in (
-            (init.model, _MODEL),
+            (init.model, _STAGES.get(type(model), ())),
             (init.audio, _AUDIO),
             (init.text, _TEXT),
             (init.branch, _BRANCH),
@@ -159,10 +165,11 @@ def notes_on_drawn(experiment: Experiment, taken: Collection[str]) -> list[str]:
 
 
 def _check_parts(model: Any, init: InitConfig) -> None:
-    is_elsa, is_m2d = isinstance(model, ElsaConfig), isinstance(model, M2dClapConfig)
+    is_elsa = isinstance(model, ElsaConfig)
+    has_stages = type(model) in _STAGES
     reads = isinstance(getattr(model, "text", None), TextConfig)
     for name, source, has_it, what in (
-        ("model", init.model, is_m2d, "stages"),
+        ("model", init.model, has_stages, "stages"),
         ("audio", init.audio, hasattr(model, "content"), "audio encoder"),
         ("text", init.text, reads, "text encoder"),
         ("branch", init.branch, is_elsa and model.branch == "learned", "learned branch"),
@@ -174,19 +181,29 @@ def _check_parts(model: Any, init: InitConfig) -> None:
             )
 
 
-def _with_stage(model: M2dClapConfig, source: str, anew: tuple[str, ...]) -> tuple[Any, Towers]:
-    experiment, arrays = _saved("model", source)
+def _with_stage(
+    model: M2dClapConfig | SpatialClapConfig, source: str, anew: tuple[str, ...]
+) -> tuple[Any, Towers]:
+    config = "m2d_clap.py" if isinstance(model, M2dClapConfig) else "spatial_clap_labels.py"
+    experiment, arrays = _saved("model", source, config)
     there = from_plain(Experiment, experiment).model
-    if not isinstance(there, M2dClapConfig):
-        raise InputError(
-            f"--init.model {source}: holds a {type(there).__name__}; give a run of M2D-CLAP."
+    if isinstance(model, M2dClapConfig) and isinstance(there, M2dClapConfig):
+        model = dataclasses.replace(
+            model,
+            content=dataclasses.replace(there.content, frames=model.content.frames),
+            mel=there.mel,
+            normalisation=there.normalisation,
         )
-    model = dataclasses.replace(
-        model,
-        content=dataclasses.replace(there.content, frames=model.content.frames),
-        mel=there.mel,
-        normalisation=there.normalisation,
-    )
+    elif isinstance(model, SpatialClapConfig) and isinstance(there, SpatialClapConfig):
+        # A monaural CLAP stays one, and brings no second ear.
+        both = model.spatial is not None and there.spatial is not None
+        names = (*_HEARD, *_PLACED) if both else _HEARD
+        model = dataclasses.replace(model, **{name: getattr(there, name) for name in names})
+    else:
+        wanted = {M2dClapConfig: "M2D-CLAP", SpatialClapConfig: "Spatial-CLAP"}[type(model)]
+        raise InputError(
+            f"--init.model {source}: holds a {type(there).__name__}; give a run of {wanted}."
+        )
     tokenizer = None
     if isinstance(model.text, TextConfig) and isinstance(there.text, TextConfig):
         model = dataclasses.replace(model, text=_with_dropout_of(model.text, there.text))
@@ -268,7 +285,7 @@ def _with_dropout_of(ours: TextConfig, there: TextConfig) -> TextConfig:
 
 
 def _with_branch(model: ElsaConfig, source: str) -> tuple[ElsaConfig, Towers]:
-    experiment, arrays = _saved("branch", source)
+    experiment, arrays = _saved("branch", source, "elsa_attributes.py")
     held = from_plain(Experiment, experiment)
     there = held.model
     if not isinstance(there, AttributesConfig | ElsaConfig) or (
@@ -293,12 +310,13 @@ def _with_branch(model: ElsaConfig, source: str) -> tuple[ElsaConfig, Towers]:
     return model, Towers(below(taken, "branch"), None, (report,))
 
 
-def _saved(name: str, source: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _saved(
+    name: str, source: str, config: str = ""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The plain experiment and the variables of a run or of an export."""
     if not has_description(source):
         folder = find_export(source)
         if folder is None:
-            config = {"branch": "elsa_attributes.py", "model": "m2d_clap.py"}[name]
             raise InputError(
                 f"--init.{name} {source}: is neither a run nor an export of one; give the "
                 f"--workdir of a training of configs/{config}."
