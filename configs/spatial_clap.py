@@ -56,6 +56,7 @@ def _small_model() -> SpatialClapConfig:
             dropout=0.0,
             attention_dropout=0.0,
         ),
+        projected="tokens",
         fusion_width=512,
         joint_width=256,
         spec_augment=SpecAugmentConfig(2, 24, 2, 8),

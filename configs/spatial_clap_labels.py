@@ -2,16 +2,15 @@
 
     spatial-clap train configs/spatial_clap_labels.py --size small --data data/esc10 \
         --workdir runs/labels
-    spatial-clap train configs/spatial_clap.py --size small --data data/esc10 \
+    spatial-clap train configs/spatial_clap_from_labels.py --size small --data data/esc10 \
         --workdir runs/esc10 --init.model runs/labels
 
-A caption says nothing to an encoder that cannot read yet, and a text encoder learns to read places
-only from an audio side that hears them. Each waits for the other. Labels need no reading: a scene is
-the sum of a vector for each class in each direction. The paper (arXiv 2509.14785) starts from
+A text encoder learns which place belongs to which sound only from an audio side that hears it, and
+that one only from captions that are read: each waits for the other. Labels need no reading. A scene
+is the sum of a vector for each class in each direction. The paper (arXiv 2509.14785) starts from
 encoders that were pre-trained on labels too, CLAP and a SELD network.
 
-What follows learns with captions; its audio side, which has learnt, moves a tenth as fast
-(`--optimizer.rate-rules`, see configs/studies/spatial_clap_findings.py).
+What follows is configs/spatial_clap_from_labels.py.
 """
 
 from dataclasses import replace

@@ -144,6 +144,8 @@ def clap_weights(model: TrainedModel) -> ClapWeights:
             "would be left that was trained as one; take another --format."
         )
     config, content = system.config, system.config.content
+    if not isinstance(config.text, TextConfig):
+        raise _told_labels("hf-clap")
     if not isinstance(content, HtsatConfig):
         raise InputError(
             f"hf-clap: the content encoder is {type(content).__name__}, ClapModel's is an HTSAT; "
@@ -244,6 +246,8 @@ def _refuse_partial(system: System) -> None:
             "--format stablehlo: pre-trained spatial attributes have no text program; take "
             "--format safetensors, or the run itself, for --init.branch."
         )
+    if isinstance(system, SpatialClap) and not system.reads:
+        raise _told_labels("stablehlo")
     if isinstance(system, Clap) and system.config.content.fusion:
         raise InputError(
             "--format stablehlo: a fused CLAP embeds a long recording as a whole, which a program "
@@ -254,6 +258,13 @@ def _refuse_partial(system: System) -> None:
             "--format stablehlo: an M2D-CLAP embeds a recording of any length as a whole, which a "
             "program of one length cannot; take --format safetensors."
         )
+
+
+def _told_labels(format: str) -> InputError:
+    return InputError(
+        f"--format {format}: this Spatial-CLAP was told labels and has no text side; take --format "
+        "safetensors, or the run itself, for --init.model."
+    )
 
 
 def _write_programs(model: TrainedModel, folder: Path) -> None:

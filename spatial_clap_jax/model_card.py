@@ -77,6 +77,20 @@ model's fusion makes of it when the spatial encoder gives zeros: place is lost.
 
 """
 
+_LABELS_USE = """\
+## Use
+
+Its audio side was told labels in place of captions, what sounds where, and it reads no texts. A
+training with captions starts from it:
+
+```
+spatial-clap train configs/spatial_clap_from_labels.py --data DATA --workdir RUN \\
+    --init.model this/folder
+```
+
+"""
+
+
 _PUBLIC_USE = """\
 ## Use with the public code of M2D (nttcslab/m2d)
 
@@ -221,6 +235,8 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
         use = _TRANSFORMERS_USE.format(**facts)
     elif format == M2D_CLAP:
         use = _PUBLIC_USE.format(**facts)
+    elif isinstance(system, SpatialClap) and not system.reads:
+        use = _LABELS_USE
     elif model.tokenizer is None:
         use = _SENTENCES_USE
     else:

@@ -21,9 +21,7 @@ from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.pretrained.owl_vit import OWL_VIT
 from spatial_clap_jax.small_files import json_of, unsealed
-from spatial_clap_jax.systems.base import System, Trainable, Variables, in_use
-from spatial_clap_jax.systems.m2d_clap import M2dClap
-from spatial_clap_jax.systems.spatial_clap import SpatialClap
+from spatial_clap_jax.systems.base import System, Trainable, Variables, in_use, reads_texts
 
 # What an exported folder holds; `export` writes it.
 FORMATS = ("stablehlo", "safetensors")
@@ -311,12 +309,6 @@ def _read_tensors(folder: Path, manifest: dict[str, Any]) -> TrainedModel:
         step=manifest["step"],
         provenance=provenance if isinstance(provenance, dict) else {},
     )
-
-
-def reads_texts(system: Trainable) -> bool:
-    """Whether a system embeds tokens: not sentence embeddings of another model, nor nothing."""
-    has_reader = isinstance(system, M2dClap | SpatialClap)
-    return system.reads if has_reader else isinstance(system, System)
 
 
 def _check_vocabulary(tokenizer: Tokenizer, system: Any) -> None:

@@ -13,8 +13,7 @@ from spatial_clap_jax.evaluate_events import evaluate_events
 from spatial_clap_jax.event_locator import EventLocator, trained_member
 from spatial_clap_jax.inference import audio_text_model
 from spatial_clap_jax.metrics.scores import Results
-from spatial_clap_jax.stored import reads_texts
-from spatial_clap_jax.systems.base import System, Variables
+from spatial_clap_jax.systems.base import System, Variables, reads_texts
 from spatial_clap_jax.systems.m2d_clap import M2dClap
 from spatial_clap_jax.systems.seld import Seld
 from spatial_clap_jax.train.feeds import Feed

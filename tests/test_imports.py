@@ -51,6 +51,7 @@ ORDER = (
     "quickstart",
     "study",
     "arguments",
+    "commands",
     "cli",
     "__main__",
 )

@@ -151,9 +151,7 @@ def _in_two_stages(row: Row, steps: int) -> Row:
     return replace(
         row,
         before=replace(experiment, model=replace(model, text=LabelsConfig()), steps=steps),
-        experiment=replace(
-            experiment, optimizer=replace(experiment.optimizer, rate_rules=rules)
-        ),
+        experiment=replace(experiment, optimizer=replace(experiment.optimizer, rate_rules=rules)),
     )
 
 
@@ -176,7 +174,6 @@ def small() -> tuple[Experiment, SceneRecipe]:
             model,
             content_mel=replace(model.content_mel, hop=_MEL.hop),
             spatial_mel=replace(model.spatial_mel, hop=_MEL.hop),
-            projected="tokens",
         ),
         data=replace(experiment.data, captions_per_batch=32),
         steps=400,

@@ -35,7 +35,7 @@ from spatial_clap_jax.data.records import (
 from spatial_clap_jax.data.scenes import SceneRecipe
 from spatial_clap_jax.data.shard_marks import write_marks
 from spatial_clap_jax.data.sources import open_source
-from spatial_clap_jax.data.staging import is_free, refuse_other, staging
+from spatial_clap_jax.data.staging import is_free, put, refuse_other, staging
 from spatial_clap_jax.data.workers import WorkerPool
 from spatial_clap_jax.errors import InputError
 
@@ -267,7 +267,7 @@ def render_scenes(
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (whole / MANIFEST).write_text(text, encoding="utf-8")
         write_marks(whole, manifest["fingerprint"], whole.glob("*.array_record-*"))
-        whole.rename(out)
+        put(whole, out, lambda: _holds_the_same(out, identity))
     return open_scenes(out)
 
 

@@ -27,9 +27,9 @@ LABELS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
     "floor_area_m2": ((), np.float32),
     "attributes": ((_ATTRIBUTES,), np.float32),
 }
-# Of what sounds, in float32: the vector of the row's caption; 1 for each of the classes that it has;
-# 1 for each of these in each stereo direction where one of its sources is. `rival_events` are those
-# of the row's rival.
+# Of what sounds, in float32: the vector of the row's caption; 1 for each of the classes that it
+# has; 1 for each of these in each stereo direction where one of its sources is. `rival_events` are
+# those of the row's rival.
 CONTENT_LABELS = ("sentence", "categories", "events", "rival_events")
 _OF_CLASSES = ("categories", "events", "rival_events")
 

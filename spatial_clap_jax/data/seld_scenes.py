@@ -34,7 +34,7 @@ from spatial_clap_jax.data.seld_drawing import draw_clip
 from spatial_clap_jax.data.seld_pictures import paint_clip
 from spatial_clap_jax.data.seld_recipe import ClipCounts, PictureOptions, SeldRecipe
 from spatial_clap_jax.data.sources import Source, open_source
-from spatial_clap_jax.data.staging import is_free, refuse_other, staging
+from spatial_clap_jax.data.staging import is_free, put, refuse_other, staging
 from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.data.workers import WorkerPool
 from spatial_clap_jax.errors import InputError
@@ -111,8 +111,14 @@ def render_clips(
         "source": {"name": source.name, "fingerprint": source.fingerprint()},
     }
     out = Path(os.path.realpath(out))
-    if not is_free(out, MANIFEST, "set of clips"):
+
+    def holds_the_same() -> bool:
+        if is_free(out, MANIFEST, "set of clips"):
+            return False
         refuse_other(out, read_clips_manifest(out), identity)
+        return True
+
+    if holds_the_same():
         if progress:
             print(f"{out}: holds these clips already; nothing to do.", file=sys.stderr)
         return open_clips(out)
@@ -144,7 +150,7 @@ def render_clips(
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (whole / MANIFEST).write_text(text, encoding="utf-8")
         write_checksums(whole)
-        whole.rename(out)
+        put(whole, out, holds_the_same)
     return open_clips(out)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,25 @@ def staging(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(whole: Path, out: Path, holds_the_same: Callable[[], bool]) -> None:
+    """Renames a whole folder to its place, unless another render has put the same there meanwhile.
+
+    Args:
+      whole: what was rendered.
+      out: its place.
+      holds_the_same: whether the very same is there; False where nothing is.
+
+    Raises:
+      InputError: something else is there.
+      OSError: there is no renaming to that place.
+    """
+    try:
+        whole.rename(out)
+    except OSError:
+        if not holds_the_same():
+            raise
 
 
 def is_free(out: Path, manifest: str, kind: str) -> bool:

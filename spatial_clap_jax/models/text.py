@@ -175,9 +175,7 @@ def sided_bias(heads: int, tokens: int) -> Float32[np.ndarray, "h n n"]:
     return np.concatenate(halves).astype(np.float32)
 
 
-def mean_over_tokens(
-    x: Float[Array, "b n d"], mask: Bool[Array, "b n"]
-) -> Float[Array, "b d"]:
+def mean_over_tokens(x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
     """The mean of a text's true tokens, in their type; zeros for a text of padding alone."""
     weight = mask[..., None].astype(jnp.float32)
     total = jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)

@@ -119,9 +119,10 @@ def _heat(axes: Any, values: np.ndarray, low: float, high: float, form: str) -> 
 def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path) -> Any:
     figure, panels = _figure(1, len(_CURVES), 6.0, 4.0)
     titles = {row: label(results["rows"][row]["title"]) for row in rows}
+    steps_before = results["steps_before"]
     for index, row in enumerate(rows):
-        folders = sorted((workdir / "runs" / row).glob("seed*/training/metrics.jsonl"))
-        logs = [log for log in (read_metrics(file.parent) for file in folders) if log]
+        folders = sorted((workdir / "runs" / row).glob("seed*"))
+        logs = [log for log in (_log_of(folder, steps_before) for folder in folders) if log]
         for axes, (quantity, unit) in zip(panels, _CURVES.items(), strict=True):
             curves = [{r["step"]: r[quantity] for r in log if quantity in r} for log in logs]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -132,8 +133,22 @@ def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path)
             axes.set_xlabel("step")
             axes.set_ylabel(unit)
             axes.set_ylim(0, 1)
+    if steps_before:
+        for axes in panels:
+            axes.axvline(steps_before, color="0.6", linewidth=0.8, linestyle=":")
+        panels[0].set_title("left of the line by labels, right of it with captions", fontsize=8)
     panels[0].legend(fontsize=7)
     return figure
+
+
+def _log_of(folder: Path, steps_before: int) -> list[dict[str, Any]]:
+    """Rows of a training's log behind those of the one that it started from."""
+    rows = []
+    for name, begun in (("before", 0), ("training", steps_before)):
+        if (folder / name / "metrics.jsonl").is_file():
+            log = read_metrics(folder / name)
+            rows += [{**row, "step": row["step"] + begun} for row in log]
+    return rows
 
 
 def _directions(results: Mapping[str, Any], tested: AllFindings, rows: list[str]) -> Any:

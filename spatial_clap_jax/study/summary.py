@@ -150,12 +150,12 @@ def table(study: Study, results: Mapping[str, Any]) -> Table:
 
 def markdown(study: Study, results: Mapping[str, Any]) -> str:
     """All tables of a study as Markdown."""
-    before = f"{results['steps_before']} and then " if results["steps_before"] else ""
+    before = f"{results['steps_before']} steps by labels, then " if results["steps_before"] else ""
     parts = [
         f"# {shown.markdown(study.name)}",
-        f"{before}{results['steps']} steps of {results['captions_per_batch']} captions a training. Means "
-        "over seeds in percent, in brackets 95 % intervals (bootstrap over scenes and seeds); rows "
-        "with a * go past the paper.",
+        f"{before}{results['steps']} steps of {results['captions_per_batch']} captions a training. "
+        "Means over seeds in percent, in brackets 95 % intervals (bootstrap over scenes and "
+        "seeds); rows with a * go past the paper.",
         _grid(_main_rows(study, results)),
     ]
     if study.comparisons:

@@ -40,7 +40,6 @@ from spatial_clap_jax.systems.content import Augmentation, below_peak
 from spatial_clap_jax.systems.elsa import check_front_end, hear_intensity
 
 
-
 @dataclass(frozen=True)
 class AttributesConfig:
     """What is pre-trained: fields as in `ElsaConfig`, which takes them over.

@@ -21,6 +21,14 @@ def in_use(variables: Variables) -> Variables:
     return {name: variables[name] for name in _IN_USE if name in variables}
 
 
+def reads_texts(system: "Trainable") -> bool:
+    """Whether a system embeds tokens: not sentence embeddings of another model, labels, or nothing.
+
+    A system of which some shapes do not says so by `reads`.
+    """
+    return getattr(system, "reads", isinstance(system, System))
+
+
 class Encoded(NamedTuple):
     """What a system's encoders make of a batch, before any example is compared with another.
 

@@ -53,7 +53,6 @@ from spatial_clap_jax.systems.m2d_clap_module import Heard, M2dClapModule
 from spatial_clap_jax.systems.mixing import mixed_up, random_crop
 
 
-
 @dataclass(frozen=True)
 class CachedSentences:
     """Texts as embeddings that another model made beforehand (`spatial-clap embed-text`).

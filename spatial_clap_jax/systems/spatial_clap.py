@@ -107,11 +107,11 @@ class SpatialClapConfig:
                 f"model.joined: 'separate' needs a spatial encoder and an even joint_width, not "
                 f"{self.joint_width}; give both, or 'fused'."
             )
-        reads = isinstance(self.text, TextConfig)
-        if reads and self.projected == "tokens" and self.text.pooling != "mean":
+        pooling = self.text.pooling if isinstance(self.text, TextConfig) else "mean"
+        if self.projected == "tokens" and pooling != "mean":
             raise InputError(
-                f"model.projected: 'tokens' are averaged, but model.text.pooling is "
-                f"{self.text.pooling!r}; give 'mean', or project the 'text'."
+                f"model.projected: 'tokens' are averaged, but model.text.pooling is {pooling!r}; "
+                "give 'mean', or project the 'text'."
             )
 
     def build(self, loss: ContrastiveConfig, dtype: DTypeLike = jnp.float32) -> "SpatialClap":

@@ -43,9 +43,9 @@ class InitConfig:
     replace the experiment's.
 
     Attributes:
-      model: run of a stage of M2D-CLAP before this one, or an export of that: its encoder (as it
-        stands, but for `content.frames`), its text encoder where both have one, and of all else
-        what fits by name and shape.
+      model: run of a stage before this one, or an export of that. Of M2D-CLAP: its encoder (as it
+        stands, but for `content.frames`), its text encoder where both have one. Of Spatial-CLAP:
+        its encoders of sound with their front ends. And of all else what fits by name and shape.
       anew: rules on paths of parameters that are not taken from `model`.
       audio: source of the content encoder.
       text: source of the text encoder.

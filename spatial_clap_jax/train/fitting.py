@@ -74,9 +74,9 @@ def _classes(scenes: Any) -> tuple[str, ...]:
 
 
 def _resumed_classes(resumed: Mapping[str, Any]) -> tuple[str, ...] | None:
-    there: Any = from_plain(Experiment, dict(resumed)).model
-    has_labels = isinstance(there, SpatialClapConfig) and isinstance(there.text, LabelsConfig)
-    return there.text.classes if has_labels else None
+    there = from_plain(Experiment, dict(resumed)).model
+    text = there.text if isinstance(there, SpatialClapConfig) else None
+    return text.classes if isinstance(text, LabelsConfig) else None
 
 
 def check_heard(experiment: Experiment, recipe: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.small_files import text_of
-from spatial_clap_jax.systems.base import Labelled, System
+from spatial_clap_jax.systems.base import Labelled, System, reads_texts
 from spatial_clap_jax.train import warm_start
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.fitting import check_heard, fitted_to_data
@@ -138,7 +138,8 @@ class SceneFeed:
 
     def notes(self) -> list[str]:
         assert self.tokenizer is not None
-        told = long_captions(self.tokenizer, self.scenes.manifest["caption_corpus"])
+        corpus = self.scenes.manifest["caption_corpus"] if reads_texts(self._system) else []
+        told = long_captions(self.tokenizer, corpus)
         given = self.experiment.tokenizer
         if given is not None and not self._reads_as(given):
             told.append(

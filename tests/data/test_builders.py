@@ -223,6 +223,25 @@ def test_what_a_killed_render_left_is_removed(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_another_render_of_the_same_may_be_there_first(rendered, tmp_path, monkeypatch, changed):
+    def first(whole, *arguments):
+        shutil.copytree(rendered, tmp_path / "out")
+        write_marks(whole, *arguments)
+
+    write_marks = builders.write_marks
+    monkeypatch.setattr(builders, "write_marks", first)
+    recipe = dataclasses.replace(RECIPE, seed=RECIPE.seed + changed)
+    if changed:
+        with pytest.raises(InputError, match=r"out: holds scenes of another kind: recipe\.seed is"):
+            render_scenes(recipe, "synthetic", tmp_path / "out", workers=1, progress=False)
+    else:
+        held = render_scenes(recipe, "synthetic", tmp_path / "out", workers=1, progress=False)
+        assert held.manifest == open_scenes(rendered).manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert contents_of(tmp_path / "out") == contents_of(rendered)
+
+
 def write_clips(folder: Path, count: int, bad: dict[int, bytes]) -> Path:
     rng = np.random.default_rng(0)
     with (folder / "clips.csv").open("w", newline="") as file:

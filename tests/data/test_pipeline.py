@@ -424,6 +424,45 @@ def test_rivals_follow_every_augmentation_of_their_scene():
     assert {place for _, place in seen} == set(range(5))
 
 
+def events_of(group, places, classes):
+    """Pairs of a class and a direction, by hand."""
+    pairs = zip(group.categories, places, strict=True)
+    return {(classes.index(category), place) for category, place in pairs if category}
+
+
+def test_events_say_what_sounds_where_in_each_member(tokenizer):
+    groups = [fake_group("train", 1, 0), fake_group("train", 2, 0)]
+    classes = sorted({category for group in groups for category in group.categories} - {""})
+    found = collate(groups, tokenizer, labels=("events",), classes=classes)["events"]
+    members = [(group, places) for group in groups for places in member_directions(group)]
+    assert found.shape == (len(members), len(classes), 5)
+    assert found.dtype == np.float32
+    for row, (group, places) in zip(found, members, strict=True):
+        assert set(zip(*np.nonzero(row), strict=True)) == events_of(group, places, classes)
+        assert set(np.unique(row)) == {0.0, 1.0}
+
+
+def test_rival_events_are_those_of_the_exchanged_places(tokenizer):
+    single, pair = fake_group("train", 1, 0), fake_group("train", 2, 0)
+    classes = sorted({*single.categories, *pair.categories} - {""})
+    labels = ("events", "rival_events")
+    drawn = draw_member_among_rivals(pair, np.random.default_rng(0))
+    found = collate([single, drawn], tokenizer, True, labels, classes=classes)
+    of_single, of_pair = found["rival_events"]
+    np.testing.assert_array_equal(of_single, found["events"][0])
+    (places,) = member_directions(drawn)
+    assert set(zip(*np.nonzero(of_pair), strict=True)) == events_of(drawn, places[::-1], classes)
+    assert not np.array_equal(of_pair, found["events"][1])
+
+
+def test_events_need_classes(tokenizer):
+    group = fake_group("train", 1, 0)
+    with pytest.raises(InputError, match=r"the data have the class .* lack; name all classes"):
+        collate([group], tokenizer, labels=("events",), classes=("nothing of the kind",))
+    with pytest.raises(InputError, match="classes: there are none, but the model learns them"):
+        train_batches(SCENES, config(), tokenizer, scl=False, seed=0, labels=("events",))
+
+
 def test_processes_share_rivals(tokenizer):
     settings = config(8, mixture_share=0.5, rivals=True)
     (whole,) = batches(tokenizer, 1, settings, scl=False)

@@ -33,6 +33,10 @@ def study(**changes) -> Study:
             {"rows": (ROWS[0], replace(ROWS[1], experiment=replace(tiny_experiment(), steps=3)))},
             "rows differ in .steps, captions a batch.",
         ),
+        (
+            {"rows": (ROWS[0], replace(ROWS[1], before=tiny_experiment()))},
+            r"rows differ in .*'one': \(\(2, 8\),\), 'two': \(\(2, 8\), \(2, 8\)\)",
+        ),
     ],
 )
 def test_what_is_no_study(changes, text):
