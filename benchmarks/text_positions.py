@@ -1,4 +1,4 @@
-"""How soon a text encoder binds a place to its clause, by how it is told the order of words.
+"""How soon a text encoder binds a place to its clause, by its positions and its projection.
 
     python benchmarks/text_positions.py
 
@@ -26,7 +26,7 @@ from spatial_clap_jax.data.synthetic import CATEGORIES
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.losses.contrastive import info_nce
 from spatial_clap_jax.models.layers import ProjectionMlp, unit
-from spatial_clap_jax.models.text import TextConfig, TextEncoder
+from spatial_clap_jax.models.text import TextConfig, TextEncoder, mean_over_tokens
 
 _PAIRS, _SCALE, _DIRECTIONS = 32, 20.0, 5
 
@@ -35,11 +35,16 @@ class Towers(nn.Module):
     """A text encoder, and a linear layer in place of an audio encoder."""
 
     text: TextConfig
+    projected: str
 
     @nn.compact
     def __call__(self, tokens, mask, targets):
-        pooled = TextEncoder(self.text, name="encoder")(tokens, mask).pooled
-        said = ProjectionMlp(512, 256, name="projection")(pooled)
+        read = TextEncoder(self.text, name="encoder")(tokens, mask)
+        projection = ProjectionMlp(512, 256, name="projection")
+        if self.projected == "tokens":
+            said = mean_over_tokens(projection(read.hidden), mask)
+        else:
+            said = projection(read.pooled)
         return unit(said), unit(nn.Dense(256, name="heard")(targets))
 
 
@@ -67,15 +72,17 @@ class Captions:
 
 def main(
     positions: tuple[str, ...] = ("alibi", "absolute", "sided"),
+    projected: tuple[str, ...] = ("text", "tokens"),
     steps: int = 250,
     learning_rate: float = 2e-3,
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Trains an encoder for each kind of positions.
+    """Trains an encoder for each kind of positions and of projection.
 
     Args:
       positions: values of `TextConfig.positions`.
+      projected: values of `SpatialClapConfig.projected`.
       steps: training steps of 32 scenes with both permutations.
       learning_rate: highest one of AdamW; a quarter of the steps warm up, then a cosine.
       seed: of weights and captions.
@@ -85,22 +92,26 @@ def main(
         1024, width=128, layers=2, heads=4, mlp_width=512, max_tokens=48, dropout=0.0,
         attention_dropout=0.0,
     )  # fmt: skip
-    for kind in positions:
-        curve, three = learn(replace(small, positions=kind), steps, learning_rate, seed)
+    for kind, what in itertools.product(positions, projected):
+        config = replace(small, positions=kind)
+        curve, three = learn(config, what, steps, learning_rate, seed)
         if json:
-            print(json_module.dumps({"positions": kind, "two": curve, "three": three}))
+            found = {"positions": kind, "projected": what, "two": curve, "three": three}
+            print(json_module.dumps(found))
             continue
         points = "  ".join(f"{step}: {100 * share:.1f}" for step, share in curve.items())
-        print(f"{kind:>9}  two sources (chance 50)  {points}  three (17)  {100 * three:.1f}")
+        print(
+            f"{kind:>9} {what:>6}  two sources (chance 50)  {points}  three (17) {100 * three:.1f}"
+        )
 
 
 def learn(
-    config: TextConfig, steps: int, learning_rate: float, seed: int
+    config: TextConfig, projected: str, steps: int, learning_rate: float, seed: int
 ) -> tuple[dict[int, float], float]:
     """Shares of right answers for two sources as training goes on, and for three at its end."""
     captions, asked = Captions(seed), Captions(seed + 1)
     tokenizer = Tokenizer.train(captions.draw(1000, 2)[0], config.vocabulary, config.max_tokens)
-    towers = Towers(config)
+    towers = Towers(config, projected)
 
     def inputs(drawn: tuple[list[str], np.ndarray]) -> tuple[Any, ...]:
         return *tokenizer.encode(drawn[0]), drawn[1]

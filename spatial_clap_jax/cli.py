@@ -1,7 +1,6 @@
 """`spatial-clap`: finds the command, and says on one line what a user can mend."""
 
 import difflib
-import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,22 +16,11 @@ from spatial_clap_jax.commands.training import (
     study_command,
     train_command,
 )
-from spatial_clap_jax.errors import InputError, RunStopped
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.mistakes import told_of
 from spatial_clap_jax.streams import flush_stdout, unbroken_streams
 from spatial_clap_jax.train.host_memory import keep_freed_memory
-from spatial_clap_jax.train.interruption import EXIT_STATUS, Interrupted, leave
-
-# What to do about errors of the system, which say themselves what is wrong.
-_ALLOW = "give yourself the right to read and write there, or name another folder"
-_REMEDIES = {
-    errno.ENOSPC: "make room there, or name another folder",
-    errno.EDQUOT: "make room there, or name another folder",
-    errno.EACCES: _ALLOW,
-    errno.EPERM: _ALLOW,
-    errno.EROFS: "name a folder that can be written",
-    errno.ENOENT: "see that the path is right, and that what is given is there",
-    errno.EMFILE: "raise the number of files that may be open (ulimit -n)",
-}
+from spatial_clap_jax.train.interruption import Interrupted, leave
 
 
 @unbroken_streams()
@@ -43,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(arguments)
         flush_stdout()
     except (Exception, KeyboardInterrupt) as error:
-        told = _told(error)
+        told = told_of(error)
         if told is None:
             raise
         status, line = told
@@ -51,25 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(error, Interrupted):
             leave(status)
         raise SystemExit(status) from None
-
-
-def _told(error: BaseException) -> tuple[int, str] | None:
-    """Exit status and line of what a user can mend; None of what is ours to mend."""
-    match error:
-        case Interrupted():
-            return EXIT_STATUS, str(error)
-        case KeyboardInterrupt():
-            return 130, "interrupted"
-        case RunStopped():
-            return 3, str(error)
-        case InputError():
-            return 2, str(error)
-        case OSError():
-            # A full disk, a folder that may not be written: where, what and the remedy.
-            place = f"{error.filename}: " if error.filename else ""
-            remedy = _REMEDIES.get(error.errno or 0, "mend that")
-            return 2, f"{place}{error.strerror or error}; {remedy}, then start again."
-    return None
 
 
 def _run(arguments: list[str]) -> None:

@@ -201,7 +201,8 @@ def evaluate_in_detail(
         if plain is None or not (probe or getattr(embedder, "classes", ())):
             raise InputError(
                 "this model reads no texts, so that nothing can be told of the scenes; give the "
-                "text encoder that it learnt from or its vectors, or clips and a probe."
+                "text encoder that it learnt from or its vectors, or clips and a probe; one that "
+                "was told labels must be trained with captions first, by --init.model."
             )
         sources = {}
     if captions == "all" and 0 not in sources:

@@ -263,6 +263,11 @@ class AudioTextModel:
         if self.sentences is not None:
             self.check_texts(texts)
             return self.embed_sentences(self.sentences.vectors(texts))
+        if self.tokenizer is None and self.sentence_program is None and self.patches is None:
+            raise InputError(
+                "embed_text: this model reads nothing; train it with captions first, from its run "
+                "or this export by --init.model."
+            )
         if self.tokenizer is None:
             raise InputError(
                 "embed_text: this model has no text encoder, its texts are sentence embeddings of "

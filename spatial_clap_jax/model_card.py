@@ -134,7 +134,7 @@ tags: [audio, {tag}audio-text, jax]
 ---
 # {name}
 
-Embeds audio of {channels} ({order}) and texts into one space of {width} dimensions that
+Embeds audio of {channels} ({order}) {embeds} into one space of {width} dimensions that
 holds what sounds{and_where}. {system}, {made}; {parameters:,} parameters; format `{format}`.
 
 {use}## {data_title}
@@ -230,7 +230,10 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
         "seconds": seconds,
         "rate": system.sample_rate_hz,
         "silence": "" if monaural else _SILENCE,
+        "embeds": "and texts",
     }
+    if isinstance(system, SpatialClap) and not system.reads:
+        facts["embeds"] = "and labels"
     if format == HF_CLAP:
         use = _TRANSFORMERS_USE.format(**facts)
     elif format == M2D_CLAP:

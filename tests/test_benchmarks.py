@@ -194,9 +194,11 @@ def test_render_runs():
 
 
 def test_text_positions_runs():
-    (line,) = told("text_positions.py", "--positions", "sided", "--steps", "2")
-    assert line["positions"] == "sided"
-    assert list(line["two"]) == ["2"]
-    # Nobody learns to read in two steps.
-    assert 0.4 < line["two"]["2"] < 0.6
-    assert 0.05 < line["three"] < 0.35
+    lines = told("text_positions.py", "--positions", "sided", "--steps", "2")
+    told_by = [(line["positions"], line["projected"]) for line in lines]
+    assert told_by == [("sided", "text"), ("sided", "tokens")]
+    for line in lines:
+        assert list(line["two"]) == ["2"]
+        # Nobody learns to read in two steps.
+        assert 0.4 < line["two"]["2"] < 0.6
+        assert 0.05 < line["three"] < 0.35

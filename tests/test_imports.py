@@ -51,6 +51,7 @@ ORDER = (
     "quickstart",
     "study",
     "arguments",
+    "mistakes",
     "commands",
     "cli",
     "__main__",

@@ -60,7 +60,7 @@ def detect_command(arguments: list[str]) -> None:
             raise InputError("detect: give either --data DIR or --audio FILE")
         if audio is None:
             assert data is not None
-            _detect(
+            detect_and_score(
                 runs,
                 data,
                 split,
@@ -95,7 +95,7 @@ def detect_command(arguments: list[str]) -> None:
     call(run, arguments, "detect")
 
 
-def _detect(
+def detect_and_score(
     runs: Sequence[Path],
     data: Path,
     split: str,
@@ -109,6 +109,24 @@ def _detect(
     step: int | None = None,
     after: Any = None,
 ) -> None:
+    """Finds the events of a split of clips, and scores them where the clips have labels.
+
+    Args:
+      runs: networks whose tracks are averaged.
+      data: clips in DCASE form.
+      split: which of them.
+      out: folder for a table of each clip.
+      results: file for the scores.
+      plot: file for a figure of them.
+      official: also score by the challenge's own scorer.
+      tune: choose the decoding on the validation split first.
+      caches: of what CLAP and OWL-ViT make of the clips.
+      step: checkpoint to take; the newest if None.
+      after: the decoding; the default one if None.
+
+    Raises:
+      InputError: the clips lack labels that are asked for, or do not fit the networks.
+    """
     from spatial_clap_jax import report
     from spatial_clap_jax.data.dcase import open_clips
     from spatial_clap_jax.evaluate_events import (

@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 from spatial_clap_jax.arguments import call
+from spatial_clap_jax.commands.detecting import detect_and_score
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.streams import tell, unbroken_stdout
 
@@ -87,7 +88,7 @@ def evaluate_command(arguments: list[str]) -> None:
         if is_locator(run):
             if data is None:
                 raise InputError(f"{run}: locates events; give --data, clips in DCASE form.")
-            _detect([run], data, split, results=out, step=step, plot=plot)
+            detect_and_score([run], data, split, results=out, step=step, plot=plot)
             return
         model = load(
             run,

@@ -12,6 +12,7 @@ import tyro
 from spatial_clap_jax import shown
 from spatial_clap_jax.arguments import call, peek, with_content
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.mistakes import told_of
 from spatial_clap_jax.streams import tell, unbroken_stdout
 from spatial_clap_jax.train.environment import names_others
 from spatial_clap_jax.train.interruption import Interruption
@@ -56,7 +57,7 @@ def _train(arguments: list[str], interruption: Interruption) -> None:
         several = join_processes()
         # JAX listens for SIGTERM, too, where there are several processes.
         interruption.listen()
-    with shared(_told) if several else contextlib.nullcontext():
+    with shared(told_of) if several else contextlib.nullcontext():
         _train_here(arguments, config, size)
 
 

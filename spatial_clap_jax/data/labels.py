@@ -145,8 +145,14 @@ def _events(
 ) -> Float32[np.ndarray, "classes directions"]:
     """1 for each class in each direction where a source of a member is that has it."""
     events = np.zeros((len(classes), len(STEREO_DIRECTIONS)), np.float32)
-    for category, place in zip(group.categories, places, strict=bool(places)):
-        events[_positions(labels_of(category), classes), place] = 1.0
+    for clip, category, place in zip(group.clips, group.categories, places, strict=True):
+        labels = labels_of(category)
+        if not labels:
+            raise InputError(
+                f"{group.scene_id}: its clip {clip} has no category, so that no label tells it; "
+                "render clips that all have one, or train with captions."
+            )
+        events[_positions(labels, classes), place] = 1.0
     return events
 
 
@@ -182,7 +188,8 @@ def _positions(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise InputError(
             f"classes: the data have the class {unknown[0]!r}{more}, which the model's "
-            f"{len(classes)} classes lack; name all classes of the data in --model.classes."
+            f"{len(classes)} classes lack; name all classes of the data in --model.classes, of a "
+            "Spatial-CLAP in --model.text.classes."
         )
     return [list(classes).index(label) for label in labels]
 

@@ -295,7 +295,7 @@ def train_batches(
       labels: which of `LABELS` and `CONTENT_LABELS` the batches hold.
       rewrites: captions for `config.rewritten_share`, see `read_rewrites`.
       sentences: vectors of the captions, for the label `sentence`; see `check_clips`.
-      classes: names of the classes, for the label `categories`.
+      classes: names of the classes, for the labels `categories`, `events` and `rival_events`.
 
     Returns:
       Iterator over `audio` float32 [b, c, t], `tokens` int32 [b, n], `token_mask` bool [b, n],
@@ -370,7 +370,7 @@ def collate(
       rivals: whether rivals are in the batch; a scene without one has its own caption there.
       labels: which of `LABELS` and `CONTENT_LABELS` are in the batch.
       sentences: vectors of the captions, for the label `sentence`.
-      classes: names of the classes, for the label `categories`.
+      classes: names of the classes, for the labels `categories`, `events` and `rival_events`.
 
     Returns:
       The batch that `train_batches` describes.

@@ -7,7 +7,12 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 
-from spatial_clap_jax.acoustics.captions import bare_content, compose_caption, join_clauses
+from spatial_clap_jax.acoustics.captions import (
+    bare_content,
+    compose_caption,
+    join_clauses,
+    labels_of,
+)
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, direction_index
 from spatial_clap_jax.acoustics.spatial_captions import compose_spatial_caption
 from spatial_clap_jax.acoustics.spatial_words import (
@@ -154,15 +159,17 @@ def meanings(group: SceneGroup) -> list[int]:
     """A number for what each member of the group says: which contents at which places.
 
     A content is known by its category, or by its captions where it has none: two clips of the same
-    words cannot be told apart by words. A place is known by its direction class or, with the words
-    of ELSA, by the set of its words. The order of the sources does not count. The numbers are the
-    same in every process and run.
+    words cannot be told apart by words. Of several labels the order does not count. A place is
+    known by its direction class or, with the words of ELSA, by the set of its words. The order of
+    the sources does not count. The numbers are the same in every process and run.
 
     Returns:
       p numbers, each in the range of int32.
     """
     contents = [
-        f"category {category}" if category else f"captions {sorted(map(str.lower, contents))}"
+        f"category {';'.join(sorted(labels_of(category)))}"
+        if category
+        else f"captions {sorted(map(str.lower, contents))}"
         for category, contents in zip(group.categories, group.contents, strict=True)
     ]
     numbers = []

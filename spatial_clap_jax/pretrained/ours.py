@@ -110,11 +110,13 @@ def read_exported_text(folder: Path) -> TextTower:
     Raises:
       InputError: it has none.
     """
-    model = _model(folder)
-    if not isinstance(model.get("text"), dict):
+    text = _model(folder).get("text")
+    plain = dict(text) if isinstance(text, dict) else {"kind": None}
+    # Labels or cached sentences may stand in its place; of old exports it was the only kind.
+    if plain.pop("kind", TextConfig.__name__) != TextConfig.__name__:
         raise InputError(f"{folder}: has no text encoder; give the export of a model with one.")
-    refuse_outsized(model["text"], folder / MANIFEST)
-    config = from_plain(TextConfig, model["text"])
+    refuse_outsized(plain, folder / MANIFEST)
+    config = from_plain(TextConfig, plain)
     with describing(folder / MANIFEST):
         shapes = text_shapes(config)
     tensors = read_tensors(folder / TENSORS)

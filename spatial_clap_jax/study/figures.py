@@ -136,7 +136,7 @@ def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path)
     if steps_before:
         for axes in panels:
             axes.axvline(steps_before, color="0.6", linewidth=0.8, linestyle=":")
-        panels[0].set_title("left of the line by labels, right of it with captions", fontsize=8)
+        panels[0].set_title("left of the line, the training before", fontsize=8)
     panels[0].legend(fontsize=7)
     return figure
 

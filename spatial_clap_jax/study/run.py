@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
-from spatial_clap_jax.configs_io import to_plain
+from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.data.pipeline import Scenes
 from spatial_clap_jax.data.records import SceneData
 from spatial_clap_jax.errors import InputError
@@ -25,12 +25,9 @@ from spatial_clap_jax.study.figures import draw_figures
 from spatial_clap_jax.study.outcomes import Findings, read_findings, write_findings
 from spatial_clap_jax.study.spec import PLAIN, Phrases, Row, Study
 from spatial_clap_jax.study.summary import markdown, summarise, table
-from spatial_clap_jax.train.description import (
-    has_description,
-    read_description,
-    write_atomically,
-)
+from spatial_clap_jax.train.description import write_atomically
 from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.resuming import resumed_experiment
 from spatial_clap_jax.train.trainer import train
 
 
@@ -135,13 +132,15 @@ def train_and_test(
     began = time.perf_counter()
     accept = []
     if before is not None:
-        train(before, scenes.data_dir, folder / "before", progress=progress)
-        jax.clear_caches()
         source = str((folder / "before").resolve())
+        accept = _if_moved(folder / "training", source)
+        # A training that has begun holds what it took.
+        if resumed_experiment(folder / "training") is None:
+            train(before, scenes.data_dir, folder / "before", progress=progress)
+            jax.clear_caches()
         experiment = dataclasses.replace(
             experiment, init=dataclasses.replace(experiment.init, model=source)
         )
-        accept = _if_moved(folder / "training", source)
     train(experiment, scenes.data_dir, folder / "training", progress=progress, accept=accept)
     # A later program must not pay for those of all earlier rows.
     jax.clear_caches()
@@ -203,9 +202,13 @@ def write_summary(
 
 def _if_moved(training: Path, source: str) -> list[str]:
     """What a training may differ in that began before the folder of the study was moved."""
-    if not has_description(training):
-        return []
-    began_from = read_description(training)["experiment"]["init"]["model"]
+    begun = resumed_experiment(training)
+    began_from = source if begun is None else from_plain(Experiment, begun).init.model
+    if began_from is None:
+        raise InputError(
+            f"{training}: began from nothing, and the study would have it begin from {source}; "
+            "take another --workdir."
+        )
     return [] if began_from == source else ["init.model"]
 
 

@@ -42,6 +42,11 @@ class Row:
                 f"row {self.name!r}: trains a {type(self.experiment.model).__name__}, and a study "
                 "compares audio-text models; leave it out."
             )
+        if self.before is not None and self.experiment.init.model is not None:
+            raise InputError(
+                f"row {self.name!r}: starts from {self.experiment.init.model} (init.model) and "
+                "from a training before it; give one of the two."
+            )
 
 
 @dataclass(frozen=True)

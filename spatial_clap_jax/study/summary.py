@@ -150,7 +150,7 @@ def table(study: Study, results: Mapping[str, Any]) -> Table:
 
 def markdown(study: Study, results: Mapping[str, Any]) -> str:
     """All tables of a study as Markdown."""
-    before = f"{results['steps_before']} steps by labels, then " if results["steps_before"] else ""
+    before = f"{results['steps_before']} steps before, and " if results["steps_before"] else ""
     parts = [
         f"# {shown.markdown(study.name)}",
         f"{before}{results['steps']} steps of {results['captions_per_batch']} captions a training. "

@@ -138,7 +138,7 @@ class Labelled(Protocol):
     """A system with labels whose length in a row is its own affair.
 
     Attributes:
-      classes: names of the entries of `categories`.
+      classes: names of the entries of `categories`, `events` and `rival_events`.
       sentence_width: length of `sentence`; 0 where it takes none.
     """
 

@@ -39,7 +39,11 @@ def fitted_to_data(
     if isinstance(model, SpatialClapConfig) and isinstance(model.text, LabelsConfig):
         text = model.text
         if text.classes is None:
-            classes = _classes(scenes) if resumed is None else _resumed_classes(resumed)
+            classes = (
+                _classes(scenes, "model.text.classes")
+                if resumed is None
+                else _resumed_classes(resumed)
+            )
             text = dataclasses.replace(text, classes=classes)
         return dataclasses.replace(experiment, model=dataclasses.replace(model, text=text))
     if not isinstance(model, M2dClapConfig):
@@ -55,7 +59,7 @@ def fitted_to_data(
                 model = dataclasses.replace(model, normalisation=there.normalisation)
         return dataclasses.replace(experiment, model=model)
     if model.classes is None:
-        model = dataclasses.replace(model, classes=_classes(scenes))
+        model = dataclasses.replace(model, classes=_classes(scenes, "model.classes"))
     if is_measured:
         batches = training_clips(scenes)
         found = measured_normalisation(batches, model, experiment.seed)
@@ -63,12 +67,11 @@ def fitted_to_data(
     return dataclasses.replace(experiment, model=model)
 
 
-def _classes(scenes: Any) -> tuple[str, ...]:
+def _classes(scenes: Any, name: str) -> tuple[str, ...]:
     classes = tuple(scenes.manifest["categories"])
     if not classes:
         raise InputError(
-            "model.classes: the data have no categories; give data with labels, or train "
-            "without classes."
+            f"{name}: the data have no categories; give data with labels, or train without classes."
         )
     return classes
 

@@ -165,6 +165,10 @@ class SceneFeed:
         if given is not None:
             tokenizer = Tokenizer.from_file(given, system.max_tokens)
             if tokenizer.vocabulary_size > vocabulary:
+                if not reads_texts(system):
+                    raise InputError(
+                        f"--tokenizer {given}: the model reads no texts; leave it out."
+                    )
                 raise InputError(
                     f"--tokenizer {given}: has {tokenizer.vocabulary_size} tokens, the model takes "
                     f"{vocabulary}; set --model.text.vocabulary."

@@ -42,13 +42,13 @@ from spatial_clap_jax.train.optim import map_by_path, matches
 
 # What a source decides of the model's shape.
 _AUDIO = ("content", "content_mel", "content_normalisation", "mel", "normalisation")
-_TEXT = ("text",)
+_TEXT = ("text", "projected")
 _BRANCH = ("attributes", "intensity", "intensity_scale")
 _HEARD = ("content", "content_mel", "content_normalisation")
 _PLACED = ("spatial", "spatial_planes", "spatial_mel")
 _STAGES: dict[type, tuple[str, ...]] = {
-    M2dClapConfig: ("content", "mel", "normalisation", "text"),
-    SpatialClapConfig: (*_HEARD, *_PLACED),
+    M2dClapConfig: ("content", "mel", "normalisation", *_TEXT),
+    SpatialClapConfig: (*_HEARD, *_PLACED, *_TEXT),
 }
 
 
@@ -101,7 +101,8 @@ def adopt(
         return dataclasses.replace(experiment, model=model), Towers()
     towers = Towers()
     if init.model is not None:
-        model, towers = _with_stage(model, init.model, init.anew)
+        assert isinstance(experiment.loss, ContrastiveConfig)
+        model, towers = _with_stage(model, init.model, init.anew, experiment.loss)
     if init.audio is not None:
         model, audio = _with_audio(model, init.audio)
         kept = {p: x for p, x in towers.arrays.items() if not p.startswith("params/content/")}
@@ -135,24 +136,37 @@ def notes_on_drawn(experiment: Experiment, taken: Collection[str]) -> list[str]:
       taken: paths of the variables that are not drawn.
 
     Returns:
-      A line for parts that are frozen though nothing was loaded into them, and one for an encoder
-      of M2D-CLAP that is fine-tuned on labels from nothing.
+      A line for parts that are frozen though nothing was loaded into them, one for parts that are
+      slowed down so, and one for an encoder of M2D-CLAP that is fine-tuned on labels from nothing.
     """
     model, frozen = experiment.model, experiment.optimizer.frozen
+    slowed = [rule for rule, rate in experiment.optimizer.rate_rules if rate < 1.0]
     is_m2d = isinstance(model, M2dClapConfig)
     is_tuned = is_m2d and not (model.predicts or model.contrast_weight)
-    if not frozen and not is_tuned:
+    if not frozen and not slowed and not is_tuned:
         return []
     paths: list[str] = []
     shapes = jax.eval_shape(experiment.build_trainable().init, jax.random.key(0))
     map_by_path(lambda path, leaf: paths.append(path), shapes["params"])
     loaded = {path.partition("/")[0] for path in paths if f"params/{path}" in taken}
     still = {path.partition("/")[0] for path in paths if matches(frozen, path)} - loaded
+    slow = {path.partition("/")[0] for path in paths if matches(slowed, path)} - loaded - still
     notes = []
-    if still:
+
+    def remedy_for(parts: set[str]) -> str:
         options = {"content": "audio", "text": "text", "branch": "branch"}
-        known = [f"--init.{options[part]}" for part in sorted(still & options.keys())]
-        remedy = " and ".join(["--init.model RUN"] if is_m2d else known)
+        known = [f"--init.{options[part]}" for part in sorted(parts & options.keys())]
+        from_run = ["--init.model RUN"] if type(model) in _STAGES else []
+        return " and ".join(from_run if is_m2d else known or from_run)
+
+    if slow:
+        notes.append(
+            f"{', '.join(sorted(slow))}: slowed down (--optimizer.rate-rules) though drawn at "
+            "random, as for what has learnt already; "
+            + ("--init.model RUN loads it" if type(model) in _STAGES else "give the full rate")
+        )
+    if still:
+        remedy = remedy_for(still)
         notes.append(
             f"{', '.join(sorted(still))}: frozen (--optimizer.frozen) as drawn at random, so that "
             f"nothing of it is ever learnt; {f'{remedy} loads it' if remedy else 'free it'}"
@@ -182,10 +196,14 @@ def _check_parts(model: Any, init: InitConfig) -> None:
 
 
 def _with_stage(
-    model: M2dClapConfig | SpatialClapConfig, source: str, anew: tuple[str, ...]
+    model: M2dClapConfig | SpatialClapConfig,
+    source: str,
+    anew: tuple[str, ...],
+    loss: ContrastiveConfig,
 ) -> tuple[Any, Towers]:
     config = "m2d_clap.py" if isinstance(model, M2dClapConfig) else "spatial_clap_labels.py"
     experiment, arrays = _saved("model", source, config)
+    ours = model.text
     there = from_plain(Experiment, experiment).model
     if isinstance(model, M2dClapConfig) and isinstance(there, M2dClapConfig):
         model = dataclasses.replace(
@@ -198,18 +216,23 @@ def _with_stage(
         # A monaural CLAP stays one, and brings no second ear.
         both = model.spatial is not None and there.spatial is not None
         names = (*_HEARD, *_PLACED) if both else _HEARD
-        model = dataclasses.replace(model, **{name: getattr(there, name) for name in names})
+        taken = {name: getattr(there, name) for name in names}
+        taken["content"] = _with_drops_of(model.content, there.content)
+        if isinstance(model.text, TextConfig) and isinstance(there.text, TextConfig):
+            # Together, whatever the source pools by.
+            taken |= {"text": there.text, "projected": there.projected}
+        model = dataclasses.replace(model, **taken)
     else:
         wanted = {M2dClapConfig: "M2D-CLAP", SpatialClapConfig: "Spatial-CLAP"}[type(model)]
         raise InputError(
             f"--init.model {source}: holds a {type(there).__name__}; give a run of {wanted}."
         )
     tokenizer = None
-    if isinstance(model.text, TextConfig) and isinstance(there.text, TextConfig):
-        model = dataclasses.replace(model, text=_with_dropout_of(model.text, there.text))
+    if isinstance(ours, TextConfig) and isinstance(there.text, TextConfig):
+        model = dataclasses.replace(model, text=_with_dropout_of(ours, there.text))
         tokenizer = _saved_tokenizer(source, there.text.max_tokens)
     shapes: dict[str, tuple[int, ...]] = {}
-    fresh = jax.eval_shape(model.build(ContrastiveConfig()).init, jax.random.key(0))
+    fresh = jax.eval_shape(model.build(loss).init, jax.random.key(0))
     map_by_path(lambda path, leaf: shapes.update({path: leaf.shape}), fresh)
     for rule in anew:
         if not any(re.search(rule, path.partition("/")[2]) for path in (*arrays, *shapes)):
@@ -249,13 +272,10 @@ def _with_audio(model: Any, source: str) -> tuple[Any, Towers]:
             "normalisation": tower.normalisation,
         }
     else:
-        if isinstance(config, HtsatConfig) and isinstance(model.content, HtsatConfig):
-            config = dataclasses.replace(
-                config,
-                attention_dropout=model.content.attention_dropout,
-                drop_path=model.content.drop_path,
-            )
-        fitted = {"content": config, "content_mel": tower.mel}
+        fitted = {
+            "content": _with_drops_of(model.content, config),
+            "content_mel": tower.mel,
+        }
         if is_vit:
             fitted["content_normalisation"] = tower.normalisation
     model = dataclasses.replace(model, **fitted)
@@ -274,13 +294,26 @@ def _with_text(model: Any, source: str) -> tuple[Any, Towers]:
         # Stage 2 takes BERT's first token as it is, not through the pooler.
         config = dataclasses.replace(config, pooling="first")
         arrays = {path: x for path, x in arrays.items() if "/text/pooler/" not in path}
-    model = dataclasses.replace(model, text=config)
+    fitted: dict[str, Any] = {"text": config}
+    if isinstance(model, SpatialClapConfig) and config.pooling != "mean":
+        # What was made to be pooled otherwise has no tokens to be averaged.
+        fitted["projected"] = "text"
+    model = dataclasses.replace(model, **fitted)
     return model, Towers(arrays, tower.tokenizer, (tower.report,))
 
 
 def _with_dropout_of(ours: TextConfig, there: TextConfig) -> TextConfig:
     return dataclasses.replace(
         there, dropout=ours.dropout, attention_dropout=ours.attention_dropout
+    )
+
+
+def _with_drops_of(ours: Any, there: Any) -> Any:
+    """A content encoder from elsewhere with what only a training knows of ours."""
+    if not isinstance(there, HtsatConfig) or not isinstance(ours, HtsatConfig):
+        return there
+    return dataclasses.replace(
+        there, attention_dropout=ours.attention_dropout, drop_path=ours.drop_path
     )
 
 

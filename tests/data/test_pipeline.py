@@ -455,6 +455,21 @@ def test_rival_events_are_those_of_the_exchanged_places(tokenizer):
     assert not np.array_equal(of_pair, found["events"][1])
 
 
+def test_events_of_a_clip_without_a_category_are_refused(tokenizer):
+    group = dataclasses.replace(fake_group("train", 1, 0), categories=("",))
+    with pytest.raises(InputError, match=r"train_k1/0: its clip .* has no category, so that no la"):
+        collate([group], tokenizer, labels=("events",), classes=("dog",))
+
+
+def test_several_labels_of_a_clip_all_count(tokenizer):
+    group = dataclasses.replace(fake_group("train", 1, 0), categories=("rain;dog",))
+    ((row,),) = [collate([group], tokenizer, labels=("events",), classes=("dog", "rain"))["events"]]
+    ((place,),) = member_directions(group)
+    assert set(zip(*np.nonzero(row), strict=True)) == {(0, place), (1, place)}
+    other = dataclasses.replace(group, categories=("dog;rain",))
+    assert meanings(other) == meanings(group)
+
+
 def test_events_need_classes(tokenizer):
     group = fake_group("train", 1, 0)
     with pytest.raises(InputError, match=r"the data have the class .* lack; name all classes"):

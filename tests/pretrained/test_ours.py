@@ -41,7 +41,8 @@ OTHERS = drawn({"params/logit_scale": (), "params/fusion/kernel": (2, 3)})
 
 def manifest(**changes):
     content = {"kind": "HtsatConfig", **to_plain(CONTENT)}
-    model = {"content": content, "content_mel": to_plain(MEL), "text": to_plain(TEXT)} | changes
+    text = {"kind": "TextConfig", **to_plain(TEXT)}
+    model = {"content": content, "content_mel": to_plain(MEL), "text": text} | changes
     return {"experiment": {"model": {key: part for key, part in model.items() if part is not ...}}}
 
 

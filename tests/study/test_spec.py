@@ -1,5 +1,6 @@
 """What a study may be made of, and the shipped ones."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -10,8 +11,9 @@ from tiny_seld import tiny_seld
 from spatial_clap_jax.acoustics.rooms import RoomRanges
 from spatial_clap_jax.data.scenes import SceneRecipe
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.models.label_vectors import LabelsConfig
 from spatial_clap_jax.study import Noise, Phrases, Rendered, Row, Study
-from spatial_clap_jax.train.experiment import load_config
+from spatial_clap_jax.train.experiment import InitConfig, load_config
 
 ROWS = tuple(Row(name, name.upper(), tiny_experiment()) for name in ("one", "two"))
 
@@ -42,6 +44,12 @@ def study(**changes) -> Study:
 def test_what_is_no_study(changes, text):
     with pytest.raises(InputError, match=text):
         study(**changes)
+
+
+def test_a_row_starts_from_one_training():
+    begun = replace(tiny_experiment(), init=InitConfig(model="runs/other"))
+    with pytest.raises(InputError, match=r"row 'one': starts from runs/other \(init\.model\) and"):
+        Row("one", "one", begun, before=tiny_experiment())
 
 
 def test_a_study_is_of_audio_text_models():
@@ -87,6 +95,21 @@ def test_shipped_studies_build_every_row(size):
         params = jax.eval_shape(system.init, jax.random.key(0))["params"]
         assert ("spatial" in params) == (row.name != "mono")
         assert ("logit_bias" in params) == (row.name == "siglip")
+        # What comes before is the same but for what tells the scenes.
+        before = row.before
+        model = replace(before.model, text=LabelsConfig(("bell", "dog")))
+        told = replace(before, model=model).build_system()
+        labelled = jax.eval_shape(told.init, jax.random.key(0))["params"]
+        assert labelled.keys() - params.keys() == {"labels"}
+        assert params.keys() - labelled.keys() == {"text", "text_projection"}
+        text = row.experiment.model.text
+        assert replace(before.model, text=text) == row.experiment.model
+        assert (before.loss, before.data) == (row.experiment.loss, row.experiment.data)
+        # The audio side moves slowly then, all of it and nothing else.
+        *_, (slow, factor) = row.experiment.optimizer.rate_rules
+        assert factor < 1
+        heard = {"content", "spatial", "fusion", "spatial_projection"} & params.keys()
+        assert {name for name in params if re.search(slow, f"{name}/")} == heard
 
 
 def test_the_findings_have_the_papers_rows_and_ours():

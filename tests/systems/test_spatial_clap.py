@@ -13,6 +13,7 @@ from tiny import RATE_HZ, WINDOW, random_variables, tiny_experiment
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
+from spatial_clap_jax.models.label_vectors import LabelsConfig
 from spatial_clap_jax.models.parted import PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatialConfig
 from spatial_clap_jax.systems.spatial_clap import ProjectionMlp, SpatialClapConfig, unit
@@ -25,9 +26,9 @@ def count(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def shrunk(size: str) -> Experiment:
+def shrunk(size: str, config: str = "spatial_clap.py") -> Experiment:
     """A shipped config with the same parts, each as narrow and shallow as it goes."""
-    experiment = load_config("configs/spatial_clap.py", size)
+    experiment = load_config(f"configs/{config}", size)
     model = experiment.model
     if isinstance(model.content, HtsatConfig):
         content = dataclasses.replace(
@@ -39,9 +40,12 @@ def shrunk(size: str) -> Experiment:
             model.content, channels=(8,), pools=model.content.pools[:1], width=16, heads=2
         )
         window_s = 0.5
-    text = dataclasses.replace(
-        model.text, vocabulary=300, width=16, heads=2, layers=1, mlp_width=16, max_tokens=12
-    )
+    if isinstance(model.text, LabelsConfig):
+        text = LabelsConfig(("bell", "dog"))
+    else:
+        text = dataclasses.replace(
+            model.text, vocabulary=300, width=16, heads=2, layers=1, mlp_width=16, max_tokens=12
+        )
     narrow: dict[str, Any] = {"gru_width": 8, "gru_layers": 1}
     if isinstance(model.spatial, PartedCnnConfig):
         narrow = {"parts": 2}
@@ -63,8 +67,11 @@ def shrunk(size: str) -> Experiment:
 def random_batch(experiment: Experiment, rows: int = 4) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
     system = experiment.build_system()
-    tokens = experiment.model.text.max_tokens
+    tokens = system.max_tokens
+    # Each class in each direction, two at a time.
+    events = np.eye(10, dtype=np.float32) + np.eye(10, k=3, dtype=np.float32)
     return {
+        "events": jnp.asarray(np.resize(events, (rows, 2, 5))),
         "audio": jnp.asarray(rng.normal(size=(rows, 2, system.window_samples)), jnp.float32) * 0.1,
         "tokens": jnp.asarray(rng.integers(5, 300, size=(rows, tokens)), jnp.int32),
         "token_mask": jnp.asarray(np.arange(tokens) < rng.integers(2, tokens, size=(rows, 1))),
@@ -74,14 +81,22 @@ def random_batch(experiment: Experiment, rows: int = 4) -> dict[str, jax.Array]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-def test_two_shrunk_steps_of_every_shipped_config(size):
-    experiment = shrunk(size)
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        *(("spatial_clap.py", size) for size in SIZES),
+        ("spatial_clap_labels.py", "small"),
+        ("spatial_clap_labels.py", "base"),
+        ("spatial_clap_from_labels.py", "small"),
+    ],
+)
+def test_two_shrunk_steps_of_every_shipped_config(config, size):
+    experiment = shrunk(size, config)
     system, batch = experiment.build_system(), random_batch(experiment)
     # At full warm-up the very first step would not move.
-    config = dataclasses.replace(experiment.optimizer, warmup_steps=1)
+    settings = dataclasses.replace(experiment.optimizer, warmup_steps=1)
     shapes = jax.eval_shape(system.init, jax.random.key(0))["params"]
-    optimizer = make_optimizer(config, 10, shapes)
+    optimizer = make_optimizer(settings, 10, shapes)
     averaged = experiment.ema_decay is not None
     start = partial(init_state, system, optimizer, jax.random.key(0), {}, averaged=averaged)
     state = jax.jit(start)()

@@ -21,6 +21,7 @@ from spatial_clap_jax.train.experiment import SIZES, Experiment, compute_dtype, 
     [
         *("spatial_clap", "elsa", "elsa_attributes", "m2d_clap", "m2d_clap_labels"),
         *("m2d_clap_text", "seld", "seld_crnn"),
+        *("spatial_clap_labels", "spatial_clap_from_labels"),
     ],
 )
 def test_shipped_configs_survive_json(config, size):

@@ -11,15 +11,18 @@ from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import evaluate
 from spatial_clap_jax.export import export
+from spatial_clap_jax.features import LAION_CLAP_LOG_MEL
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.models.cnn import CnnConfig
+from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.label_vectors import LabelsConfig
+from spatial_clap_jax.models.parted import PartedCnnConfig
 from spatial_clap_jax.stored import flatten
 from spatial_clap_jax.train.checkpoint import load_params
 from spatial_clap_jax.train.experiment import InitConfig, load_config
 from spatial_clap_jax.train.optim import map_by_path
 from spatial_clap_jax.train.trainer import train
-from spatial_clap_jax.train.warm_start import adopt
+from spatial_clap_jax.train.warm_start import adopt, notes_on_drawn
 from spatial_clap_jax.validation import Validation
 
 
@@ -57,12 +60,53 @@ def test_all_but_the_labels_is_taken(run):
 
 def test_encoders_are_those_of_the_labels_with_their_front_ends(run):
     there = labelled().model
-    other = CnnConfig(channels=(4,), pools=((1, 2),), width=8, heads=2)
-    experiment, _ = adopt(started_from(run, content=other, window_s=0.25))
-    model = experiment.model
-    assert (model.content, model.spatial) == (there.content, there.spatial)
-    assert model.window_s == 0.25
-    assert model.text == tiny_experiment().model.text
+    other = dataclasses.replace(there.content_mel, mels=8)
+    experiment, _ = adopt(
+        started_from(
+            run,
+            content=CnnConfig(channels=(4,), pools=((1, 2),), width=8, heads=2),
+            content_mel=other,
+            spatial=PartedCnnConfig(),
+            spatial_mel=other,
+            spatial_planes="magnitude_phase",
+            window_s=0.25,
+        )
+    )
+    for name in ("content", "content_mel", "spatial", "spatial_mel", "spatial_planes"):
+        assert getattr(experiment.model, name) == getattr(there, name)
+    assert experiment.model.window_s == 0.25
+    assert experiment.model.text == tiny_experiment().model.text
+
+
+def test_the_bias_of_the_sigmoid_loss_goes_on(tmp_path):
+    loss = dataclasses.replace(tiny_experiment().loss, kind="siglip")
+    sigmoid = dataclasses.replace(labelled(), loss=loss)
+    run = save_tiny_run(tmp_path / "run", experiment=sigmoid)
+    _, towers = adopt(dataclasses.replace(started_from(run), loss=loss))
+    bias = random_variables(sigmoid, 102)["params"]["logit_bias"]
+    assert towers.arrays["params/logit_bias"] == bias
+
+
+def test_what_only_a_training_knows_stays(tmp_path):
+    htsat = HtsatConfig(embed_dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
+    front = {"content_mel": LAION_CLAP_LOG_MEL, "window_s": 0.5}
+    there = dataclasses.replace(labelled().model, content=htsat, **front)
+    source = dataclasses.replace(labelled(), model=there)
+    run = save_tiny_run(tmp_path / "run", experiment=source)
+    dropped = dataclasses.replace(htsat, drop_path=0.3, attention_dropout=0.2)
+    experiment, _ = adopt(started_from(run, content=dropped, **front))
+    assert experiment.model.content == dropped
+
+
+def test_slowed_parts_that_were_drawn_are_told(run):
+    rules = load_config("spatial_clap_from_labels", "small").optimizer.rate_rules
+    optimizer = dataclasses.replace(tiny_experiment().optimizer, rate_rules=rules)
+    alone = dataclasses.replace(tiny_experiment(), optimizer=optimizer)
+    (note,) = notes_on_drawn(alone, ())
+    assert note.startswith("content, fusion, spatial: slowed down (--optimizer.rate-rules) though")
+    assert note.endswith("--init.model RUN loads it")
+    begun, towers = adopt(dataclasses.replace(started_from(run), optimizer=optimizer))
+    assert notes_on_drawn(begun, towers.arrays) == []
 
 
 def test_a_monaural_clap_takes_the_content_encoder_alone(run):
@@ -133,6 +177,20 @@ def test_what_was_told_labels_is_not_asked_of_texts(trained, tiny_scenes, tmp_pa
     asked = dataclasses.replace(labelled(None), evaluate_every=1)
     with pytest.raises(InputError, match="evaluate_every: 1, but this model reads no texts"):
         train(asked, tiny_scenes, tmp_path / "asked", progress=False, validation=Validation)
+
+
+def test_a_run_that_took_all_of_another_goes_on(tiny_scenes, trained, tmp_path):
+    wider = dataclasses.replace(tiny_experiment().model.text, width=32)
+    there = dataclasses.replace(tiny_experiment().model, text=wider, projected="tokens")
+    source = dataclasses.replace(tiny_experiment(), model=there, steps=1)
+    train(source, tiny_scenes, tmp_path / "first", progress=False)
+    second = started_from(tmp_path / "first")
+    train(dataclasses.replace(second, steps=1), tiny_scenes, tmp_path / "second", progress=False)
+    told = json.loads((tmp_path / "second" / "description.json").read_text())
+    assert told["experiment"]["model"]["text"]["width"] == 32
+    assert told["experiment"]["model"]["projected"] == "tokens"
+    result = train(second, tiny_scenes, tmp_path / "second", progress=False, accept=["steps"])
+    assert result.step == 2
 
 
 @pytest.mark.parametrize("config", ["spatial_clap_labels", "spatial_clap_from_labels"])

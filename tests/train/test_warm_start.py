@@ -57,6 +57,13 @@ def bert(tmp_path_factory):
     return folder, save_bert(folder)
 
 
+def test_a_tower_with_a_pooler_has_no_tokens_to_be_averaged(bert):
+    ours = experiment(text=str(bert[0]))
+    averaging = dataclasses.replace(ours.model, projected="tokens")
+    adopted, _ = adopt(dataclasses.replace(ours, model=averaging))
+    assert (adopted.model.text.pooling, adopted.model.projected) == ("pooler", "text")
+
+
 @pytest.mark.slow
 def test_a_text_tower_gives_the_run_its_shape_tokenizer_and_weights(
     bert, tiny_scenes, tmp_path, capsys
