@@ -7,7 +7,7 @@
 `small` is about half an hour's work of two cores. Its predecessor, with a CRNN and with text
 positions that have no sides, reached on ESC-10, on clips and rooms never heard, 88 % in two-source
 content-space assignment (chance 50), 41 % in three-source assignment (chance 17, never trained on)
-and 99 % in direction; `small` as it is here has been trained in shorter runs only, from labels first
+and 99 % in direction; `small` as it is here has been trained in shorter runs only, after labels
 (configs/spatial_clap_labels.py, docs/findings.md). `base` has not been trained by us.
 docs/pretrained.md tells how a run starts from published encoders.
 """

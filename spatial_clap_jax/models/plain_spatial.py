@@ -1,4 +1,4 @@
-"""A spatial encoder that hears where, and nothing of what: the baseline of CASE."""
+"""A spatial encoder that hears where, and no spectrum: the baseline of CASE."""
 
 from dataclasses import dataclass
 
@@ -51,8 +51,9 @@ def lag_matrix(config: PlainSpatialConfig, mel: LogMelConfig) -> Float32[np.ndar
 class PlainSpatial(nn.Module):
     """The long-term cross-correlation and level difference of a recording, and an MLP.
 
-    Everything is averaged over time and over frequency before a weight is learned, so that no
-    place can be told to belong to a sound.
+    Everything is averaged over time and over frequency before a weight is learned, so that it hears
+    no spectrum. It is not deaf to what sounds where for that: how high a peak is tells how lasting
+    the sound at that place is, and how wide, how high it sounds (docs/findings.md).
 
     Attributes:
       config: its shape.

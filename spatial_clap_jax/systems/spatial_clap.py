@@ -58,7 +58,7 @@ class SpatialClapConfig:
       content_normalisation: mean and standard deviation that a ViT's levels are normalised by;
         None for the others.
       spatial: spatial encoder: CASE, one that parts the sources, or a plain one that hears no
-        content; None for a monaural CLAP.
+        spectrum; None for a monaural CLAP.
       spatial_planes: 'magnitude_phase' (STFT planes of CASE) or 'mel_cross' (log-mel,
         mel-band cross-spectrum and level difference).
       spatial_mel: front end of 'mel_cross', at `sample_rate_hz`.

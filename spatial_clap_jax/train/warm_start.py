@@ -140,7 +140,7 @@ def notes_on_drawn(experiment: Experiment, taken: Collection[str]) -> list[str]:
       slowed down so, and one for an encoder of M2D-CLAP that is fine-tuned on labels from nothing.
     """
     model, frozen = experiment.model, experiment.optimizer.frozen
-    slowed = [rule for rule, rate in experiment.optimizer.rate_rules if rate < 1.0]
+    slowed = tuple(rule for rule, rate in experiment.optimizer.rate_rules if rate < 1.0)
     is_m2d = isinstance(model, M2dClapConfig)
     is_tuned = is_m2d and not (model.predicts or model.contrast_weight)
     if not frozen and not slowed and not is_tuned:
