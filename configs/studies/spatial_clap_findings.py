@@ -165,8 +165,8 @@ def _model(experiment: Experiment) -> SpatialClapConfig:
 def small() -> tuple[Experiment, SceneRecipe]:
     """`small` of configs/spatial_clap.py in half the time a step: 400 of 32 captions.
 
-    Frames are half as dense. With 900 steps by labels before, 33 such trainings and their tests take
-    two cores two to three hours.
+    Frames are half as dense. With 900 steps by labels before, 33 such trainings and their tests
+    take two cores two to three hours.
     """
     experiment = load_config("spatial_clap", "small")
     model = _model(experiment)
