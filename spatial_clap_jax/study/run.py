@@ -25,7 +25,11 @@ from spatial_clap_jax.study.figures import draw_figures
 from spatial_clap_jax.study.outcomes import Findings, read_findings, write_findings
 from spatial_clap_jax.study.spec import PLAIN, Phrases, Row, Study
 from spatial_clap_jax.study.summary import markdown, summarise, table
-from spatial_clap_jax.train.description import write_atomically
+from spatial_clap_jax.train.description import (
+    has_description,
+    read_description,
+    write_atomically,
+)
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.resuming import resumed_experiment
 from spatial_clap_jax.train.trainer import train
@@ -130,21 +134,7 @@ def train_and_test(
     if not undone:
         return False
     began = time.perf_counter()
-    accept = []
-    if before is not None:
-        source = str((folder / "before").resolve())
-        accept = _if_moved(folder / "training", source)
-        # A training that has begun holds what it took.
-        if resumed_experiment(folder / "training") is None:
-            train(before, scenes.data_dir, folder / "before", progress=progress)
-            jax.clear_caches()
-        experiment = dataclasses.replace(
-            experiment, init=dataclasses.replace(experiment.init, model=source)
-        )
-    train(experiment, scenes.data_dir, folder / "training", progress=progress, accept=accept)
-    # A later program must not pay for those of all earlier rows.
-    jax.clear_caches()
-    model = load(folder / "training")
+    model = load(_trained(before, experiment, scenes.data_dir, folder, progress))
     said = {c.name: c.phrases for c in study.conditions if isinstance(c, Phrases)}
     console = Console(stderr=True, quiet=not progress)
     for name in track(undone, "tests", console=console, disable=not progress, transient=True):
@@ -162,6 +152,30 @@ def train_and_test(
     console.print(line, markup=False)
     jax.clear_caches()
     return True
+
+
+def _trained(
+    before: Experiment | None,
+    experiment: Experiment,
+    data: str | Path,
+    folder: Path,
+    progress: bool,
+) -> Path:
+    """The folder of a training, after those steps of it, and of the one before it, that are left."""
+    training, accept = folder / "training", []
+    if before is not None:
+        source = str((folder / "before").resolve())
+        accept = _if_moved(training, source)
+        # One that has begun holds what it took.
+        if resumed_experiment(training) is None:
+            train(before, data, folder / "before", progress=progress)
+            jax.clear_caches()
+        init = dataclasses.replace(experiment.init, model=source)
+        experiment = dataclasses.replace(experiment, init=init)
+    train(experiment, data, training, progress=progress, accept=accept)
+    # A later program must not pay for those of all earlier rows.
+    jax.clear_caches()
+    return training
 
 
 def write_summary(
@@ -202,8 +216,9 @@ def write_summary(
 
 def _if_moved(training: Path, source: str) -> list[str]:
     """What a training may differ in that began before the folder of the study was moved."""
-    begun = resumed_experiment(training)
-    began_from = source if begun is None else from_plain(Experiment, begun).init.model
+    if not has_description(training):
+        return []
+    began_from = from_plain(Experiment, read_description(training)["experiment"]).init.model
     if began_from is None:
         raise InputError(
             f"{training}: began from nothing, and the study would have it begin from {source}; "

@@ -16,6 +16,7 @@ from spatial_clap_jax.inference import load
 from spatial_clap_jax.study import run as module
 from spatial_clap_jax.study import run_study
 from spatial_clap_jax.study.outcomes import read_findings
+from spatial_clap_jax.train.description import read_description, write_description
 from spatial_clap_jax.train.experiment import load_config
 
 pytestmark = pytest.mark.slow
@@ -106,6 +107,28 @@ def test_a_lost_test_is_made_again_alike(done, tmp_path):
         for task, outcome in test.outcomes.items():
             again = after[condition].outcomes[task]
             np.testing.assert_array_equal(again.hits, outcome.hits)
+
+
+def test_a_training_that_began_goes_on_in_a_study_that_was_moved(done, tmp_path):
+    """Without the training before it, whose weights it has taken."""
+    shutil.copytree(done / "study", tmp_path / "moved")
+    folder = tmp_path / "moved" / "runs" / "scl" / "seed0"
+    (folder / "tests.npz").unlink()
+    shutil.rmtree(folder / "before")
+    run_study(study(), done / "scenes", tmp_path / "moved", seeds=1, rows=["scl"], progress=False)
+    assert (folder / "tests.npz").is_file()
+    assert not (folder / "before").exists()
+
+
+def test_a_training_that_began_from_nothing_is_no_second_one(done, tmp_path):
+    shutil.copytree(done / "study", tmp_path / "study")
+    folder = tmp_path / "study" / "runs" / "scl" / "seed0"
+    (folder / "tests.npz").unlink()
+    told = read_description(folder / "training")
+    told["experiment"]["init"]["model"] = None
+    write_description(folder / "training", told)
+    with pytest.raises(InputError, match=r"training: began from nothing, and the study would have"):
+        run_study(study(), done / "scenes", tmp_path / "study", seeds=1, rows=["scl"])
 
 
 def test_without_sources_a_rendered_condition_is_left_out_and_named(done, tmp_path):
