@@ -161,7 +161,7 @@ def _trained(
     folder: Path,
     progress: bool,
 ) -> Path:
-    """The folder of a training, after those steps of it, and of the one before it, that are left."""
+    """The folder of a training, once it and the one before it have taken the steps left."""
     training, accept = folder / "training", []
     if before is not None:
         source = str((folder / "before").resolve())
