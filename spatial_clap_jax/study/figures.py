@@ -129,7 +129,9 @@ def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path)
             means = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
             if np.isfinite(means).any():
                 style = "-" if index < 10 else "--"
-                axes.plot(steps, means, style, label=titles[row], linewidth=1.2)
+                # By the row: not every one has each quantity.
+                line = {"color": f"C{index % 10}", "linewidth": 1.2, "label": titles[row]}
+                axes.plot(steps, means, style, **line)
             axes.set_xlabel("step")
             axes.set_ylabel(unit)
             axes.set_ylim(0, 1)
