@@ -31,13 +31,18 @@ def begun(folder: Path, processes: int, does: str, *before: str) -> subprocess.P
         f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n{does}', "utf-8"
     )
     fake.chmod(0o755)
-    return subprocess.Popen(
-        [*before, SCRIPT, str(processes), "train"],
-        env={**os.environ, "PYTHON": str(fake), "NOTES": str(folder)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    # Tests that a shell has started in the background ignore it, and so would what they start.
+    at_first = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*before, SCRIPT, str(processes), "train"],
+            env={**os.environ, "PYTHON": str(fake), "NOTES": str(folder)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, at_first)
 
 
 def wait_for_ready(started: subprocess.Popen, processes: int) -> None:
