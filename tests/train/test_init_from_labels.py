@@ -138,18 +138,21 @@ def trained(tiny_scenes, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_the_data(trained, tiny_scenes):
     told = json.loads((trained / "labels" / "description.json").read_text())
     categories = open_scenes(tiny_scenes).manifest["categories"]
     assert told["experiment"]["model"]["text"]["classes"] == categories
 
 
+@pytest.mark.slow
 def test_a_run_by_labels_goes_on(trained, tiny_scenes):
     experiment = dataclasses.replace(labelled(None), steps=2)
     result = train(experiment, tiny_scenes, trained / "labels", progress=False, accept=["steps"])
     assert result.step == 2
 
 
+@pytest.mark.slow
 def test_a_run_with_captions_begins_where_the_labels_ended(trained, tiny_scenes, tmp_path):
     still = dataclasses.replace(
         started_from(trained / "labels"),
@@ -170,6 +173,7 @@ def test_a_run_with_captions_begins_where_the_labels_ended(trained, tiny_scenes,
         np.testing.assert_array_equal(after[path], array)
 
 
+@pytest.mark.slow
 def test_what_was_told_labels_is_not_asked_of_texts(trained, tiny_scenes, tmp_path):
     model, scenes = load(trained / "labels"), open_scenes(tiny_scenes)
     with pytest.raises(InputError, match="reads no texts, so that nothing can be told of the sce"):
@@ -179,6 +183,7 @@ def test_what_was_told_labels_is_not_asked_of_texts(trained, tiny_scenes, tmp_pa
         train(asked, tiny_scenes, tmp_path / "asked", progress=False, validation=Validation)
 
 
+@pytest.mark.slow
 def test_a_run_that_took_all_of_another_goes_on(tiny_scenes, trained, tmp_path):
     wider = dataclasses.replace(tiny_experiment().model.text, width=32)
     there = dataclasses.replace(tiny_experiment().model, text=wider, projected="tokens")
@@ -202,6 +207,7 @@ def test_the_shipped_stages_fit_each_other(config, size):
     assert experiment.data == plain.data
 
 
+@pytest.mark.slow
 def test_what_was_told_labels_goes_into_files_for_a_training_alone(trained, tmp_path):
     for format in ("stablehlo", "hf-clap"):
         with pytest.raises(InputError, match="told labels and has no text side; take --format saf"):
