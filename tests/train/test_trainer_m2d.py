@@ -277,16 +277,14 @@ def test_it_is_used_and_exported_without_its_target(run, tmp_path):
 def test_what_cannot_be_a_stage_before_is_refused(run, tmp_path):
     with pytest.raises(InputError, match=r"nowhere: is neither a run nor an export of one; give t"):
         adopt(starting_from(stage("m2d_clap_text"), model=str(tmp_path / "nowhere")))
-    from tiny import shared_run, tiny_experiment
+    from tiny import shared_run, tiny_elsa
 
     other = shared_run(tmp_path)
     with pytest.raises(InputError, match=r"--init.model .* holds a SpatialClapConfig; give a run"):
         adopt(starting_from(stage("m2d_clap_text"), model=str(other)))
-    spatial = dataclasses.replace(tiny_experiment(), init=InitConfig(model=str(run)))
-    with pytest.raises(
-        InputError, match=r"--init.model .*: the model, SpatialClapConfig, has no s"
-    ):
-        adopt(spatial)
+    elsa = dataclasses.replace(tiny_elsa(), init=InitConfig(model=str(run)))
+    with pytest.raises(InputError, match=r"--init.model .*: the model, ElsaConfig, has no stages"):
+        adopt(elsa)
     sentences = dataclasses.replace(
         load_config("m2d_clap", "base"), init=InitConfig(text="bert-base-uncased")
     )
