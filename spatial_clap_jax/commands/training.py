@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -16,6 +16,9 @@ from spatial_clap_jax.mistakes import told_of
 from spatial_clap_jax.streams import tell, unbroken_stdout
 from spatial_clap_jax.train.environment import names_others
 from spatial_clap_jax.train.interruption import Interruption
+
+if TYPE_CHECKING:
+    from spatial_clap_jax.train.experiment import Experiment
 
 
 def quickstart_command(arguments: list[str]) -> None:
@@ -62,15 +65,12 @@ def _train(arguments: list[str], interruption: Interruption) -> None:
 
 
 def _train_here(arguments: list[str], config: str, size: str) -> None:
-    from spatial_clap_jax.train.experiment import Experiment, load_config
+    from spatial_clap_jax.train.experiment import Experiment
     from spatial_clap_jax.train.processes import is_first_process
     from spatial_clap_jax.train.trainer import train
     from spatial_clap_jax.validation import Validation
 
-    experiment_default = load_config(config, size)
-    if not isinstance(experiment_default, Experiment):
-        raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
-    arguments, experiment_default = with_content(arguments, experiment_default, size)
+    arguments, experiment_default = _configured(arguments, config, size)
 
     def run(
         config: tyro.conf.Positional[Path],
@@ -103,6 +103,16 @@ def _train_here(arguments: list[str], config: str, size: str) -> None:
             tell(f"{shown.plain(result.workdir)}: trained to step {result.step}")
 
     call(run, arguments, "train")
+
+
+def _configured(arguments: list[str], config: str, size: str) -> tuple[list[str], "Experiment"]:
+    """The arguments that are left, and the experiment that they are options of."""
+    from spatial_clap_jax.train.experiment import Experiment, load_config
+
+    experiment = load_config(config, size)
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
+    return with_content(arguments, experiment, size)
 
 
 def study_command(arguments: list[str]) -> None:
@@ -153,13 +163,10 @@ def plan_command(arguments: list[str]) -> None:
         # A TPU or GPU of this machine is left to whoever runs on it.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     config, size = peek(arguments, default="spatial_clap.py")
-    from spatial_clap_jax.train.experiment import Experiment, load_config
+    from spatial_clap_jax.train.experiment import Experiment
     from spatial_clap_jax.train.plan import plan, print_plan
 
-    experiment_default = load_config(config, size)
-    if not isinstance(experiment_default, Experiment):
-        raise InputError(f"{config}: gives no experiment; give a file like configs/spatial_clap.py")
-    arguments, experiment_default = with_content(arguments, experiment_default, size)
+    arguments, experiment_default = _configured(arguments, config, size)
 
     def run(
         config: tyro.conf.Positional[Path],

@@ -34,7 +34,7 @@ from spatial_clap_jax.models.parted import PartedCnn, PartedCnnConfig
 from spatial_clap_jax.models.plain_spatial import PlainSpatial, PlainSpatialConfig
 from spatial_clap_jax.models.text import TextConfig, TextEncoder, mean_over_tokens, roberta_base
 from spatial_clap_jax.models.vit import VitConfig
-from spatial_clap_jax.systems.base import UNREAD_TOKENS, UNREAD_VOCABULARY, Batch, Variables
+from spatial_clap_jax.systems.base import Batch, Variables
 from spatial_clap_jax.systems.content import (
     Augmentation,
     SpecAugmentConfig,
@@ -237,16 +237,6 @@ class SpatialClap(TwoTowers):
     @property
     def told_by(self) -> tuple[str, ...]:
         return super().told_by if self.reads else ("events",)
-
-    @property
-    def vocabulary(self) -> int:
-        text = self.config.text
-        return text.vocabulary if isinstance(text, TextConfig) else UNREAD_VOCABULARY
-
-    @property
-    def max_tokens(self) -> int:
-        text = self.config.text
-        return text.max_tokens if isinstance(text, TextConfig) else UNREAD_TOKENS
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -19,7 +19,14 @@ from spatial_clap_jax.losses.contrastive import (
     ring_siglip,
 )
 from spatial_clap_jax.losses.rivals import group_rival_loss, rival_loss
-from spatial_clap_jax.systems.base import Batch, Encoded, Variables
+from spatial_clap_jax.models.text import TextConfig
+from spatial_clap_jax.systems.base import (
+    UNREAD_TOKENS,
+    UNREAD_VOCABULARY,
+    Batch,
+    Encoded,
+    Variables,
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,13 @@ class TwoTowers(abc.ABC):
 
     @property
     def vocabulary(self) -> int:
-        return self.config.text.vocabulary
+        text = self.config.text
+        return text.vocabulary if isinstance(text, TextConfig) else UNREAD_VOCABULARY
 
     @property
     def max_tokens(self) -> int:
-        return self.config.text.max_tokens
+        text = self.config.text
+        return text.max_tokens if isinstance(text, TextConfig) else UNREAD_TOKENS
 
     @property
     def told_by(self) -> tuple[str, ...]:

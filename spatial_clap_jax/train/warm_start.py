@@ -152,21 +152,17 @@ def notes_on_drawn(experiment: Experiment, taken: Collection[str]) -> list[str]:
     still = {path.partition("/")[0] for path in paths if matches(frozen, path)} - loaded
     slow = {path.partition("/")[0] for path in paths if matches(slowed, path)} - loaded - still
     notes = []
-
-    def remedy_for(parts: set[str]) -> str:
-        options = {"content": "audio", "text": "text", "branch": "branch"}
-        known = [f"--init.{options[part]}" for part in sorted(parts & options.keys())]
-        from_run = ["--init.model RUN"] if type(model) in _STAGES else []
-        return " and ".join(from_run if is_m2d else known or from_run)
-
+    from_run = ["--init.model RUN"] if type(model) in _STAGES else []
     if slow:
         notes.append(
             f"{', '.join(sorted(slow))}: slowed down (--optimizer.rate-rules) though drawn at "
             "random, as for what has learnt already; "
-            + ("--init.model RUN loads it" if type(model) in _STAGES else "give the full rate")
+            + ("--init.model RUN loads it" if from_run else "give the full rate")
         )
     if still:
-        remedy = remedy_for(still)
+        options = {"content": "audio", "text": "text", "branch": "branch"}
+        known = [f"--init.{options[part]}" for part in sorted(still & options.keys())]
+        remedy = " and ".join(from_run if is_m2d else known or from_run)
         notes.append(
             f"{', '.join(sorted(still))}: frozen (--optimizer.frozen) as drawn at random, so that "
             f"nothing of it is ever learnt; {f'{remedy} loads it' if remedy else 'free it'}"
