@@ -15,9 +15,18 @@ from spatial_clap_jax.data.builders import open_scenes, render_scenes
 from spatial_clap_jax.data.pipeline import Scenes
 from spatial_clap_jax.data.records import SceneData
 from spatial_clap_jax.data.scenes import SceneGroup, SceneRecipe
+from spatial_clap_jax.data.sources import open_source
 from spatial_clap_jax.data.transforms import rephrase
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.study.spec import PLAIN, Condition, Noise, Phrases, Rendered, Study
+from spatial_clap_jax.study.spec import (
+    PLAIN,
+    UNCHANGED,
+    Condition,
+    Noise,
+    Phrases,
+    Rendered,
+    Study,
+)
 
 
 class _ChangedGroups(Sequence[SceneGroup]):
@@ -97,7 +106,7 @@ def open_conditions(
     sources: str | None,
     progress: bool = True,
 ) -> tuple[dict[str, Scenes], list[str]]:
-    """The test scenes as they are, and under every condition of a study.
+    """The test scenes as they are, the first of them again, and under every condition of a study.
 
     Args:
       study: says the conditions.
@@ -107,16 +116,30 @@ def open_conditions(
       progress: show progress bars.
 
     Returns:
-      Scenes by name of condition, and the names of those that can neither be found nor rendered.
+      Scenes by name of condition, and the names of those that can neither be found nor rendered;
+      rooms that were measured cannot be rendered otherwise.
 
     Raises:
       InputError: the sources are not those of the data.
     """
     opened: dict[str, Scenes] = {PLAIN: scenes}
+    if study.conditions:
+        opened[UNCHANGED] = changed(None, scenes, study.singles, study.pairs)
+    held_source = scenes.manifest["source"]["fingerprint"]
+    if sources is not None:
+        options = from_plain(SceneRecipe, scenes.manifest["recipe"]).sources
+        if open_source(sources, options).fingerprint() != held_source:
+            raise InputError(
+                f"--sources {sources}: {scenes.data_dir} was rendered from other clips; give the "
+                "csv that it was rendered from, with the same audio beside it."
+            )
     missing = []
     for condition in study.conditions:
         if not isinstance(condition, Rendered):
             opened[condition.name] = changed(condition, scenes, study.singles, study.pairs)
+            continue
+        if scenes.manifest.get("rirs") is not None:
+            missing.append(condition.name)
             continue
         out = folder / condition.name
         recipe = from_plain(SceneRecipe, scenes.manifest["recipe"])
@@ -130,7 +153,7 @@ def open_conditions(
             missing.append(condition.name)
             continue
         held = from_plain(SceneRecipe, rendered.manifest["recipe"])
-        if held != recipe or rendered.manifest["source"] != scenes.manifest["source"]:
+        if held != recipe or rendered.manifest["source"]["fingerprint"] != held_source:
             raise InputError(
                 f"{out}: rendered by another recipe, or from other clips than the data; remove it, "
                 "and give as --sources the clips that the data were rendered from."
@@ -139,9 +162,11 @@ def open_conditions(
     return opened, missing
 
 
-def changed(condition: Condition, scenes: Scenes, singles: int, pairs: int) -> ChangedScenes:
-    """Test scenes under a condition that needs no rendering."""
+def changed(condition: Condition | None, scenes: Scenes, singles: int, pairs: int) -> ChangedScenes:
+    """The first test scenes as they are (None), or under a condition that needs no rendering."""
     counts = {"test_k1": singles, "test_k2": pairs}
+    if condition is None:
+        return ChangedScenes(scenes, counts, lambda group: group)
     if isinstance(condition, Noise):
         snr_db = condition.snr_db
         return ChangedScenes(scenes, counts, lambda group: noisy(group, snr_db))

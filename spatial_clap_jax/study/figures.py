@@ -12,48 +12,41 @@ from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.shown import label
 from spatial_clap_jax.study.outcomes import SceneMap
 from spatial_clap_jax.study.spec import PLAIN, Study
-from spatial_clap_jax.study.summary import COLUMNS, AllFindings
+from spatial_clap_jax.study.summary import COLUMNS, ROBUST, AllFindings, held_conditions
 from spatial_clap_jax.train.metrics_log import read_metrics
 
 _PAPER, _OURS = "#4c78a8", "#f58518"
 # Scores that say most; the table has all.
 _SHOWN = ("assignment/2", "assignment/3", "direction/1", "content/1", "t2a_r1/2", "t2a_r1/3")
+FIGURES = ("scores.png", "conditions.png", "learning_curves.png", "directions.png", "map.png")
 _CURVES = {"retrieval": "share of the batch retrieved", "assignment": "assignment in the batch"}
 
 
 def draw_figures(
-    study: Study, results: Mapping[str, Any], tested: AllFindings, workdir: Path
-) -> list[Path]:
-    """Draws what there is to draw so far.
+    study: Study, results: Mapping[str, Any], tested: AllFindings, runs: Path, out: Path
+) -> None:
+    """Draws what there is to draw so far, as `FIGURES`.
 
     Args:
       study: rows and conditions.
       results: see `summary.summarise`.
       tested: what it was made of.
-      workdir: of the study; holds the trainings, and gets the figures.
-
-    Returns:
-      The files: `scores.png`, `conditions.png`, `learning_curves.png`, `directions.png`, `map.png`.
+      runs: folder of the trainings, for their learning curves.
+      out: folder for the figures.
     """
     rows = [row.name for row in study.rows if results["rows"][row.name]["seeds"]]
     if not rows:
-        return []
-    drawn = {
-        "scores": _scores(results, rows),
-        "conditions": _conditions(study, results, rows),
-        "learning_curves": _learning_curves(results, rows, workdir),
-        "directions": _directions(results, tested, rows),
-        "map": _map(study, results, tested),
-    }
-    files = []
-    for name, figure in drawn.items():
+        return
+    drawn = (
+        _scores(results, rows),
+        _conditions(study, results, rows),
+        _learning_curves(results, rows, runs),
+        _directions(results, tested, rows),
+        _map(study, results, tested),
+    )
+    for name, figure in zip(FIGURES, drawn, strict=True):
         if figure is not None:
-            path = workdir / f"{name}.png"
-            partial = path.with_name(f".{path.name}.partial")
-            figure.savefig(partial, dpi=110, format="png")
-            partial.replace(path)
-            files.append(path)
-    return files
+            figure.savefig(out / name, dpi=110)
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -88,19 +81,19 @@ def _scores(results: Mapping[str, Any], rows: list[str]) -> Any:
 
 
 def _conditions(study: Study, results: Mapping[str, Any], rows: list[str]) -> Any:
-    names = {PLAIN: "as trained", **{c.name: label(c.title) for c in study.conditions}}
-    held = [n for n in names if any(n in results["rows"][row]["scores"] for row in rows)]
+    titles = held_conditions(study, results)
+    held = list(titles)
     if len(held) < 2:
         return None
     figure, panels = _figure(1, 2, 2.4 + 0.75 * len(held), 1.8 + 0.4 * len(rows))
-    for axes, task in zip(panels, ("assignment/2", "direction/1"), strict=True):
+    for axes, task in zip(panels, ROBUST, strict=True):
         shares = np.full((len(rows), len(held)), np.nan)
         for r, c in np.ndindex(*shares.shape):
             score = results["rows"][rows[r]]["scores"].get(held[c], {}).get(task)
             if score is not None:
                 shares[r, c] = 100 * score["value"]
         _heat(axes, shares, 20, 100, "{:.0f}")
-        axes.set_xticks(range(len(held)), [names[n] for n in held], rotation=30, ha="right")
+        axes.set_xticks(range(len(held)), [label(titles[n]) for n in held], rotation=30, ha="right")
         titles = [label(results["rows"][row]["title"]) for row in rows]
         axes.set_yticks(range(len(rows)), titles if axes is panels[0] else [""] * len(rows))
         axes.set_title(f"{COLUMNS[task]} (%)")
@@ -116,12 +109,13 @@ def _heat(axes: Any, values: np.ndarray, low: float, high: float, form: str) -> 
             axes.text(column, row, form.format(value), ha="center", va="center", color=color)
 
 
-def _learning_curves(results: Mapping[str, Any], rows: list[str], workdir: Path) -> Any:
+def _learning_curves(results: Mapping[str, Any], rows: list[str], runs: Path) -> Any:
     figure, panels = _figure(1, len(_CURVES), 6.0, 4.0)
     titles = {row: label(results["rows"][row]["title"]) for row in rows}
     steps_before = results["steps_before"]
     for index, row in enumerate(rows):
-        folders = sorted((workdir / "runs" / row).glob("seed*"))
+        # One that is at work would cut the curve of all where it stands.
+        folders = [runs / row / f"seed{seed}" for seed in results["rows"][row]["seeds"]]
         logs = [log for log in (_log_of(folder, steps_before) for folder in folders) if log]
         for axes, (quantity, unit) in zip(panels, _CURVES.items(), strict=True):
             curves = [{r["step"]: r[quantity] for r in log if quantity in r} for log in logs]

@@ -48,15 +48,17 @@ class Findings:
       outcomes: queries by score.
       confusion: of directions, by true (row) and chosen class; None without such scenes.
       map: embeddings of scenes of one source, where they were kept.
+      changes: what had been done to the scenes (`Study.changes`).
     """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     confusion: Int[np.ndarray, "5 5"] | None = None
     map: SceneMap | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Evaluation, with_map: bool) -> Findings:
-        """What is kept of an evaluation."""
+    def of(cls, found: Evaluation, with_map: bool, changes: dict[str, Any]) -> Findings:
+        """What is kept of an evaluation of scenes that were changed so."""
         part, kept = found.embedded.get(1), None
         if with_map and part is not None:
             first = part.starts[:-1]
@@ -65,7 +67,7 @@ class Findings:
                 part.directions[:, 0],
                 [categories[0] for categories in part.categories],
             )
-        return cls(found.outcomes, found.direction_confusion, kept)
+        return cls(found.outcomes, found.direction_confusion, kept, changes)
 
 
 def write_findings(folder: Path, identity: dict[str, Any], tested: dict[str, Findings]) -> None:
@@ -89,7 +91,9 @@ def write_findings(folder: Path, identity: dict[str, Any], tested: dict[str, Fin
             arrays[f"{condition}:map:audio"] = test.map.audio
             arrays[f"{condition}:map:directions"] = test.map.directions
             arrays[f"{condition}:map:categories"] = np.array(test.map.categories)
-    arrays["index"] = np.array(json.dumps({"identity": identity, "chances": index}))
+    changes = {condition: test.changes for condition, test in tested.items()}
+    told = {"identity": identity, "chances": index, "changes": changes}
+    arrays["index"] = np.array(json.dumps(told))
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **arrays)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,10 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
         index = parsed_json(str(arrays["index"]))
         found = index["identity"]
         tested = {
-            condition: _tested(condition, chances, arrays)
+            # What a file does not say of the scenes is asked again.
+            condition: _tested(
+                condition, chances, arrays, index.get("changes", {}).get(condition, {})
+            )
             for condition, chances in index["chances"].items()
         }
     # Archives, array headers and JSON each have errors of their own.
@@ -126,11 +133,16 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
         raise InputError(
             f"{path}: is damaged ({reason}); remove it to have it made anew."
         ) from error
-    if identity is not None and _with_defaults(found) != identity:
+    if identity is not None and not same_training(found, identity):
         raise InputError(
             f"{path}: tells of a training with other settings or data; take another --workdir."
         )
     return tested
+
+
+def same_training(found: Any, identity: dict[str, Any]) -> bool:
+    """Whether what a file tells of a training and its data is `identity`."""
+    return _with_defaults(found) == identity
 
 
 def _with_defaults(identity: Any) -> Any:
@@ -163,7 +175,12 @@ def _refuse_inflated(content: bytes) -> None:
                 raise ValueError(f"{entry.filename} holds more than its bytes can")
 
 
-def _tested(condition: str, chances: dict[str, float], arrays: dict[str, np.ndarray]) -> Findings:
+def _tested(
+    condition: str,
+    chances: dict[str, float],
+    arrays: dict[str, np.ndarray],
+    changes: dict[str, Any],
+) -> Findings:
     outcomes = {
         name: Outcome(
             arrays[f"{condition}:{name}:hits"], arrays[f"{condition}:{name}:cluster"], chance
@@ -177,4 +194,4 @@ def _tested(condition: str, chances: dict[str, float], arrays: dict[str, np.ndar
             arrays[f"{condition}:map:directions"],
             arrays[f"{condition}:map:categories"].tolist(),
         )
-    return Findings(outcomes, arrays.get(f"{condition}:confusion"), kept)
+    return Findings(outcomes, arrays.get(f"{condition}:confusion"), kept, changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,22 @@ from rich.progress import track
 from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.data.pipeline import Scenes
 from spatial_clap_jax.data.records import SceneData
+from spatial_clap_jax.data.staging import staging
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import evaluate_in_detail
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.shown import plain
+from spatial_clap_jax.small_files import json_of
 from spatial_clap_jax.study.conditions import open_conditions, open_data
-from spatial_clap_jax.study.figures import draw_figures
-from spatial_clap_jax.study.outcomes import Findings, read_findings, write_findings
+from spatial_clap_jax.study.figures import FIGURES, draw_figures
+from spatial_clap_jax.study.outcomes import (
+    Findings,
+    read_findings,
+    same_training,
+    write_findings,
+)
 from spatial_clap_jax.study.spec import PLAIN, Phrases, Row, Study
-from spatial_clap_jax.study.summary import markdown, summarise, table
+from spatial_clap_jax.study.summary import AllFindings, markdown, summarise, table
 from spatial_clap_jax.train.description import (
     has_description,
     read_description,
@@ -33,6 +41,10 @@ from spatial_clap_jax.train.description import (
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.resuming import resumed_experiment
 from spatial_clap_jax.train.trainer import train
+
+_RESULTS, _TABLE, _RUNS = "results.json", "table.md", "runs"
+# In the folder of a training and its tests: what they are of.
+_IDENTITY = "identity.json"
 
 
 def run_study(
@@ -67,29 +79,32 @@ def run_study(
       What `results.json` holds.
 
     Raises:
-      InputError: data, sources or workdir do not fit the study.
+      InputError: data, sources or workdir do not fit the study, or the workdir holds something
+        else.
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: must be at least 1; give 3 for intervals that mean it.")
     chosen = study.chosen(rows)
     workdir, console = Path(workdir), Console(stderr=True)
+    _check_workdir(study, workdir)
     scenes = open_data(study, data, sources, progress)
     conditions, missing = open_conditions(study, scenes, workdir / "scenes", sources, progress)
+    # What does not belong to this study is told before hours are spent on it.
+    _all_tested(study, scenes, workdir, gallery)
     if missing and progress:
-        console.print(
-            plain(f"{study.name}: without {', '.join(missing)}; --sources renders their scenes."),
-            markup=False,
-        )
+        remedy = "the data's rooms were measured" if sources else "--sources renders their scenes"
+        line = plain(f"{study.name}: without {', '.join(missing)}; {remedy}.")
+        console.print(line, markup=False)
     results: dict[str, Any] = {}
     todo = [(seed, row) for seed in range(seeds) for row in chosen]
     for number, (seed, row) in enumerate(todo, 1):
         if progress:
             line = plain(f"{study.name}: {number} of {len(todo)}: {row.title}, seed {seed}")
             console.print(line, markup=False)
-        folder = workdir / "runs" / row.name / f"seed{seed}"
+        folder = workdir / _RUNS / row.name / f"seed{seed}"
         if train_and_test(study, row, seed, folder, scenes, conditions, gallery, progress):
-            results = write_summary(study, scenes, workdir, missing)
-    results = results or write_summary(study, scenes, workdir, missing)
+            results = write_summary(study, scenes, workdir, missing, gallery)
+    results = results or write_summary(study, scenes, workdir, missing, gallery)
     if progress:
         Console().print(table(study, results))
     return results
@@ -123,17 +138,14 @@ def train_and_test(
     Raises:
       InputError: the folder holds another training.
     """
-    before, experiment = (
-        e and dataclasses.replace(e, name=row.name, seed=seed, keep=1)
-        for e in (row.before, row.experiment)
-    )
-    assert experiment is not None
-    identity = _identity(before, experiment, scenes, gallery)
-    tested = read_findings(folder, identity)
+    changes, identity = study.changes(), _identity(row, seed, scenes, gallery)
+    tested = _tested_so(read_findings(folder, identity), changes)
     undone = [name for name in conditions if name not in tested]
     if not undone:
         return False
     began = time.perf_counter()
+    _claim(folder, identity)
+    before, experiment = _stages(row, seed)
     model = load(_trained(before, experiment, scenes.data_dir, folder, progress))
     said = {c.name: c.phrases for c in study.conditions if isinstance(c, Phrases)}
     console = Console(stderr=True, quiet=not progress)
@@ -145,7 +157,7 @@ def train_and_test(
             progress=False,
             phrases=said.get(name, "side"),
         )
-        tested[name] = Findings.of(found, with_map=name == PLAIN)
+        tested[name] = Findings.of(found, name == PLAIN, changes[name])
         write_findings(folder, identity, tested)
     minutes = (time.perf_counter() - began) / 60
     line = plain(f"{row.title}, seed {seed}: trained and tested in {minutes:.1f} min")
@@ -179,26 +191,26 @@ def _trained(
 
 
 def write_summary(
-    study: Study, scenes: SceneData, workdir: Path, missing: Sequence[str]
+    study: Study, scenes: SceneData, workdir: Path, missing: Sequence[str], gallery: int
 ) -> dict[str, Any]:
     """Writes `results.json`, `table.md` and the figures from all tests that are in a folder.
+
+    Two that are written at the same time leave each file whole, of the one or the other.
 
     Args:
       study: rows, conditions and comparisons.
       scenes: the data.
       workdir: of the study.
       missing: conditions that could not be tested.
+      gallery: scenes in a retrieval gallery.
 
     Returns:
       What `results.json` holds.
+
+    Raises:
+      InputError: a test there is of other settings or data.
     """
-    tested = {
-        row.name: {
-            int(folder.name.removeprefix("seed")): read_findings(folder, None)
-            for folder in sorted((workdir / "runs" / row.name).glob("seed*"))
-        }
-        for row in study.rows
-    }
+    tested = _all_tested(study, scenes, workdir, gallery)
     results = summarise(study, tested)
     results["data"] = {
         "source": scenes.manifest["source"]["name"],
@@ -206,12 +218,73 @@ def write_summary(
         "fingerprint": scenes.manifest["fingerprint"],
     }
     results["missing_conditions"] = list(missing)
-    write_atomically(
-        workdir / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n"
-    )
-    write_atomically(workdir / "table.md", markdown(study, results))
-    draw_figures(study, results, tested, workdir)
+    with staging(workdir / "summary") as folder:
+        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+        (folder / _RESULTS).write_text(text, encoding="utf-8")
+        (folder / _TABLE).write_text(markdown(study, results), encoding="utf-8")
+        draw_figures(study, results, tested, workdir / _RUNS, folder)
+        for file in folder.iterdir():
+            file.replace(workdir / file.name)
     return results
+
+
+def _all_tested(study: Study, scenes: SceneData, workdir: Path, gallery: int) -> AllFindings:
+    """The tests in a folder by row, seed and condition, all held to the study."""
+    changes = study.changes()
+    found: dict[str, dict[int, dict[str, Findings]]] = {row.name: {} for row in study.rows}
+    for row in study.rows:
+        for folder in (workdir / _RUNS / row.name).glob("seed*"):
+            if number := re.fullmatch(r"seed([0-9]{1,9})", folder.name):
+                seed = int(number[1])
+                tested = read_findings(folder, _identity(row, seed, scenes, gallery))
+                found[row.name][seed] = _tested_so(tested, changes)
+    return found
+
+
+def _tested_so(
+    tested: dict[str, Findings], changes: dict[str, dict[str, Any]]
+) -> dict[str, Findings]:
+    """The tests of conditions as they are now; one that was other then is to be tested again."""
+    return {name: test for name, test in tested.items() if test.changes == changes.get(name)}
+
+
+def _check_workdir(study: Study, workdir: Path) -> None:
+    """Refuses a folder whose files a study would write over."""
+    path = workdir / _RESULTS
+    if path.exists():
+        try:
+            name = json_of(path)["study"]
+        except (OSError, ValueError, KeyError, TypeError):
+            name = None
+        if name != study.name:
+            raise InputError(
+                f"{path}: holds no results of the study {study.name}, and would be written over; "
+                "take another --workdir."
+            )
+    elif there := [n for n in (_TABLE, *FIGURES) if (workdir / n).exists()]:
+        raise InputError(
+            f"{workdir / there[0]}: is not of this study, and would be written over; take another "
+            "--workdir."
+        )
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Writes what a training is before it begins; one that began as something else is refused."""
+    path = folder / _IDENTITY
+    if not path.exists():
+        write_atomically(path, json.dumps(identity, indent=1) + "\n")
+        return
+    try:
+        found = json_of(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: is not readable as JSON ({error}); remove it if the training beside it is "
+            "the study's."
+        ) from error
+    if not same_training(found, identity):
+        raise InputError(
+            f"{path}: tells of a training with other settings or data; take another --workdir."
+        )
 
 
 def _if_moved(training: Path, source: str) -> list[str]:
@@ -227,9 +300,17 @@ def _if_moved(training: Path, source: str) -> list[str]:
     return [] if began_from == source else ["init.model"]
 
 
-def _identity(
-    before: Experiment | None, experiment: Experiment, scenes: SceneData, gallery: int
-) -> dict[str, Any]:
+def _stages(row: Row, seed: int) -> tuple[Experiment | None, Experiment]:
+    """The trainings of a row with a seed, the one before (or None) first."""
+
+    def of_seed(experiment: Experiment) -> Experiment:
+        return dataclasses.replace(experiment, name=row.name, seed=seed, keep=1)
+
+    return row.before and of_seed(row.before), of_seed(row.experiment)
+
+
+def _identity(row: Row, seed: int, scenes: SceneData, gallery: int) -> dict[str, Any]:
+    before, experiment = _stages(row, seed)
     identity = {
         "experiment": to_plain(experiment),
         "data": scenes.manifest["fingerprint"],

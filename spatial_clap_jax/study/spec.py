@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.acoustics.receivers import StereoPair
 from spatial_clap_jax.acoustics.rooms import RoomRanges
+from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.train.experiment import Experiment
 
-# The condition of the test scenes as they are.
+# The condition of the test scenes as they are, and of as many of them as every other condition has.
 PLAIN = "test"
+UNCHANGED = "unchanged"
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,10 @@ class Study:
                         f"study {self.name}: {kind} {name!r} must be small letters, digits, '_' "
                         "and '-', and be given once; rename it."
                     )
-        if not self.rows or PLAIN in [c.name for c in self.conditions]:
+        if not self.rows or {PLAIN, UNCHANGED} & {c.name for c in self.conditions}:
             raise InputError(
-                f"study {self.name}: needs rows, and no condition of the name {PLAIN!r}; give them."
+                f"study {self.name}: needs rows, and no condition of the name {PLAIN!r} or "
+                f"{UNCHANGED!r}; give them."
             )
         for name in [*sum(self.comparisons, ()), *filter(None, [self.showcase])]:
             if name not in names:
@@ -159,6 +163,17 @@ class Study:
                 f"study {self.name}: rows differ in (steps, captions a batch) of their trainings, "
                 f"{budgets}; give all the same, or the comparison is of budgets."
             )
+
+    def changes(self) -> dict[str, Any]:
+        """What is done to the test scenes under each condition, as JSON, by its name."""
+        counts = {"singles": self.singles, "pairs": self.pairs}
+        changes: dict[str, Any] = {PLAIN: {}}
+        if self.conditions:
+            changes[UNCHANGED] = counts
+        for condition in self.conditions:
+            told = {k: v for k, v in to_plain(condition).items() if k not in ("name", "title")}
+            changes[condition.name] = {type(condition).__name__: told, **counts}
+        return changes
 
     def chosen(self, names: Sequence[str]) -> tuple[Row, ...]:
         """The rows of these names, in the study's order; all without names.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from spatial_clap_jax import shown
 from spatial_clap_jax.evaluate import Outcome
 from spatial_clap_jax.metrics.resampling import bootstrap, share_by_run
 from spatial_clap_jax.study.outcomes import Findings
-from spatial_clap_jax.study.spec import PLAIN, Study
+from spatial_clap_jax.study.spec import PLAIN, UNCHANGED, Study
 
 # What the first table shows: the score, and what its column is called.
 COLUMNS = {
@@ -45,10 +45,11 @@ def summarise(study: Study, tested: AllFindings) -> dict[str, Any]:
 
     Returns:
       `rows`: by row, its title, seeds and `scores` by condition and task (value, low, high, chance,
-      n queries a training, by_seed). `comparisons`: by pair and condition and task the difference
+      n queries a training, by_seed) and `changes`, the paired difference that each condition makes
+      to the same scenes unchanged. `comparisons`: by pair and condition and task the difference
       with interval and p, over the seeds that both rows have.
     """
-    names = [PLAIN, *(condition.name for condition in study.conditions)]
+    names = list(study.changes())
     experiment, before = study.rows[0].experiment, study.rows[0].before
     rows: dict[str, Any] = {}
     for row in study.rows:
@@ -62,6 +63,11 @@ def summarise(study: Study, tested: AllFindings) -> dict[str, Any]:
             "is_ours": row.is_ours,
             "seeds": sorted(seed for seed, tests in by_seed.items() if PLAIN in tests),
             "scores": {name: found for name, found in scores.items() if found},
+            "changes": {
+                condition.name: found
+                for condition in study.conditions
+                if (found := _differences(by_seed, condition.name, by_seed, UNCHANGED, ROBUST))
+            },
         }
     return {
         "study": study.name,
@@ -76,7 +82,11 @@ def summarise(study: Study, tested: AllFindings) -> dict[str, Any]:
                 "scores": {
                     name: found
                     for name in names
-                    if (found := _differences(tested, better, worse, name))
+                    if (
+                        found := _differences(
+                            tested.get(better, {}), name, tested.get(worse, {}), name, COLUMNS
+                        )
+                    )
                 },
             }
             for better, worse in study.comparisons
@@ -111,18 +121,21 @@ def _scores(tests: Mapping[int, Findings]) -> dict[str, Any]:
     return scores
 
 
-def _differences(tested: AllFindings, better: str, worse: str, condition: str) -> dict[str, Any]:
+def _differences(
+    one_row: Mapping[int, Mapping[str, Findings]],
+    condition: str,
+    other_row: Mapping[int, Mapping[str, Findings]],
+    baseline: str,
+    tasks: Collection[str],
+) -> dict[str, Any]:
+    """By task, one row under one condition against another (or the same) under another."""
     sides = [
-        {
-            seed: tests[condition]
-            for seed, tests in tested.get(name, {}).items()
-            if condition in tests
-        }
-        for name in (better, worse)
+        {seed: tests[name] for seed, tests in row.items() if name in tests}
+        for row, name in ((one_row, condition), (other_row, baseline))
     ]
     shared = sorted(sides[0].keys() & sides[1].keys())
     found = {}
-    for task in COLUMNS:
+    for task in tasks:
         one, other = (_stacked({seed: side[seed] for seed in shared}, task) for side in sides)
         if one is None or other is None:
             continue
@@ -166,9 +179,19 @@ def markdown(study: Study, results: Mapping[str, Any]) -> str:
             _grid(_comparison_rows(results)),
         ]
     if study.conditions:
-        parts.append("## Under other conditions")
+        parts += [
+            "## Under other conditions",
+            f"The first {study.singles} scenes of one source and {study.pairs} of two, under every "
+            "condition the same; behind each score what the condition changes, by pairs.",
+        ]
         parts += [
             f"### {COLUMNS[task]}\n\n{_grid(_condition_rows(study, results, task))}"
+            for task in ROBUST
+        ]
+    if study.conditions and study.comparisons:
+        parts += [
+            f"### Paired differences, {COLUMNS[task]}\n\n"
+            f"{_grid(_comparison_rows_by_condition(study, results, task))}"
             for task in ROBUST
         ]
     return "\n\n".join(parts) + "\n"
@@ -193,17 +216,35 @@ def _main_rows(study: Study, results: Mapping[str, Any], intervals: bool = True)
     return lines
 
 
+def held_conditions(study: Study, results: Mapping[str, Any]) -> dict[str, str]:
+    """Titles of the conditions that any row was tested under, by name, unchanged scenes first."""
+    titles = {UNCHANGED: "as trained", **{c.name: c.title for c in study.conditions}}
+    tested = {name for found in results["rows"].values() for name in found["scores"]}
+    return {name: title for name, title in titles.items() if name in tested}
+
+
 def _condition_rows(study: Study, results: Mapping[str, Any], task: str) -> list[list[str]]:
-    names = {PLAIN: "as trained", **{c.name: c.title for c in study.conditions}}
-    held = [
-        name
-        for name in names
-        if any(task in found["scores"].get(name, {}) for found in results["rows"].values())
-    ]
-    lines = [["row", *(names[name] for name in held)]]
+    titles = held_conditions(study, results)
+    lines = [["row", *titles.values()]]
     for found in results["rows"].values():
-        scores = [found["scores"].get(name, {}).get(task) for name in held]
-        lines.append([found["title"], *map(_percent, scores)])
+        line = [found["title"]]
+        for name in titles:
+            told = _percent(found["scores"].get(name, {}).get(task), interval=name == UNCHANGED)
+            change = found["changes"].get(name, {}).get(task)
+            line.append(told if change is None else f"{told}, {_change(change)}")
+        lines.append(line)
+    return lines
+
+
+def _comparison_rows_by_condition(
+    study: Study, results: Mapping[str, Any], task: str
+) -> list[list[str]]:
+    titles = held_conditions(study, results)
+    lines = [["better, as expected", "worse", *titles.values()]]
+    for pair in results["comparisons"]:
+        rows = [results["rows"][pair[side]]["title"] for side in ("better", "worse")]
+        scores = [pair["scores"].get(name, {}).get(task) for name in titles]
+        lines.append([*rows, *map(_difference, scores)])
     return lines
 
 
@@ -236,8 +277,12 @@ def _percent(score: Mapping[str, Any] | None, interval: bool = True) -> str:
 def _difference(score: Mapping[str, Any] | None) -> str:
     if score is None or not math.isfinite(score["difference"]):
         return "-"
+    return f"{_change(score)}, p {score['p']:.3f}"
+
+
+def _change(score: Mapping[str, Any]) -> str:
     value, low, high = (100 * score[key] for key in ("difference", "low", "high"))
-    return f"{value:+.1f} ({low:+.1f} - {high:+.1f}), p {score['p']:.3f}"
+    return f"{value:+.1f} ({low:+.1f} - {high:+.1f})"
 
 
 def _grid(lines: list[list[str]]) -> str:

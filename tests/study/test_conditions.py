@@ -29,6 +29,16 @@ def test_other_phrases_change_captions_alone(tiny_scenes):
     np.testing.assert_array_equal(told.audio, plain.audio)
 
 
+def test_the_unchanged_are_the_first_test_scenes(tiny_scenes):
+    scenes = open_scenes(tiny_scenes)
+    seen = changed(None, scenes, 3, 4).source("test_k1")
+    assert len(seen) == 3
+    for index, group in enumerate(seen):
+        plain = scenes.source("test_k1")[index]
+        assert (group.scene_id, group.captions) == (plain.scene_id, plain.captions)
+        np.testing.assert_array_equal(group.audio, plain.audio)
+
+
 def test_only_as_many_test_scenes_are_seen_as_asked(tiny_scenes):
     scenes = open_scenes(tiny_scenes)
     seen = changed(Noise("n", "", 10.0), scenes, 3, 99)

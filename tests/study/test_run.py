@@ -13,8 +13,9 @@ from spatial_clap_jax.data.builders import open_scenes
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import evaluate
 from spatial_clap_jax.inference import load
+from spatial_clap_jax.study import Noise, run_study
 from spatial_clap_jax.study import run as module
-from spatial_clap_jax.study import run_study
+from spatial_clap_jax.study.conditions import open_conditions
 from spatial_clap_jax.study.outcomes import read_findings
 from spatial_clap_jax.train.description import read_description, write_description
 from spatial_clap_jax.train.experiment import load_config
@@ -44,7 +45,8 @@ def test_results_hold_every_row_condition_and_comparison(done):
     assert list(results["rows"]) == [row.name for row in study().rows]
     for found in results["rows"].values():
         assert found["seeds"] == [0]
-        assert set(found["scores"]) == {"test", "wider", "noise-10"}
+        assert list(found["scores"]) == list(study().changes())
+        assert list(found["changes"]) == [condition.name for condition in study().conditions]
         assert {"assignment/2", "assignment/3", "direction/1", "content/1"} <= set(
             found["scores"]["test"]
         )
@@ -101,6 +103,7 @@ def test_a_lost_test_is_made_again_alike(done, tmp_path):
     run_study(
         study(), done / "scenes", tmp_path / "study", seeds=1, rows=["no-scl"], progress=False
     )
+    assert not list((tmp_path / "study").glob(".*"))
     after = read_findings(folder, None)
     assert after.keys() == before.keys()
     for condition, test in before.items():
@@ -134,7 +137,116 @@ def test_a_training_that_began_from_nothing_is_no_second_one(done, tmp_path):
 def test_without_sources_a_rendered_condition_is_left_out_and_named(done, tmp_path):
     shutil.copytree(done / "study" / "runs", tmp_path / "study" / "runs")
     found = run_study(study(), done / "scenes", tmp_path / "study", seeds=1, progress=False)
-    assert found["missing_conditions"] == ["wider"]
+    assert found["missing_conditions"] == ["reverberant", "wider"]
+
+
+def test_rooms_that_were_measured_are_rendered_in_no_other_way(done, tmp_path):
+    shutil.copytree(done / "scenes", tmp_path / "scenes")
+    manifest = json.loads((tmp_path / "scenes" / "manifest.json").read_text())
+    manifest["rirs"] = "of some rooms"
+    (tmp_path / "scenes" / "manifest.json").write_text(json.dumps(manifest))
+    opened, missing = open_conditions(
+        study(), open_scenes(tmp_path / "scenes"), tmp_path / "conditions", "synthetic", False
+    )
+    assert missing == ["reverberant", "wider"]
+    assert set(opened) == {"test", "unchanged", "noise-10", "new-phrases"}
+    assert not (tmp_path / "conditions").exists()
+
+
+def test_other_clips_are_refused_before_anything_is_rendered(done, tmp_path):
+    csv = tmp_path / "other.csv"
+    csv.write_text("filename,category,fold\na.wav,dog,1\nb.wav,rain,2\nc.wav,cat,3\n")
+    with pytest.raises(InputError, match=r"other\.csv: .*scenes was rendered from other clips"):
+        run_study(study(), done / "scenes", tmp_path / "study", seeds=1, sources=str(csv))
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_condition_that_means_something_else_now_is_tested_again(done, tmp_path):
+    shutil.copytree(done / "study", tmp_path / "study")
+    conditions = tuple(
+        replace(c, snr_db=-30.0) if isinstance(c, Noise) else c for c in study().conditions
+    )
+    before = read_findings(tmp_path / "study" / "runs" / "scl" / "seed0", None)
+    run_study(
+        replace(study(), conditions=conditions),
+        done / "scenes",
+        tmp_path / "study",
+        seeds=1,
+        rows=["scl"],
+        sources="synthetic",
+        progress=False,
+    )
+    after = read_findings(tmp_path / "study" / "runs" / "scl" / "seed0", None)
+    for name, test in before.items():
+        assert (after[name].changes == test.changes) == (name != "noise-10")
+    results = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert "noise-10" in results["rows"]["scl"]["scores"]
+    assert "noise-10" not in results["rows"]["no-scl"]["scores"]
+
+
+def test_files_that_are_not_the_studys_are_not_written_over(done, tmp_path):
+    def refused(match):
+        with pytest.raises(InputError, match=match):
+            run_study(study(), done / "scenes", tmp_path, seeds=1, progress=False)
+
+    (tmp_path / "map.png").write_bytes(b"mine")
+    refused(r"map\.png: is not of this study, and would be written over; take another --workdir")
+    (tmp_path / "map.png").unlink()
+    for text in ('{"assignment/2": 1}', '{"study": "another"}', "[", ""):
+        (tmp_path / "results.json").write_text(text)
+        refused(r"results\.json: holds no results of the study spatial_clap_findings")
+        assert (tmp_path / "results.json").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_rows_of_other_settings_are_not_compared_with_those_of_today(done, tmp_path):
+    """Also where they are not asked for, and before any training."""
+    shutil.copytree(done / "study", tmp_path / "study")
+    shutil.rmtree(tmp_path / "study" / "runs" / "scl")
+    longer = tuple(
+        replace(row, experiment=replace(row.experiment, steps=13)) for row in study().rows
+    )
+    with pytest.raises(
+        InputError, match=r"no-scl.seed0.tests\.npz: tells of a training with other"
+    ):
+        run_study(
+            replace(study(), rows=longer),
+            done / "scenes",
+            tmp_path / "study",
+            seeds=1,
+            rows=["scl"],
+            progress=False,
+        )
+    assert not (tmp_path / "study" / "runs" / "scl").exists()
+
+
+def test_a_training_that_began_otherwise_does_not_go_on(done, tmp_path):
+    """Its first stage is not looked at again once the second has begun."""
+    shutil.copytree(done / "study", tmp_path / "study")
+    (tmp_path / "study" / "runs" / "scl" / "seed0" / "tests.npz").unlink()
+    rows = tuple(
+        replace(row, before=replace(row.before, ema_decay=0.5)) if row.name == "scl" else row
+        for row in study().rows
+    )
+    with pytest.raises(
+        InputError, match=r"identity\.json: tells of a training with other settings"
+    ):
+        run_study(
+            replace(study(), rows=rows),
+            done / "scenes",
+            tmp_path / "study",
+            seeds=1,
+            rows=["scl"],
+            progress=False,
+        )
+
+
+def test_a_folder_that_is_no_seed_is_left_alone(done, tmp_path):
+    shutil.copytree(done / "study", tmp_path / "study")
+    runs = tmp_path / "study" / "runs" / "scl"
+    shutil.copytree(runs / "seed0", runs / "seed0 (copy)")
+    found = run_study(study(), done / "scenes", tmp_path / "study", seeds=1, progress=False)
+    assert found["rows"]["scl"]["seeds"] == [0]
 
 
 def test_other_settings_in_the_same_folder_are_refused(done):
@@ -165,7 +277,7 @@ def test_scenes_of_other_clips_are_no_condition_of_these(done, tmp_path):
 
 def test_scenes_of_another_recipe_are_no_condition_of_these(done, tmp_path):
     shutil.copytree(done / "study" / "scenes", tmp_path / "study" / "scenes")
-    with pytest.raises(InputError, match="wider: rendered by another recipe"):
+    with pytest.raises(InputError, match="reverberant: rendered by another recipe"):
         run_study(
             replace(study(), singles=3),
             done / "scenes",

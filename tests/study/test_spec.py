@@ -31,6 +31,7 @@ def study(**changes) -> Study:
         ({"comparisons": (("one", "three"),)}, "'three' is none of its rows one, two"),
         ({"showcase": "four"}, "'four' is none of its rows"),
         ({"conditions": (Noise("test", "as they are", 0.0),)}, "no condition of the name 'test'"),
+        ({"conditions": (Noise("unchanged", "", 0.0),)}, "no condition of the name .* 'unchanged'"),
         (
             {"rows": (ROWS[0], replace(ROWS[1], experiment=replace(tiny_experiment(), steps=3)))},
             "rows differ in .steps, captions a batch.",
@@ -80,6 +81,26 @@ def test_a_condition_changes_what_it_says_and_nothing_else():
     assert same == recipe
 
 
+def test_what_a_condition_does_is_told_apart_from_its_name():
+    def changes(*conditions, **counts):
+        return study(conditions=conditions, **counts).changes()
+
+    loud = changes(Noise("n", "loud", 0.0))
+    assert loud == changes(Noise("n", "very loud", 0.0))
+    assert list(loud) == ["test", "unchanged", "n"]
+    for other in (
+        changes(Noise("n", "loud", 5.0)),
+        changes(Phrases("n", "loud", "from")),
+        changes(Rendered("n", "loud")),
+        changes(Noise("n", "loud", 0.0), pairs=7),
+    ):
+        assert other["n"] != loud["n"]
+        assert other["test"] == loud["test"]
+    assert changes(Rendered("n", "", spacing=1.2)) != changes(Rendered("n", ""))
+    # Nothing is changed where there is nothing to compare it to.
+    assert list(changes()) == ["test"]
+
+
 def test_phrases_must_be_a_known_set():
     with pytest.raises(InputError, match="'nowhere' is none of the sets side"):
         Phrases("new", "", "nowhere")
@@ -95,7 +116,10 @@ def test_shipped_studies_build_every_row(size):
         params = jax.eval_shape(system.init, jax.random.key(0))["params"]
         assert ("spatial" in params) == (row.name != "mono")
         assert ("logit_bias" in params) == (row.name == "siglip")
-        # What comes before is the same but for what tells the scenes.
+        # What comes before is the same but for what tells the scenes. AudioCaps has no classes.
+        assert (row.before is None) == (size == "base")
+        if row.before is None:
+            continue
         before = row.before
         model = replace(before.model, text=LabelsConfig(("bell", "dog")))
         told = replace(before, model=model).build_system()

@@ -1,5 +1,7 @@
 """Tables of hand-made tests."""
 
+import re
+
 import numpy as np
 import pytest
 from tiny import tiny_experiment, tiny_recipe
@@ -27,8 +29,11 @@ def found_of(share: float) -> Findings:
 
 
 TESTED = {
-    "good": {0: {"test": found_of(0.9), "loud": found_of(0.6)}, 1: {"test": found_of(0.8)}},
-    "bad": {0: {"test": found_of(0.5)}},
+    "good": {
+        0: {"test": found_of(0.9), "unchanged": found_of(0.8), "loud": found_of(0.6)},
+        1: {"test": found_of(0.8), "unchanged": found_of(0.7)},
+    },
+    "bad": {0: {"test": found_of(0.5), "loud": found_of(0.5)}},
 }
 
 
@@ -48,6 +53,29 @@ def test_differences_are_of_the_seeds_that_both_have():
     assert found["p"] < 0.01
 
 
+def test_what_a_condition_changes_is_told_by_pairs_of_the_same_scenes():
+    """Not against all test scenes, of which a condition has but some."""
+    results = summarise(STUDY, TESTED)
+    change = results["rows"]["good"]["changes"]["loud"]["assignment/2"]
+    assert change["difference"] == pytest.approx(0.6 - 0.8)
+    assert change["low"] <= change["difference"] <= change["high"] < 0
+    assert change["seeds"] == 1
+    assert results["rows"]["bad"]["changes"] == {}
+    text = markdown(STUDY, results)
+    assert "| row | as trained | loud noise |" in text
+    assert re.search(r"\| row good \| 75\.0 \(.*\) \| 60\.0, -20\.0 \(-.* - -.*\) \|", text)
+    assert "| row bad | - | 50.0 |" in text
+
+
+def test_rows_are_compared_under_each_condition():
+    results = summarise(STUDY, TESTED)
+    found = results["comparisons"][0]["scores"]
+    assert found["loud"]["assignment/2"]["difference"] == pytest.approx(0.1)
+    assert "unchanged" not in found
+    text = markdown(STUDY, results)
+    assert re.search(r"\| row good \| row bad \| - \| \+10\.0 \(.*\), p 0\.", text)
+
+
 def test_rows_without_a_test_stand_in_the_tables_with_a_dash():
     results = summarise(STUDY, TESTED)
     assert results["rows"]["new"] == {
@@ -55,6 +83,7 @@ def test_rows_without_a_test_stand_in_the_tables_with_a_dash():
         "is_ours": False,
         "seeds": [],
         "scores": {},
+        "changes": {},
     }
     text = markdown(STUDY, results)
     assert "| row new | 0 | - |" in text
@@ -73,7 +102,7 @@ def test_a_study_of_which_nothing_is_done_has_empty_tables():
 def test_what_is_written_is_read_again(tmp_path):
     kept = SceneMap(np.eye(3, dtype=np.float32), np.array([0, 4, 2]), ["a", "b", ""])
     confusion = np.arange(25).reshape(5, 5)
-    full = Findings(found_of(0.3).outcomes, confusion, kept)
+    full = Findings(found_of(0.3).outcomes, confusion, kept, {"singles": 3})
     write_findings(tmp_path, {"a": 1}, {"test": full, "loud": found_of(0.1)})
     found = read_findings(tmp_path, {"a": 1})
     assert found.keys() == {"test", "loud"}
@@ -84,6 +113,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert found["test"].map is not None
     assert found["test"].map.categories == ["a", "b", ""]
     assert found["loud"].map is None
+    assert (found["test"].changes, found["loud"].changes) == ({"singles": 3}, {})
 
 
 def test_findings_of_a_version_without_a_setting_are_findings_of_its_default(tmp_path):
