@@ -22,6 +22,9 @@ printf -v arguments '%q ' "$@"
 exec gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" ${PROJECT:+--project "$PROJECT"} \
     --worker all --command "
         set -e
-        test -d \$HOME/spatial-clap-env || python3 -m venv \$HOME/spatial-clap-env
-        \$HOME/spatial-clap-env/bin/pip install --quiet $install
+        # The Python of some TPU images is older than ours; uv brings its own.
+        python3 -m pip install --quiet --user uv
+        test -x \$HOME/spatial-clap-env/bin/python ||
+            python3 -m uv venv --quiet --clear --python 3.12 \$HOME/spatial-clap-env
+        python3 -m uv pip install --quiet --python \$HOME/spatial-clap-env/bin/python $install
         SPATIAL_CLAP_PROCESSES=auto \$HOME/spatial-clap-env/bin/spatial-clap $arguments"

@@ -107,7 +107,7 @@ def info_nce(
     meanings different this is the plain InfoNCE of CLIP.
 
     Args:
-      audio: unit embeddings of the global batch.
+      audio: unit embeddings of the global batch, of any precision; all else is float32.
       text: unit embeddings, row i belonging to audio row i.
       logit_scale: what the cosines are multiplied by, after exp and clamp.
       meaning: the same number where scenes mean the same; None if all differ.
@@ -123,7 +123,7 @@ def info_nce(
 
     Reference: InfoNCE as in CLIP; the even spread over equal meanings is our choice.
     """
-    cosines = _cosines(audio, text)
+    cosines = _cosines(*_in_float32(audio, text))
     logits = logit_scale * cosines
     text_logits = logits.T if text_scale is None else text_scale * cosines.T
     positives = jnp.eye(logits.shape[0], dtype=bool) if meaning is None else same_meaning(meaning)
@@ -169,7 +169,7 @@ def ring_info_nce(
     ring.check(len(audio))
     meaning = jnp.arange(len(audio), dtype=jnp.int32) if meaning is None else meaning
     text_scale = logit_scale if text_scale is None else text_scale
-    return _info_nce(ring, audio, text, meaning, logit_scale, text_scale)
+    return _info_nce(ring, *_in_float32(audio, text), meaning, logit_scale, text_scale)
 
 
 def siglip(
@@ -197,7 +197,7 @@ def siglip(
 
     Reference: Zhai et al., arXiv 2303.15343; equal meanings as true pairs is our choice.
     """
-    logits = logit_scale * _cosines(audio, text) + logit_bias
+    logits = logit_scale * _cosines(*_in_float32(audio, text)) + logit_bias
     positives = jnp.eye(logits.shape[0], dtype=bool) if meaning is None else same_meaning(meaning)
     return jax.nn.softplus(jnp.where(positives, -logits, logits)).sum(axis=1).mean()
 
@@ -234,7 +234,7 @@ def ring_siglip(
     ring = Ring(mesh, block)
     ring.check(len(audio))
     meaning = jnp.arange(len(audio), dtype=jnp.int32) if meaning is None else meaning
-    return _siglip(ring, audio, text, meaning, logit_scale, logit_bias)
+    return _siglip(ring, *_in_float32(audio, text), meaning, logit_scale, logit_bias)
 
 
 def in_batch_accuracy(
@@ -256,7 +256,7 @@ def in_batch_accuracy(
       `assignment`: share of rows in groups of several whose own caption beats the
       other members' captions, NaN where the batch has no such group.
     """
-    cosines = audio @ text.T
+    cosines = _cosines(*_in_float32(audio, text))
     best = jnp.argmax(cosines, axis=1)
     rivals = (group[:, None] == group[None, :]) & ~same_meaning(meaning)
     own = jnp.diagonal(cosines)
@@ -307,7 +307,7 @@ def ring_in_batch_accuracy(
 
     counted = ring.on_each(here, (True,) * 5, (False,) * 3)
     place = jnp.arange(len(audio), dtype=jnp.int32)
-    audio, text = jax.lax.stop_gradient((audio, text))
+    audio, text = jax.lax.stop_gradient(_in_float32(audio, text))
     hits, won, contested = counted(audio, text, group, meaning, place)
     return {
         "retrieval": hits / len(audio),
@@ -315,10 +315,13 @@ def ring_in_batch_accuracy(
     }
 
 
+def _in_float32(audio: Array, text: Array) -> tuple[Array, Array]:
+    """Embeddings as all that follows takes them: bfloat16 would round logits by tenths of a nat."""
+    return audio.astype(jnp.float32), text.astype(jnp.float32)
+
+
 def _cosines(audio: Float[Array, "r d"], text: Float[Array, "c d"]) -> Float[Array, "r c"]:
-    return jnp.einsum("id,jd->ij", audio, text, precision=jax.lax.Precision.HIGHEST).astype(
-        jnp.float32
-    )
+    return _product("id,jd->ij", audio, text)
 
 
 class _SoftSum(NamedTuple):
@@ -396,13 +399,17 @@ def _info_nce_backward(ring, saved, gradient):
 
     def here(audio, text, meaning, audio_scale, text_scale, of_audio, of_text, spread, gradient):
         def block(rows, columns, row_valid, column_valid):
-            # Filled-up rows and columns are zero vectors with no spread, so they add nothing.
             audio, row_meaning, normaliser, spread = rows
             text, column_meaning, text_normaliser = columns
             cosines = _cosines(audio, text)
             target = jnp.where(row_meaning[:, None] == column_meaning, spread[:, None], 0.0)
             excess = jnp.exp(audio_scale * cosines - normaliser[:, None]) - target
             text_excess = jnp.exp(text_scale * cosines - text_normaliser) - target
+            if row_valid is not None:
+                # Filled-up rows and columns are zero vectors, but infinity times zero is no zero.
+                valid = row_valid[:, None] & column_valid
+                excess = jnp.where(valid, excess, 0.0)
+                text_excess = jnp.where(valid, text_excess, 0.0)
             moved = audio_scale * excess + text_scale * text_excess
             of_rows = (
                 _product("ij,jd->id", moved, text),

@@ -94,8 +94,8 @@ def _conditions(study: Study, results: Mapping[str, Any], rows: list[str]) -> An
                 shares[r, c] = 100 * score["value"]
         _heat(axes, shares, 20, 100, "{:.0f}")
         axes.set_xticks(range(len(held)), [label(titles[n]) for n in held], rotation=30, ha="right")
-        titles = [label(results["rows"][row]["title"]) for row in rows]
-        axes.set_yticks(range(len(rows)), titles if axes is panels[0] else [""] * len(rows))
+        of_rows = [label(results["rows"][row]["title"]) for row in rows]
+        axes.set_yticks(range(len(rows)), of_rows if axes is panels[0] else [""] * len(rows))
         axes.set_title(f"{COLUMNS[task]} (%)")
     return figure
 

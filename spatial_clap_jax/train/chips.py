@@ -41,6 +41,10 @@ class Chip:
     interconnect_bytes_per_s: float
     network_bytes_per_s: float | None = None
 
+    def flops_per_s(self, precision: str) -> float:
+        """The peak of products in 'float32' or, of anything else, in bfloat16."""
+        return self.float32_flops_per_s if precision == "float32" else self.bf16_flops_per_s
+
 
 def chip(device_kind: str) -> Chip | None:
     """The peaks of a device, or None if nothing is known of its kind, as of a CPU.
@@ -53,12 +57,6 @@ def chip(device_kind: str) -> Chip | None:
       197000000000000.0
     """
     return _CHIPS.get(device_kind)
-
-
-def peak_flops(device_kind: str, devices: int) -> float | None:
-    """FLOPs a second of some devices together, in bfloat16; None if unknown."""
-    known = chip(device_kind)
-    return None if known is None else devices * known.bf16_flops_per_s
 
 
 _V5P = Chip(459e12, 459e12, int(95.74 * _GIB), 2765e9, 1200e9, 50e9 / 8)

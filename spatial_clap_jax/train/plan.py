@@ -26,7 +26,7 @@ from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.feeds import abstract_batch
 from spatial_clap_jax.train.flops import count_flops
 from spatial_clap_jax.train.topology import devices_of
-from spatial_clap_jax.train.trainer import build_state_and_step
+from spatial_clap_jax.train.trainer import build_state_and_step, model_flops
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Plan:
       batch_bytes: this chip's share of the batch.
       temporary_bytes: the rest: activations, gradients, buffers, the program.
       flops_per_step: of matrix products, convolutions and FFTs, those that are computed again
-        in the backward pass too.
+        to save memory too.
+      model_flops_per_step: without these.
       bytes_per_step: read from and written to main memory; what stays on the chip costs none. None,
         as all that follows but the time of compilation, where the program was refused, or is
         written in a form that this JAX cannot read.
@@ -61,7 +62,7 @@ class Plan:
       seconds: the least time of each part by itself: compute, hbm, interconnect.
       step_seconds_bound: the largest of `seconds`: the parts at their best, side by side.
       bound_by: which part that is.
-      mfu_bound: share of the chip's peak that the FLOPs then are.
+      mfu_bound: share of the chip's peak that the model's FLOPs then are.
       largest_batch: the largest global batch that fits, on a line through the two batches of
         `largest_batch_from`; an estimate.
       largest_batch_from: global batches that were compiled.
@@ -82,6 +83,7 @@ class Plan:
     batch_bytes: int
     temporary_bytes: int
     flops_per_step: float
+    model_flops_per_step: float
     bytes_per_step: float | None
     collectives: dict[str, float] | None
     seconds: dict[str, float] | None
@@ -151,6 +153,7 @@ def plan(
         **step.parts,
         temporary_bytes=max(step.peak - sum(step.parts.values()), 0),
         flops_per_step=step.flops / mesh.size,
+        model_flops_per_step=step.model_flops / mesh.size,
         **_roofline(step, mesh, experiment),
         largest_batch=_largest(compiled, unit, capacity),
         largest_batch_from=[one.batch for one in compiled] if len(compiled) > 1 else [],
@@ -177,6 +180,8 @@ def print_plan(found: Plan) -> None:
     table.add_row("memory at its peak", peak, end_section=True)
     times = {part: _duration(value) for part, value in (found.seconds or {}).items()}
     table.add_row("FLOPs", f"{found.flops_per_step / 1e9:,.3f} G", times.get("compute"))
+    if found.model_flops_per_step != found.flops_per_step:
+        table.add_row("of them the model's", f"{found.model_flops_per_step / 1e9:,.3f} G")
     if found.bytes_per_step is not None:
         table.add_row("memory traffic", _size(found.bytes_per_step), times.get("hbm"))
     for kind, size in sorted((found.collectives or {}).items()):
@@ -231,7 +236,8 @@ _FAST = {
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A step of one batch: what its arguments take on a chip, its FLOPs on all, its memory.
+    """A step of one batch: what its arguments take on a chip, its FLOPs on all chips, all of them
+    and the model's, its memory.
 
     Where the compiler refused it there is no executable, and `capacity` is what it may have.
     """
@@ -239,6 +245,7 @@ class _Compiled:
     batch: int
     parts: dict[str, int]
     flops: float
+    model_flops: float
     executable: jax.stages.Compiled | None
     peak: int
     capacity: int | None
@@ -266,12 +273,14 @@ def _compile(
         except jax.errors.JaxRuntimeError as error:
             executable, (peak, capacity) = None, _refusal(error)
     seconds = time.perf_counter() - began
-    return _Compiled(batch, parts, count_flops(traced.jaxpr), executable, peak, capacity, seconds)
+    flops = count_flops(traced.jaxpr)
+    of_model = model_flops(_with_batch(experiment, batch), mesh, flops)
+    return _Compiled(batch, parts, flops, of_model, executable, peak, capacity, seconds)
 
 
 def _trace(experiment: Experiment, mesh: Mesh, batch: int) -> tuple[Any, dict[str, int]]:
     """The training step of a batch, traced, and the bytes of its arguments on one chip."""
-    experiment = replace(experiment, data=experiment.data.with_rows(batch))
+    experiment = _with_batch(experiment, batch)
     start, step = build_state_and_step(experiment, mesh)
     arrays = abstract_batch(experiment, mesh)
     state = start.eval_shape({})
@@ -282,6 +291,10 @@ def _trace(experiment: Experiment, mesh: Mesh, batch: int) -> tuple[Any, dict[st
         "batch_bytes": _bytes_of(arrays),
     }
     return step.trace(state, arrays), parts
+
+
+def _with_batch(experiment: Experiment, batch: int) -> Experiment:
+    return replace(experiment, data=experiment.data.with_rows(batch))
 
 
 def _bytes_of(tree: Any) -> int:
@@ -340,8 +353,7 @@ def _roofline(step: _Compiled, mesh: Mesh, experiment: Experiment) -> dict[str, 
     moved = hlo.memory_bytes(program)
     known = chip(mesh.devices.flat[0].device_kind)
     if known is not None:
-        is_float32 = experiment.precision == "float32"
-        peak = known.float32_flops_per_s if is_float32 else known.bf16_flops_per_s
+        peak = known.flops_per_s(experiment.precision)
         seconds = {
             "compute": step.flops / mesh.size / peak,
             "hbm": moved / known.hbm_bytes_per_s,
@@ -352,7 +364,7 @@ def _roofline(step: _Compiled, mesh: Mesh, experiment: Experiment) -> dict[str, 
             "seconds": seconds,
             "step_seconds_bound": seconds[bound_by],
             "bound_by": bound_by,
-            "mfu_bound": seconds["compute"] / seconds[bound_by],
+            "mfu_bound": step.model_flops / mesh.size / peak / seconds[bound_by],
         }
     return {"bytes_per_step": moved, "collectives": dict(results), **bounds}
 

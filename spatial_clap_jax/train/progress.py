@@ -31,7 +31,7 @@ class TrainProgress:
         self._steps = steps
         self._clips_per_step = clips_per_step
         self._workers = workers
-        self._flops_per_step = 0.0
+        self._flops_per_step = self._model_flops_per_step = 0.0
         self._peak_flops: float | None = None
         self._peak_text = ""
         self._is_told = False
@@ -69,15 +69,23 @@ class TrainProgress:
         """Prints a line of its own; names in it come from data, and no terminal shall obey them."""
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def started(self, flops_per_step: float, peak_flops: float | None, device_kind: str) -> None:
+    def started(
+        self,
+        flops_per_step: float,
+        model_flops_per_step: float,
+        peak_flops: float | None,
+        device_kind: str,
+    ) -> None:
         """Starts the clock, with what a step costs and what the devices can do.
 
         Args:
-          flops_per_step: of the whole global batch.
+          flops_per_step: of the whole global batch, those that are spent again to save memory too.
+          model_flops_per_step: without these.
           peak_flops: FLOPs a second of all devices together; None if unknown.
           device_kind: what they are.
         """
         self._flops_per_step, self._peak_flops = flops_per_step, peak_flops
+        self._model_flops_per_step = model_flops_per_step
         self._peak_text = "" if peak_flops else f"unknown peak of {device_kind}"
         self._since, self._waited_s = (time.perf_counter(), self._done), 0.0
 
@@ -99,8 +107,8 @@ class TrainProgress:
 
         Returns:
           `clips_per_s`; `data_wait_share`, the share of time that the loop waited for batches;
-          after `started` also `flops_per_s` of all devices, and `mfu`, its share of their peak,
-          where that is known.
+          after `started` also `flops_per_s` of all devices, and `mfu`, the share of their peak
+          that the model's own take, where that is known.
         """
         began, before = self._since
         now = time.perf_counter()
@@ -112,7 +120,7 @@ class TrainProgress:
         if self._flops_per_step:
             rates["flops_per_s"] = steps_per_s * self._flops_per_step
         if self._flops_per_step and self._peak_flops:
-            rates["mfu"] = rates["flops_per_s"] / self._peak_flops
+            rates["mfu"] = steps_per_s * self._model_flops_per_step / self._peak_flops
         self._since, self._waited_s = (now, self._done), 0.0
         return rates
 

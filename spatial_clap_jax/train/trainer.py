@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.systems.base import Variables, in_use
 from spatial_clap_jax.train import processes, sharding
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError
-from spatial_clap_jax.train.chips import peak_flops
+from spatial_clap_jax.train.chips import chip
 from spatial_clap_jax.train.description import (
     has_description,
     read_description,
@@ -41,7 +41,7 @@ from spatial_clap_jax.train.resuming import (
     resumed_experiment,
 )
 from spatial_clap_jax.train.run_lock import held
-from spatial_clap_jax.train.step import TrainState, TrainStep, init_state, jit_step
+from spatial_clap_jax.train.step import Execution, TrainState, TrainStep, init_state, jit_step
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,9 @@ class _Run:
         if self.done < self.experiment.steps:
             self.batches.start_prefetch()
             batch = abstract_batch(self.experiment, self.mesh)
-            self.program = compile_step(self.step, self.state, batch, self.bar)
+            self.program = compile_step(
+                self.experiment, self.mesh, self.step, self.state, batch, self.bar
+            )
 
     def train(self) -> TrainResult:
         """Takes the steps that are left."""
@@ -388,10 +390,38 @@ class _Run:
         self.bar.paused()
 
 
-def compile_step(step: Any, state: TrainState, batch: Any, bar: TrainProgress) -> Any:
+def model_flops(experiment: Experiment, mesh: Mesh, executed: float) -> float:
+    """FLOPs of a step without those that are spent again to save memory, over all devices.
+
+    Args:
+      experiment: the run.
+      mesh: the devices.
+      executed: FLOPs of its step as it is, which are these where it saves no memory so.
+
+    Reference: Chowdhery et al. 2022 (PaLM), appendix B: model FLOPs utilisation leaves
+      rematerialisation out.
+    """
+    plain = Execution(scan_layers=experiment.execution.scan_layers)
+    if experiment.execution == plain:
+        return executed
+    experiment = replace(experiment, execution=plain)
+    start, step = build_state_and_step(experiment, mesh)
+    return count_flops(step.trace(start.eval_shape({}), abstract_batch(experiment, mesh)).jaxpr)
+
+
+def compile_step(
+    experiment: Experiment,
+    mesh: Mesh,
+    step: Any,
+    state: TrainState,
+    batch: Any,
+    bar: TrainProgress,
+) -> Any:
     """Compiles the step, and tells the bar what it costs.
 
     Args:
+      experiment: the run.
+      mesh: the devices.
       step: see `build_state_and_step`.
       state: the state, or its shapes with shardings.
       batch: a batch on the devices, or its shapes with shardings.
@@ -408,8 +438,10 @@ def compile_step(step: Any, state: TrainState, batch: Any, bar: TrainProgress) -
     program = call_abandonably(lowered.compile) if jax.process_count() == 1 else lowered.compile()
     seconds = time.perf_counter() - began
     bar.announce(f"step compiled in {seconds:.0f} s; {flops / 1e9:,.1f} GFLOPs a step")
-    device = jax.devices()[0]
-    bar.started(flops, peak_flops(device.device_kind, len(jax.devices())), device.device_kind)
+    kind = mesh.devices.flat[0].device_kind
+    known = chip(kind)
+    peak = None if known is None else mesh.size * known.flops_per_s(experiment.precision)
+    bar.started(flops, model_flops(experiment, mesh, flops), peak, kind)
     return program
 
 

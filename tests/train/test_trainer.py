@@ -558,6 +558,21 @@ def test_a_run_goes_on_with_other_processes_and_devices(tiny_scenes, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_of_four_devices_train_as_one_of_eight(tiny_scenes, tmp_path):
+    losses = {}
+    for processes, devices in ((1, 8), (2, 4)):
+        workdir = tmp_path / f"{processes}x{devices}"
+        started = launch(tmp_path, tiny_scenes, workdir, processes, devices, steps=50)
+        _, err = started.communicate()
+        assert started.returncode == 0, err
+        losses[processes] = [row["loss"] for row in read_metrics(workdir)]
+    assert len(losses[1]) == 50
+    # It learns, so that a difference would have grown.
+    assert np.mean(losses[1][-5:]) < np.mean(losses[1][:5])
+    np.testing.assert_allclose(losses[2], losses[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_processes_agree_whether_the_last_step_is_evaluated(tiny_scenes, tmp_path):
     """Process 0 alone has the log that tells it, and all must take part."""
     # Long enough for the captions of the validation split, which are not cut.
