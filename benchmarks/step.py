@@ -11,8 +11,12 @@ comparison is unfair to us by that much. Weights are random; no optimiser state 
 `spatial-clap train`, the process keeps what memory it frees; the peer gains by that too.
 """
 
+import os
 import sys
 from typing import Literal
+
+# Of a card, as much as each side needs, and not three quarters of it for us.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +31,7 @@ from spatial_clap_jax.losses.contrastive import ContrastiveConfig
 from spatial_clap_jax.models.htsat import htsat_tiny
 from spatial_clap_jax.models.text import roberta_base
 from spatial_clap_jax.systems.clap import ClapConfig
-from spatial_clap_jax.train.chips import peak_flops
+from spatial_clap_jax.train.chips import chip
 from spatial_clap_jax.train.experiment import Experiment, compute_dtype
 from spatial_clap_jax.train.flops import count_flops
 from spatial_clap_jax.train.host_memory import keep_freed_memory
@@ -84,8 +88,10 @@ def main(
         "keeps_freed_memory": is_kept,
         "memory": device.memory_stats() or "unknown",
     }
-    if peak := peak_flops(device.device_kind, 1):
-        settings["mfu"] = flops / found.ours.median / peak
+    if torch.cuda.is_available():
+        settings["peer_peak_bytes"] = torch.cuda.max_memory_allocated()
+    if known := chip(device.device_kind):
+        settings["mfu"] = flops / found.ours.median / known.flops_per_s(precision)
     report([found], settings, json)
 
 

@@ -1,7 +1,7 @@
 """AdamW or LARS with warm-up, cosine or plateau, decay mask, clipping, and rules on paths."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -76,6 +76,34 @@ def map_by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
 def path_text(path: tuple[Any, ...]) -> str:
     """A path of `jax.tree_util`, joined by '/'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def check_rules(argument: str, rules: Sequence[str], tree: Any) -> None:
+    """Refuses rules on paths that would do nothing.
+
+    Args:
+      argument: what gave them, for the message.
+      rules: regular expressions.
+      tree: of the parameters or their shapes.
+
+    Raises:
+      InputError: one is no regular expression, or is found in no path.
+    """
+    paths: list[str] = []
+    map_by_path(lambda path, _: paths.append(path), tree)
+    for rule in rules:
+        try:
+            matched = any(re.search(rule, path) for path in paths)
+        except re.error as error:
+            raise InputError(
+                f"{argument}: rule {rule!r} is no regular expression ({error}); mend it."
+            ) from None
+        if not matched:
+            tops = ", ".join(sorted({path.split("/")[0] for path in paths}))
+            raise InputError(
+                f"{argument}: rule {rule!r} matches no parameter; paths start with {tops}; mend "
+                "the rule, or leave it out."
+            )
 
 
 def matches(rules: tuple[str, ...], path: str) -> bool:
@@ -156,20 +184,7 @@ def make_optimizer(
     Raises:
       InputError: a rule is no regular expression, or matches no parameter.
     """
-    paths: list[str] = []
-    map_by_path(lambda path, leaf: paths.append(path), params)
-    for rule in (*config.frozen, *(rule for rule, _ in config.rate_rules)):
-        try:
-            matched = any(re.search(rule, path) for path in paths)
-        except re.error as error:
-            raise InputError(
-                f"optimizer: rule {rule!r} is no regular expression ({error})"
-            ) from None
-        if not matched:
-            tops = ", ".join(sorted({path.split("/")[0] for path in paths}))
-            raise InputError(
-                f"optimizer: rule {rule!r} matches no parameter; paths start with {tops}"
-            )
+    check_rules("optimizer", [*config.frozen, *(rule for rule, _ in config.rate_rules)], params)
 
     def scaled(path: str, update: jax.Array) -> jax.Array:
         return update * next((f for rule, f in config.rate_rules if re.search(rule, path)), 1.0)

@@ -1,10 +1,12 @@
 """What a person sees of a training: a bar on a terminal, lines elsewhere."""
 
+import contextlib
 import math
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import jax
 from rich.console import Console
@@ -52,6 +54,8 @@ class TrainProgress:
         self._since = (time.perf_counter(), 0)
         self._waited_s = 0.0
         self._done = 0
+        self._watch = ThreadPoolExecutor(1, "step")
+        self._step: Future[float] | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -64,6 +68,7 @@ class TrainProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        self._watch.shutdown(wait=False)
 
     def announce(self, text: str) -> None:
         """Prints a line of its own; names in it come from data, and no terminal shall obey them."""
@@ -89,9 +94,21 @@ class TrainProgress:
         self._peak_text = "" if peak_flops else f"unknown peak of {device_kind}"
         self._since, self._waited_s = (time.perf_counter(), self._done), 0.0
 
-    def waited(self, seconds: float) -> None:
-        """Adds time that the loop waited for data."""
-        self._waited_s += seconds
+    def at_work(self, results: Any) -> None:
+        """Notes that the devices are at work on a step until these results of it are there."""
+        self._step = self._watch.submit(_when_there, results)
+
+    def waited(self, since: float) -> None:
+        """Counts the time that the devices had nothing to do, in a wait for data that ends now.
+
+        Args:
+          since: when it began, by `time.perf_counter`. The loop is a step ahead of the devices,
+            so that a wait costs nothing as long as they are at work on the step before.
+        """
+        now = time.perf_counter()
+        if self._step is not None:
+            since = max(since, self._step.result()) if self._step.done() else now
+        self._waited_s += now - since
 
     def paused(self) -> None:
         """Leaves out of the rates what was done since the last of them, and the time of it."""
@@ -106,7 +123,7 @@ class TrainProgress:
         """What was done a second since the last call.
 
         Returns:
-          `clips_per_s`; `data_wait_share`, the share of time that the loop waited for batches;
+          `clips_per_s`; `data_wait_share`, the share of time that the devices waited for batches;
           after `started` also `flops_per_s` of all devices, and `mfu`, the share of their peak
           that the model's own take, where that is known.
         """
@@ -146,6 +163,14 @@ class TrainProgress:
         if waiting > _MUCH_WAITING and not self._is_told:
             self.announce(waiting_hint(waiting, self._workers, os.cpu_count() or 1))
         self._is_told = waiting > _MUCH_WAITING
+
+
+def _when_there(results: Any) -> float:
+    """The time at which results are there."""
+    # What became of them the loop tells, which needs them.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.block_until_ready(results)
+    return time.perf_counter()
 
 
 def waiting_hint(share: float, workers: int, cores: int) -> str:

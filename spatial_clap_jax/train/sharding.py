@@ -16,7 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train.optim import map_by_path, path_text
+from spatial_clap_jax.train.optim import check_rules, map_by_path, path_text
 
 AXES = ("replica", "data", "fsdp")
 # In place of a spec: the largest dimension that divides, over the axis fsdp.
@@ -176,13 +176,15 @@ def shard_by_rules(abstract_tree: Any, rules: Rules, mesh: Mesh) -> Any:
       A tree of `NamedSharding` of the same structure.
 
     Raises:
-      InputError: a spec names an axis that the mesh has not, has more axes than the
-        leaf, or does not divide one of its dimensions.
+      InputError: a rule is found in no path, or a spec names an axis that the mesh has not, has
+        more axes than the leaf, or does not divide one of its dimensions.
 
     Example:
       >>> shard_by_rules({"dense": {"kernel": kernel}}, (("kernel$", P(None, "fsdp")),), mesh)
       {'dense': {'kernel': NamedSharding(mesh=..., spec=P(None, 'fsdp'))}}
     """
+
+    check_rules("mesh.rules", [rule for rule, _ in rules], abstract_tree)
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
         spec = next((spec for rule, spec in rules if re.search(rule, path)), PartitionSpec())

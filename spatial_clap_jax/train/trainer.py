@@ -259,6 +259,7 @@ class _Run:
         for batch in self._batches():
             with jax.transfer_guard("disallow"):
                 self.state, metrics = self.program(self.state, batch)
+            self.bar.at_work(metrics)
             self.done, self.skipped = self.done + 1, self.batches.skipped
             last = self.done == experiment.steps
             self.bar.advance(self.done)
@@ -317,14 +318,14 @@ class _Run:
         return self.health.stopped(", and ".join(told))
 
     def _batches(self) -> Iterator[dict]:
-        """Batches on the devices, as many as are left; the time of waiting for them is counted."""
+        """Batches on the devices, as many as are left; what waiting for them costs is counted."""
         alone, rows = jax.process_count() == 1, self.experiment.data.rows
         while self.done < self.experiment.steps:
             began = time.perf_counter()
             with self.interruption.abandonable(alone):
                 batch = next(self.batches)
             placed = sharding.put_batch(batch, self.mesh, rows)
-            self.bar.waited(time.perf_counter() - began)
+            self.bar.waited(began)
             yield placed
 
     def _save(self, wait: bool) -> None:

@@ -160,6 +160,29 @@ def test_large_scales_do_not_overflow():
     assert float(ring_info_nce(audio, text, jnp.float32(0.0))) == pytest.approx(np.log(ROWS))
 
 
+def test_what_fills_up_a_block_adds_nothing_however_unlike_all_pairs_are():
+    """All cosines are -1: exp of a filled-up zero less the normaliser is beyond float32."""
+    audio = jnp.tile(jnp.array([1.0, 0.0]), (5, 1))
+    pairs, scale = (audio, -audio), jnp.float32(100.0)
+    found = jax.grad(lambda *pair: ring_info_nce(*pair, scale, block=2), (0, 1))(*pairs)
+    wanted = jax.grad(lambda *pair: info_nce(*pair, scale), (0, 1))(*pairs)
+    for ours, dense in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, dense, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [info_nce, ring_info_nce, siglip, ring_siglip])
+def test_embeddings_of_half_precision_are_compared_in_float32(loss):
+    bias = () if "info" in loss.__name__ else (jnp.float32(-10.0),)
+    halves = tuple(side.astype(jnp.bfloat16) for side in embeddings())
+    wholes = tuple(side.astype(jnp.float32) for side in halves)
+    value = jax.value_and_grad(lambda *pair: loss(*pair, jnp.float32(100.0), *bias), (0, 1))
+    (found, gradients), (wanted, exact) = value(*halves), value(*wholes)
+    assert float(found) == float(wanted)
+    for ours, true in zip(gradients, exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(ours, true.astype(jnp.bfloat16))
+
+
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     audio, text = embeddings(rows=6)
     four = Mesh(np.array(jax.devices() * 4).reshape(1, 4, 1), AXES)

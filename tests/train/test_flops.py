@@ -1,12 +1,19 @@
 """FLOPs by hand, and beside XLA's own count where it can count."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from tiny import tiny_experiment
 
+from spatial_clap_jax.train.feeds import abstract_batch
 from spatial_clap_jax.train.flops import count_flops, flops_of
+from spatial_clap_jax.train.sharding import make_mesh
+from spatial_clap_jax.train.step import Execution
+from spatial_clap_jax.train.trainer import build_state_and_step, model_flops
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
 W = jax.ShapeDtypeStruct((8, 8), jnp.float32)
@@ -161,3 +168,20 @@ def test_every_shard_works():
 
 def test_elementwise_work_is_free():
     assert count_flops(jax.make_jaxpr(lambda x: jnp.tanh(x) + 1)(np.ones((4, 8)))) == 0
+
+
+def test_what_is_computed_again_to_save_memory_is_not_the_models():
+    plain = tiny_experiment()
+    mesh = make_mesh(jax.devices()[:1])
+
+    def executed(experiment):
+        start, step = build_state_and_step(experiment, mesh)
+        return flops_of(step, start.eval_shape({}), abstract_batch(experiment, mesh))
+
+    whole = executed(plain)
+    assert model_flops(plain, mesh, whole) == whole
+    saving = replace(plain, execution=Execution(micro_batches=2, remat="blocks"))
+    spent = executed(saving)
+    # One more forward pass for the embeddings, one more for what is not kept.
+    assert spent > 1.5 * whole
+    assert model_flops(saving, mesh, spent) == whole

@@ -44,7 +44,7 @@ def tpu() -> None:
 
 def compiled(batch: int, peak: float) -> planning._Compiled:
     parts = dict.fromkeys(("parameter_bytes", "average_bytes", "optimizer_bytes", "batch_bytes"), 1)
-    return planning._Compiled(batch, parts, 4e12, None, int(peak), 16 * GIB, seconds=1.0)
+    return planning._Compiled(batch, parts, 4e12, 3e12, None, int(peak), 16 * GIB, seconds=1.0)
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_a_plan_for_this_machine(tmp_path, capsys):
         "temporary_bytes",
     )
     assert found["hbm_peak_bytes"] == sum(found[name] for name in named)
-    assert found["flops_per_step"] > 0
+    assert found["flops_per_step"] == found["model_flops_per_step"] > 0
     assert found["bytes_per_step"] > found["hbm_peak_bytes"]
     # Of a CPU no peaks are known: nothing is said of time, nor of what fits.
     for unknown in ("hbm_capacity_bytes", "fits", "step_seconds_bound", "bound_by", "mfu_bound"):

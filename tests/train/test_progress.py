@@ -1,5 +1,7 @@
 """Rates of a training, by a clock that the test sets."""
 
+import threading
+
 import pytest
 
 from spatial_clap_jax.train import progress
@@ -12,12 +14,44 @@ def test_rates_are_since_the_last_call(monkeypatch):
     bar = TrainProgress(10, clips_per_step=8, show=False)
     bar.advance(1)
     bar.advance(2)
-    bar.waited(0.5)
+    now[0] = 0.5
+    bar.waited(since=0.0)
     now[0] = 4.0
     assert bar.rates() == {"clips_per_s": 4.0, "data_wait_share": 0.125}
     bar.advance(3)
     now[0] = 5.0
     assert bar.rates() == {"clips_per_s": 8.0, "data_wait_share": 0.0}
+
+
+def test_waiting_while_the_devices_work_costs_nothing(monkeypatch):
+    class Results:
+        """Stands for arrays that are there when they are let go."""
+
+        def __init__(self):
+            self.let_go = threading.Event()
+
+        def block_until_ready(self):
+            assert self.let_go.wait(10)
+
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with TrainProgress(10, clips_per_step=8, show=False) as bar:
+        bar.advance(1)
+        first = Results()
+        bar.at_work(first)
+        now[0] = 2.0
+        # A batch that took two seconds, and the step is not done yet.
+        bar.waited(since=0.0)
+        now[0] = 4.0
+        assert bar.rates()["data_wait_share"] == 0.0
+        now[0] = 5.0
+        first.let_go.set()
+        assert bar._step is not None
+        bar._step.result(10)
+        now[0] = 8.0
+        # One that took four, the last three of them with nothing to do.
+        bar.waited(since=4.0)
+        assert bar.rates()["data_wait_share"] == 0.75
 
 
 def test_a_known_peak_gives_the_share_of_it(monkeypatch):
@@ -26,12 +60,12 @@ def test_a_known_peak_gives_the_share_of_it(monkeypatch):
     bar = TrainProgress(10, clips_per_step=8, show=False)
     now[0] = 60.0
     # Compilation is over: time counts from here.
-    bar.started(3e12, 12e12, "fast")
+    bar.started(3e12, 2.4e12, 12e12, "fast")
     bar.advance(1)
     now[0] = 61.0
     rates = bar.rates()
-    assert (rates["flops_per_s"], rates["mfu"], rates["clips_per_s"]) == (3e12, 0.25, 8.0)
-    bar.started(3e12, None, "slow")
+    assert (rates["flops_per_s"], rates["mfu"], rates["clips_per_s"]) == (3e12, 0.2, 8.0)
+    bar.started(3e12, 3e12, None, "slow")
     bar.advance(2)
     now[0] = 62.0
     assert "mfu" not in bar.rates()
@@ -39,7 +73,7 @@ def test_a_known_peak_gives_the_share_of_it(monkeypatch):
 
 def test_a_peak_that_is_unknown_is_said(capsys):
     with TrainProgress(4, clips_per_step=8) as bar:
-        bar.started(2e9, None, "cpu")
+        bar.started(2e9, 2e9, None, "cpu")
         bar.show(1, {"loss": 1.0, "clips_per_s": 8.0, "flops_per_s": 2e9})
     assert "2 GFLOP/s (unknown peak of cpu)" in capsys.readouterr().err
 

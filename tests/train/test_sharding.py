@@ -3,6 +3,7 @@
 import glob
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,13 @@ def test_only_the_first_axis_leaves_a_slice():
 def test_rules_that_do_not_fit(spec, message):
     with pytest.raises(InputError, match=message):
         shard_by_rules(TREE, (("dense/kernel", spec),), MESH)
+
+
+def test_a_rule_that_splits_nothing_is_refused():
+    """A slip of the pen would leave all of a large model on every chip."""
+    wrong = "mesh.rules: rule '^haed/' matches no parameter; paths start with dense, head; mend"
+    with pytest.raises(InputError, match=re.escape(wrong)):
+        shard_by_rules(TREE, (("kernel$", PartitionSpec()), ("^haed/", PartitionSpec())), MESH)
 
 
 def test_one_device_is_a_mesh_too():
