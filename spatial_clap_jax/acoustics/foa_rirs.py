@@ -59,7 +59,7 @@ def simulate_foa_room(
       distance_range_m: lowest and highest distance of a place.
       elevation_range_deg: lowest and highest elevation of a place.
       response_s: most seconds of a response.
-      high_pass_hz: cutoff of the high-pass that the responses get before they are measured.
+      high_pass_hz: cutoff of the high-pass that the responses get before their T30 is measured.
 
     Returns:
       The room; T30 and DRR are measured in W of each response.
@@ -84,8 +84,13 @@ def simulate_foa_room(
         min(response_s, _length_s(room, distance_range_m[1])),
         rng,
     )
-    rirs = high_pass(rirs, sample_rate_hz, high_pass_hz)
     arrivals_s = distance_m / SPEED_OF_SOUND_M_S
+    # Before the high-pass, whose ringing would count as reverberation of the lowest bands.
+    drr = [
+        drr_bands_db(rir[0], sample_rate_hz, arrival_s)
+        for rir, arrival_s in zip(rirs, arrivals_s.tolist(), strict=True)
+    ]
+    rirs = high_pass(rirs, sample_rate_hz, high_pass_hz)
     t30_s = np.array([measure_t60_s(rir[0], sample_rate_hz) for rir in rirs], np.float32)
     return RirRoom(
         name=name,
@@ -97,12 +102,7 @@ def simulate_foa_room(
         distance_m=distance_m.astype(np.float32),
         sample_rate_hz=sample_rate_hz,
         t30_s=t30_s,
-        drr_bands_db=np.stack(
-            [
-                drr_bands_db(rir[0], sample_rate_hz, arrival_s)
-                for rir, arrival_s in zip(rirs, arrivals_s.tolist(), strict=True)
-            ]
-        ),
+        drr_bands_db=np.stack(drr),
         t30_bands_s=np.stack([t30_bands_s(rir[0], sample_rate_hz) for rir in rirs]),
     )
 

@@ -36,6 +36,9 @@ class SpatialAttributesConfig:
       pools: (frames, bands) of which each block keeps the greatest.
       hears_level: the level of W is a further plane of both CNNs: it tells beginnings, where
         a sound comes straight from its source, from reverberation.
+      level_reference_db: the level that is heard as 0, so that the plane tells how loud a recording
+        is, and with it, where recordings and sources are calibrated as in rendered scenes, how far
+        the source is. None hears levels below the recording's own peak, which no gain changes.
       pooling: 'flatten', a weight for every frame, or 'attention': `heads` learned weightings
         of time, for audio whose events stand anywhere in it.
       heads: of the attention pooling.
@@ -48,6 +51,7 @@ class SpatialAttributesConfig:
     channels: tuple[int, ...] = (16, 16, 16, 16, 16, 16)
     pools: tuple[tuple[int, int], ...] = ((2, 2),) * 6
     hears_level: bool = False
+    level_reference_db: float | None = None
     pooling: Literal["flatten", "attention"] = "flatten"
     heads: int = 16
     width: int = 256
@@ -64,6 +68,11 @@ class SpatialAttributesConfig:
             raise InputError(
                 f"attributes.heads: {self.heads} does not divide the width {self.width}; choose a "
                 "divisor."
+            )
+        if self.level_reference_db is not None and not self.hears_level:
+            raise InputError(
+                f"attributes.level_reference_db: {self.level_reference_db}, but no level is heard; "
+                "set attributes.hears_level True, or this to None."
             )
 
 

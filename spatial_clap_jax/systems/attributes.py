@@ -36,7 +36,7 @@ from spatial_clap_jax.systems.base import (
     Encoded,
     Variables,
 )
-from spatial_clap_jax.systems.content import Augmentation, below_peak
+from spatial_clap_jax.systems.content import Augmentation, level_plane
 from spatial_clap_jax.systems.elsa import check_front_end, hear_intensity
 
 
@@ -90,7 +90,9 @@ class AttributesModule(nn.Module):
         )
         if config.attributes.hears_level:
             augmentation = Augmentation(None, config.equaliser_db, draw)
-            level = augmentation.equalised(below_peak(intensity.level_db))
+            level = level_plane(
+                intensity.level_db, config.attributes.level_reference_db, augmentation
+            )
         branch = SpatialAttributes(config.attributes, self.dtype, name="branch")
         return branch(intensity, level, train).astype(jnp.float32)
 

@@ -333,6 +333,19 @@ def below_peak(level_db: Float[Array, "b l m"]) -> Float[Array, "b l m"]:
     return jnp.maximum(level_db - peak, -_DEPTH_DB) / _DB_PER_UNIT + 2
 
 
+def level_plane(
+    level_db: Float[Array, "b l m"], reference_db: float | None, augmentation: Augmentation
+) -> Float[Array, "b l m"]:
+    """Levels as a plane for a network: below each example's peak (None), or about a reference.
+
+    Above a reference of `reference_db` a plane is positive; 40 dB to either side it ends.
+    """
+    if reference_db is None:
+        return augmentation.equalised(below_peak(level_db))
+    # An equaliser would move sources nearer and farther.
+    return jnp.clip((level_db - reference_db) / _DB_PER_UNIT, -2, 2)
+
+
 def random_equaliser(
     rng: jax.Array, examples: int, mels: int, spread: float, order: int = 4
 ) -> Float[Array, "b m"]:

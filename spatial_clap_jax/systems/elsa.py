@@ -47,10 +47,10 @@ from spatial_clap_jax.systems.base import Batch, Encoded, Variables
 from spatial_clap_jax.systems.content import (
     Augmentation,
     SpecAugmentConfig,
-    below_peak,
     check_content,
     content_encoder,
     encode_content,
+    level_plane,
 )
 from spatial_clap_jax.systems.two_towers import TwoTowers
 
@@ -234,7 +234,9 @@ class ElsaModule(nn.Module):
         if config.branch == "static":
             return static_statistics(intensity, config.static_bands)
         if config.attributes.hears_level:
-            level = augmentation.equalised(below_peak(intensity.level_db))
+            level = level_plane(
+                intensity.level_db, config.attributes.level_reference_db, augmentation
+            )
         return self.branch(intensity, level, train)
 
 

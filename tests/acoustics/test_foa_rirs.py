@@ -133,10 +133,16 @@ RANGES = FloorRanges(t30_s=(0.15, 0.5))
 
 
 def simulated(
-    seed=0, ranges=RANGES, receiver=IDEAL, places=8, distances=(0.5, 4.0), up=(-45.0, 45.0)
+    seed=0,
+    ranges=RANGES,
+    receiver=IDEAL,
+    places=8,
+    distances=(0.5, 4.0),
+    up=(-45.0, 45.0),
+    high_pass_hz=50.0,
 ):
     return simulate_foa_room(
-        seed, ranges, receiver, places, RATE_HZ, f"room{seed}", distances, up, 0.4, 50.0
+        seed, ranges, receiver, places, RATE_HZ, f"room{seed}", distances, up, 0.4, high_pass_hz
     )
 
 
@@ -163,6 +169,13 @@ def test_a_room_is_within_its_ranges_and_measured_from_its_responses():
     assert room.t60_s == pytest.approx(float(np.median(room.t30_s)))
     assert room.drr_bands_db.shape == room.t30_bands_s.shape == (8, 20)
     assert np.nanmedian(room.t30_bands_s) == pytest.approx(room.t60_s, rel=0.25)
+
+
+def test_the_high_pass_is_no_reverberation():
+    """Its ringing would be most of what follows the direct sound in the lowest bands."""
+    usual, other = (simulated(3, places=1, high_pass_hz=hz) for hz in (50.0, 5.0))
+    assert not np.array_equal(usual.rirs, other.rirs)
+    np.testing.assert_array_equal(usual.drr_bands_db, other.drr_bands_db)
 
 
 def test_rooms_follow_their_seeds_and_reach_over_the_ranges():

@@ -20,9 +20,21 @@ from spatial_clap_jax.systems.content import (
     check_content,
     content_encoder,
     encode_content,
+    level_plane,
     named_content,
     random_equaliser,
 )
+
+
+def test_levels_about_a_reference_by_hand():
+    level = np.array([[[-70.0, -30.0, -10.0, 90.0]]], np.float32)
+    drawn = Augmentation(None, 6.0, lambda: jax.random.key(0))
+    # The equaliser changes levels below a peak, and none that tell a distance.
+    np.testing.assert_allclose(level_plane(level, -30.0, drawn), [[[-2.0, 0.0, 1.0, 2.0]]])
+    assert np.abs(level_plane(level, None, drawn) - below_peak(level)).max() > 1e-3
+    np.testing.assert_allclose(
+        level_plane(level, None, Augmentation(None, 0.0, None)), below_peak(level)
+    )
 
 
 def test_below_peak_by_hand_and_blind_to_gain():

@@ -18,6 +18,7 @@ from spatial_clap_jax.losses.contrastive import ring_info_nce
 from spatial_clap_jax.models.cnn import CnnConfig
 from spatial_clap_jax.models.htsat import HtsatConfig
 from spatial_clap_jax.models.layers import ProjectionMlp
+from spatial_clap_jax.models.spatial_attributes import SpatialAttributesConfig
 from spatial_clap_jax.systems.base import System
 from spatial_clap_jax.systems.elsa import ElsaConfig, regressions
 from spatial_clap_jax.train.experiment import SIZES, Experiment, load_config
@@ -163,6 +164,23 @@ def test_a_place_is_heard_and_a_gain_is_not(branch):
     # Silence and a plain clip are finite, too.
     odd = np.stack([np.zeros((4, WINDOW), np.float32), mono_as_foa(field[0, 0])])
     assert np.isfinite(embed(odd)).all()
+
+
+def test_a_gain_is_heard_where_levels_are_absolute():
+    """So a distance may be, of sources whose loudness is known."""
+    shape = dataclasses.replace(tiny_elsa().model.attributes, level_reference_db=-10.0)
+    _, embed = embedder(attributes=shape)
+    field = waves(0, 90)
+    straight = embed(field)
+    assert np.abs(embed(4 * field) - straight).max() > 1e-3
+    # Beyond the ends of the plane nothing more is told.
+    np.testing.assert_allclose(embed(1e4 * field), embed(1e5 * field), atol=1e-4)
+    assert np.isfinite(embed(np.zeros((1, 4, WINDOW), np.float32))).all()
+
+
+def test_a_level_that_is_not_heard_has_no_reference():
+    with pytest.raises(InputError, match=r"level_reference_db: -10\.0, but no level is heard"):
+        SpatialAttributesConfig(level_reference_db=-10.0)
 
 
 def test_without_a_branch_w_alone_is_heard():
