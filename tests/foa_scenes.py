@@ -51,7 +51,8 @@ def foa_group(split: str, k: int, index: int, samples: int = 24) -> SceneGroup:
         distance_m=distance_m,
         permutations=permutations,
         captions=(),
-        room="fake",
+        # Of one size and one reverberation time.
+        room=f"room {index % 18}",
         room_size_m=np.float32([side_m, side_m, 3.0]),
         t60_s=0.5,
         t30_s=t30_s,

@@ -66,12 +66,26 @@ def test_only_scenes_with_a_word_are_asked(found):
     asked = [i for i, word in enumerate(said) if word]
     assert 0 < len(asked) < len(groups)
     assert found.outcomes["direction_4/1"].cluster.tolist() == asked
+    assert len(set(found.outcomes["direction_8/1"].cluster.tolist())) == len(groups)
     assert found.results["direction_8/1"]["n"] == len(groups)
     assert found.results["elevation/1"]["n"] == sum(g.elevation_deg[0] != 0 for g in groups)
     assert found.results["distance/1"]["n"] == sum(g.distance_m[0] != 1.5 for g in groups)
     assert found.results["room/1"]["n"] == sum(g.room_size_m[0] != 9 for g in groups)
     counts = [said.count(word) for word in DIRECTIONS]
     np.testing.assert_array_equal(found.direction_confusion, np.diag(counts))
+
+
+def test_a_room_is_asked_about_once(found):
+    groups = SCENES.source("test_k1")
+    rooms = np.array([group.room for group in groups])
+    for name, asked in (
+        ("room", [group.room_size_m[0] != 9 for group in groups]),
+        ("reverberation", [group.t30_s[0] != np.float32(0.5) for group in groups]),
+    ):
+        cluster, of = found.outcomes[f"{name}/1"].cluster, rooms[np.array(asked)]
+        same = of[:, None] == of
+        assert same.sum() > len(of)
+        np.testing.assert_array_equal(cluster[:, None] == cluster, same)
 
 
 def test_every_share_can_be_counted_again(found):

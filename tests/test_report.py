@@ -100,6 +100,7 @@ def embedded(count, seed):
         starts=np.arange(count + 1),
         meaning=np.arange(count),
         directions=np.zeros((count, 1), int),
+        room=np.arange(count),
         categories=[("",)] * count,
         contents=[("rain",)] * count,
         words="elsa",

@@ -31,16 +31,16 @@ from spatial_clap_jax.errors import InputError
 
 MOST_WORDS = 40
 
-# What each word may be said as; case makes no difference, and a match is of whole words.
+# What each word may be said as; case makes no difference, and a match is of whole words, to which
+# a hyphen belongs unless a direction stands at it: 'high-pitched' is one word, 'far-left' two.
 ACCEPTED: dict[str, dict[str, tuple[str, ...]]] = {
     "direction": {
         "front": ("front", "ahead", "forwards?"),
-        "left": ("left", "left-hand", "leftwards?"),
+        "left": ("left", "leftwards?"),
         "back": ("back", "behind", "rear", "backwards?"),
         # 'right behind' says nothing of the right.
         "right": (
             "right(?! (?:behind|ahead|in front|next|now|at|there|here|above|below|beside|by))",
-            "right-hand",
             "rightwards?",
         ),
     },
@@ -59,14 +59,83 @@ ACCEPTED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "reverberation": {
         "acoustically dampened": ("dampened", "damped", "deadened", "acoustically (?:dead|dry)"),
-        "highly reverberant": ("reverberant", "reverberating", "reverberates", "echo(?:ey|ing)"),
+        "highly reverberant": (
+            "reverberant",
+            "reverberat(?:e[sd]?|ing|ions?)",
+            "reverb",
+            "echo(?:e[sdy]|ing)?",
+        ),
     },
 }
-_PATTERNS = {
-    (field, word): re.compile(rf"(?<![\w-])(?:{'|'.join(said)})(?![\w-])", re.IGNORECASE)
-    for field, words in ACCEPTED.items()
-    for word, said in words.items()
+# What tells a word by the way: true where the word is, but it does not say it.
+HINTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "direction": {
+        "front": ("frontal(?:ly)?", "forwardly", "before (?:you|me|us|the listener)", "facing"),
+        "left": ("leftmost", "lefthand"),
+        "back": ("rearwards?", "backmost", "hindmost", "at your heels"),
+        "right": ("rightmost", "righthand"),
+    },
+    "elevation": {
+        "up": (
+            *("higher", "highest", "top", "atop", "aloft", "airborne", "raised", "elevation"),
+            *("sky", "ceiling", "roof", "rooftop", "upstairs", "over (?:you|me|us|the listener)"),
+        ),
+        "down": (
+            *("lowest", "lowered", "bottom", "under", "underfoot", "ground", "floor", "downstairs"),
+            *("basement", "cellar"),
+        ),
+    },
+    "distance": {
+        "near": (
+            *("nearer", "nearest", "closer", "closest", "closely", "adjacent", "alongside"),
+            *("beside", "next to", "close-up", "proximity", "vicinity", "within reach", "at hand"),
+        ),
+        "far": (
+            *("farther", "farthest", "further(?! (?:up|down))", "furthest", "distantly", "away"),
+            *("yonder", "horizon"),
+        ),
+    },
+    "room_size": {
+        "small": (
+            *("smaller", "smallest", "smallish", "narrow", "confined", "co[sz]y", "closet"),
+            *("cupboard", "booth", "cubicle", "miniature", "pint-sized"),
+        ),
+        "mid-sized": ("average", "average-sized", "moderate", "moderate-sized", "normal-sized"),
+        "large": (
+            *("larger", "largest", "bigger", "biggest", "hall", "halls", "auditorium", "warehouse"),
+            *("cathedral", "hangar", "cavern", "cavernous", "expansive", "enormous", "immense"),
+            *("massive", "giant", "gigantic", "roomy", "wide", "wide-open"),
+        ),
+    },
+    "reverberation": {
+        "acoustically dampened": (
+            *("muffled", "muted", "damp(?:en)?ing", "dead", "deadening", "dry", "anechoic"),
+            *("echo-?(?:less|free)", "sound-?proof(?:ed)?", "padded", "absor(?:bs|bed|bent|bing)"),
+        ),
+        "highly reverberant": (
+            *("resonan(?:t|ce|ces|tly)", "resonat(?:e[sd]?|ing)", "resound(?:s|ed|ing|ingly)?"),
+            *("reverb(?:y|ed|s)", "reverberantly", "echo-?filled", "cavern", "cavernous", "boomy"),
+            *("cathedral", "reflections?", "reflective"),
+        ),
+    },
 }
+# What no caption says of place or room.
+ELSEWHERE = (
+    *("outside", "outdoors?", "indoors?", "underwater", "everywhere", "nowhere", "all around"),
+    *("surround(?:s|ed|ing)?", "cent(?:er|re)(?:ed)?", "middle", "corner", "opposite", "beyond"),
+    *("across", "diagonal(?:ly)?", "north(?:ern)?", "south(?:ern)?", "east(?:ern)?"),
+    *("west(?:ern)?", "o'clock", "degrees?", "bathroom", "kitchen", "bedroom", "garage", "attic"),
+    *("church", "studio", "office", "corridor", "hallway", "stair(?:well|case)", "tunnel", "cave"),
+    *("lobby", "chamber", "gym(?:nasium)?", "stadium", "arena", "theat(?:er|re)"),
+    # The side of a direction is no more than the direction.
+    "(?<!left )(?<!right )(?<!front )(?<!back )(?<!rear )(?<!hand )sides?",
+)
+# Hyphens that join a direction to another word.
+_JOINS = re.compile(
+    r"(?<=\bfront)-|(?<=\bleft)-|(?<=\bback)-|(?<=\bright)-|(?<=\brear)-"
+    r"|-(?=(?:front|left|back|right|rear)\b)",
+    re.IGNORECASE,
+)
 # 'Not far' is neither far nor near.
 _NEGATION = re.compile(r"\b(?:not|no|never|without|nor|neither)\b|n't\b|\bnon-", re.IGNORECASE)
 # Fields of `SpatialWords` whose names are not what a person would say.

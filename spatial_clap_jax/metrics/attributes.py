@@ -30,10 +30,12 @@ class Attribute:
     Attributes:
       words: the answers.
       said: each as it follows 'a sound coming from'.
+      of_room: whether the answer is the room's, and so that of all its scenes.
     """
 
     words: tuple[str, ...]
     said: tuple[str, ...]
+    of_room: bool = False
 
     def prompts(self, contents: tuple[str, ...]) -> list[list[str]]:
         """The prompts of each answer, '{content} coming from {answer}.' for every content."""
@@ -47,9 +49,11 @@ ATTRIBUTES: dict[str, Attribute] = {
     "direction_8": Attribute(DIRECTIONS_8, tuple(f"the {word}" for word in DIRECTIONS_8)),
     "elevation": Attribute(ELEVATIONS, ("up above", "down below")),
     "distance": Attribute(DISTANCES, ("near the listener", "far from the listener")),
-    "room": Attribute(_SIZES, tuple(f"a {word} room" for word in _SIZES)),
+    "room": Attribute(_SIZES, tuple(f"a {word} room" for word in _SIZES), of_room=True),
     "reverberation": Attribute(
-        REVERBERATIONS, ("an acoustically dampened room", "a highly reverberant room")
+        REVERBERATIONS,
+        ("an acoustically dampened room", "a highly reverberant room"),
+        of_room=True,
     ),
 }
 

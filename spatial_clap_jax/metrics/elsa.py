@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from spatial_clap_jax.acoustics.foa import unit_vectors
 from spatial_clap_jax.acoustics.spatial_words import DIRECTIONS, DIRECTIONS_8, DISTANCES
 from spatial_clap_jax.metrics.arithmetic import remove, swap
-from spatial_clap_jax.metrics.attributes import answers
+from spatial_clap_jax.metrics.attributes import ATTRIBUTES, answers
 from spatial_clap_jax.metrics.clusters import cluster_distance
 from spatial_clap_jax.metrics.embedded import EmbeddedSplit, Places
 from spatial_clap_jax.metrics.localisation import (
@@ -48,7 +48,8 @@ def zero_shot_attributes(
 
     Only scenes that have a word are asked: between the ranges no answer is right. Words are not
     equally frequent, so chance is the share of the most frequent one, which the best constant
-    answer reaches.
+    answer reaches. Scenes of one room share its size and its reverberation: what is asked of the
+    room has the room as its cluster, what is asked of the source the scene.
 
     Args:
       part: the scenes.
@@ -66,7 +67,8 @@ def zero_shot_attributes(
         vectors = prototypes[name]
         chosen = choose(similarity(part.identities[asked], vectors), true[asked])
         chance = float(np.bincount(true[asked]).max() / len(asked))
-        outcomes[f"{name}/1"] = Outcome(chosen == true[asked], asked, chance)
+        cluster = part.room[asked] if ATTRIBUTES[name].of_room else asked
+        outcomes[f"{name}/1"] = Outcome(chosen == true[asked], cluster, chance)
         if name == "direction_4":
             confusion = confusion_matrix(true[asked], chosen, len(vectors))
     return outcomes, confusion

@@ -61,6 +61,7 @@ class EmbeddedSplit:
       meaning, directions, categories: of the identity members; equal numbers mean the same.
         Directions are indices into `STEREO_DIRECTIONS`, or, of scenes in ELSA's words, into
         `DIRECTIONS_8`.
+      room: of each scene; scenes of equal numbers stand in one room.
       contents: what the first clip of each scene may be described with.
       words: the style of the captions, 'stereo' or 'elsa'.
       places: of scenes of one source in ELSA's words; None of others.
@@ -72,6 +73,7 @@ class EmbeddedSplit:
     starts: Int[np.ndarray, "s_and_1"]
     meaning: Int[np.ndarray, "s"]
     directions: Int[np.ndarray, "s k"]
+    room: Int[np.ndarray, "s"]
     categories: list[tuple[str, ...]]
     contents: list[tuple[str, ...]]
     words: str
@@ -106,7 +108,8 @@ def embed_split(
     """
     captions: list[str] = []
     starts = [0]
-    meaning, directions, categories, contents, places, clips = [], [], [], [], [], []
+    meaning, directions, rooms, categories = [], [], [], []
+    contents, places, clips = [], [], []
     sample_rate_hz, held, words = _kind(groups[0])
     heard = _whole_or_w_alone(embedder, name, held, words)
     for index in range(len(groups)):
@@ -117,6 +120,7 @@ def embed_split(
         starts.append(len(captions))
         meaning.append(meanings(group)[0])
         directions.append(member_directions(group)[0])
+        rooms.append(group.room)
         categories.append(group.categories)
         contents.append(group.contents[0])
         if words == "elsa" and len(group.azimuth_deg) == 1:
@@ -140,6 +144,7 @@ def embed_split(
         starts=np.array(starts),
         meaning=np.array(meaning),
         directions=np.array(directions, dtype=int).reshape(len(groups), -1),
+        room=np.unique(rooms, return_inverse=True)[1],
         categories=categories,
         contents=contents,
         words=words,

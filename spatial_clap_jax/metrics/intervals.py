@@ -50,10 +50,10 @@ def share_interval(
     """95 % interval of the share of hits: Wilson's, at the effective number of queries.
 
     Members of a scene group share clips, room and places and are not independent: the group is
-    the cluster. Where each query is a cluster of its own this is the plain Wilson interval. It is
-    preferred to a bootstrap over groups as it keeps a width where every query is a hit, and has no
-    seed. It tells how far other scenes of the same clips and rooms might move the share, not other
-    training runs.
+    the cluster, or all scenes of a room where the room is asked about. Where each query is a
+    cluster of its own this is the plain Wilson interval. It is preferred to a bootstrap over groups
+    as it keeps a width where every query is a hit, and has no seed. It tells how far other clusters
+    of the same clips might move the share, not other training runs.
 
     Args:
       hits: whether each of n >= 1 queries succeeded.

@@ -39,7 +39,7 @@ def bootstrap(
 
     Args:
       hits: whether each of n queries succeeded, for s trainings that were asked the same queries.
-      cluster: the scene that each query belongs to; any integers.
+      cluster: the scene (or room) that each query belongs to; any integers.
       baseline: what another model made of the same queries, its trainings in the same order.
       draws: resamplings.
       seed: of the resampling.

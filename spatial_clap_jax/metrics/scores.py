@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       hits: whether each succeeded.
-      cluster: the scene that it belongs to.
+      cluster: the scene that it belongs to; the room, where it asks about the room.
       chance: the share that chance alone reaches.
     """
 
@@ -53,7 +53,7 @@ def score_of(hits: Bool[np.ndarray, "n"], cluster: Int[np.ndarray, "n"], chance:
 
     Args:
       hits: whether each query succeeded.
-      cluster: which scene it belongs to, see `share_interval`.
+      cluster: which scene or room it belongs to, see `share_interval`.
       chance: the share that chance alone reaches.
     """
     low, high = share_interval(hits, cluster)

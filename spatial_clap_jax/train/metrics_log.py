@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.small_files import bytes_of, parsed_json
+from spatial_clap_jax.small_files import bytes_of, parsed_json, text_of
 from spatial_clap_jax.train.appended_lines import AppendedLines, with_waiting
 from spatial_clap_jax.train.description import run_folder, write_atomically
 
@@ -63,14 +64,19 @@ class MetricsLog:
             self._wandb = _start_wandb(folder)
         folder.mkdir(parents=True, exist_ok=True)
         last = -1 if resume_step is None else resume_step
+        rows: list[dict] = []
         if has_metrics(folder) or waiting:
             rows = read_metrics(folder) if has_metrics(folder) else []
             kept = [_line(row) for row in rows if row["step"] <= last]
             write_atomically(folder / _FILE, "".join(with_waiting(kept, waiting)))
-            self._scored = {row["step"] for row in read_metrics(folder) if "loss" not in row}
+            rows = read_metrics(folder)
+            self._scored = {row["step"] for row in rows if "loss" not in row}
         (folder / _FILE).touch()
         self._file = AppendedLines(folder / _FILE)
-        self._tensorboard = _TensorBoard(folder / "tensorboard", last + 1)
+        # What waited for room may have waited here as well, and is not saved a second time.
+        begins = min((parsed_json(line)["step"] for line in waiting), default=last + 1)
+        again = [row for row in rows if row["step"] >= begins]
+        self._tensorboard = _TensorBoard(folder / "tensorboard", begins, again)
 
     @property
     def waiting(self) -> list[str]:
@@ -117,24 +123,17 @@ class _TensorBoard:
     What cannot be written waits, and begins a file of its own.
     """
 
-    def __init__(self, folder: Path, purge_step: int):
+    def __init__(self, folder: Path, purge_step: int, rows: Sequence[Mapping[str, Any]]):
         self._folder = folder
         self._files = 0
         self._writer: EventsWriter | None = None
-        self._waiting: list[Event] = []
+        self._waiting = [_event(row["step"], row) for row in rows]
         self._purge_step = purge_step
         self._flush()
 
     def write(self, step: int, row: Mapping[str, float | int]) -> None:
         """Adds the scalars of a step."""
-        # TensorBoard draws no others, and its readers complain of each.
-        values = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if math.isfinite(value)
-        ]
-        summary = Summary(value=values)
-        self._waiting.append(Event(wall_time=time.time(), step=step, summary=summary))
+        self._waiting.append(_event(step, row))
         self._flush()
 
     def _flush(self) -> None:
@@ -166,6 +165,16 @@ class _TensorBoard:
         if writer is not None:
             with contextlib.suppress(OSError):
                 writer.close()
+
+
+def _event(step: int, row: Mapping[str, float | int]) -> Event:
+    # TensorBoard draws no other numbers, and its readers complain of each.
+    values = [
+        Summary.Value(tag=name, simple_value=value)
+        for name, value in row.items()
+        if name != "step" and math.isfinite(value)
+    ]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=values))
 
 
 def has_metrics(workdir: str | Path) -> bool:
@@ -234,6 +243,12 @@ def _start_wandb(folder: Path) -> Any:
     path = folder / "wandb_id.txt"
     if not path.exists():
         write_atomically(path, uuid.uuid4().hex)
-    return wandb.init(
-        project="spatial-clap-jax", name=folder.name, id=path.read_text(), resume="allow"
-    )
+    try:
+        run_id = text_of(path).strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore or remove it.") from error
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id):
+        raise InputError(
+            f"{path}: holds no id of a W&B run; restore it, or remove it to begin a new run there."
+        )
+    return wandb.init(project="spatial-clap-jax", name=folder.name, id=run_id, resume="allow")

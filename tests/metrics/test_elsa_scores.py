@@ -10,7 +10,10 @@ from spatial_clap_jax.metrics.elsa import (
     zero_shot_attributes,
 )
 from spatial_clap_jax.metrics.embedded import EmbeddedSplit, Places
+from spatial_clap_jax.metrics.intervals import share_interval
 from spatial_clap_jax.metrics.localisation import Localiser
+from spatial_clap_jax.metrics.resampling import bootstrap
+from spatial_clap_jax.metrics.scores import score_of
 
 PLACES = Places(
     azimuth_deg=np.array([0.0, 90.0, 180.0, -60.0, 45.0, 20.0]),
@@ -22,7 +25,7 @@ PLACES = Places(
 FOUR = np.eye(8)[:4]
 
 
-def split_of(audio, places=PLACES, contents=(), categories=()):
+def split_of(audio, places=PLACES, contents=(), categories=(), room=None):
     rows = len(audio)
     return EmbeddedSplit(
         audio=audio,
@@ -30,6 +33,7 @@ def split_of(audio, places=PLACES, contents=(), categories=()):
         starts=np.arange(rows + 1),
         meaning=np.arange(rows),
         directions=np.zeros((rows, 1), int),
+        room=np.arange(rows) if room is None else np.array(room),
         categories=[(name,) for name in categories] or [("",)] * rows,
         contents=[(text,) for text in contents] or [(f"sound {i}",) for i in range(rows)],
         words="elsa",
@@ -74,6 +78,40 @@ def test_the_nearest_prototype_answers():
     outcomes, confusion = zero_shot_attributes(split_of(np.eye(8)[:6], nowhere), prototypes)
     assert set(outcomes) == {"direction_8/1"}
     assert confusion is None
+
+
+def test_scenes_of_a_room_are_one_answer_about_it():
+    """Five scenes in each of four rooms: what is known of a room is known of all its scenes."""
+    prototypes = {name: np.eye(8)[: len(a.words)] for name, a in ATTRIBUTES.items()}
+    room = np.repeat([7, 2, 5, 3], 5)
+    # Two small and dampened rooms, two large and reverberant ones; sources in front, up and near.
+    large = np.repeat([0, 0, 1, 1], 5)
+    places = Places(
+        azimuth_deg=np.zeros(20),
+        elevation_deg=np.full(20, 45.0),
+        distance_m=np.full(20, 0.5),
+        floor_area_m2=np.where(large, 150.0, 20.0),
+        t30_s=np.where(large, 1.5, 0.1),
+    )
+    # Three of the four rooms are heard.
+    audio = np.eye(8)[np.repeat([0, 0, 1, 0], 5)]
+    part = split_of(audio, places, room=room)
+    outcomes, _ = zero_shot_attributes(part, prototypes)
+    for name in ("room/1", "reverberation/1"):
+        outcome = outcomes[name]
+        np.testing.assert_array_equal(outcome.cluster, room)
+        score = score_of(*outcome)
+        assert score["n"] == 20
+        # No narrower than that of four queries.
+        low, high = share_interval(np.array([True, True, True, False]), np.arange(4))
+        assert score["low"] <= low < high <= score["high"]
+    for name in ("direction_4/1", "direction_8/1", "elevation/1", "distance/1"):
+        assert outcomes[name].cluster.tolist() == list(range(20)), name
+    # Two models are compared by pairs of the same rooms.
+    other, _ = zero_shot_attributes(split_of(np.eye(8)[large], places, room=room), prototypes)
+    found = bootstrap(other["room/1"].hits[None], room, outcomes["room/1"].hits[None])
+    assert found.value == 1 / 4
+    assert found.low == 0.0
 
 
 def moving(weight):

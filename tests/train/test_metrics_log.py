@@ -160,6 +160,11 @@ def test_rows_that_wait_are_kept_by_a_kill_after_a_save(tmp_path, monkeypatch, k
     log.close()
     found, wanted = read_metrics(tmp_path / "cut"), read_metrics(tmp_path / "straight")
     assert found == (wanted[3:] if killed == "before the first" else wanted)
+    # TensorBoard's newest file has all that waited, and counts from there on.
+    last = max((tmp_path / "cut" / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime)
+    events = events_of(last.read_bytes())
+    assert [e.step for e in events if e.session_log.status == SessionLog.START] == [4]
+    assert [e.step for e in events if e.summary.value] == [4, 5, 6, 7, 8]
 
 
 def full(*_):
@@ -194,6 +199,17 @@ def test_wandb_gets_rows_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
     assert first == second
     assert first["resume"] == "allow"
     assert first["name"] == "run"
+
+
+@pytest.mark.parametrize("content", [b"", b"a b", b"\xff\xfe", b"../other", b"x" * 65])
+def test_a_damaged_id_of_wandb_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=None))
+    (tmp_path / "wandb_id.txt").write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"wandb_id\.txt: (holds no id|cannot be read).* remove it"
+    ):
+        MetricsLog(tmp_path, wandb=True)
+    assert (tmp_path / "wandb_id.txt").read_bytes() == content
 
 
 def test_wandb_missing_names_the_extra(tmp_path, monkeypatch):
