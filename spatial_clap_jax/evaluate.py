@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spatial_clap_jax.acoustics.directions import phrase_set
+from spatial_clap_jax.acoustics.foa import FoaFormat, as_acn_sn3d, check_declared, mono_as_foa
 from spatial_clap_jax.data.audio import read_audio
 from spatial_clap_jax.data.manifests import LEVELLED
 from spatial_clap_jax.data.pipeline import Scenes
-from spatial_clap_jax.data.recordings import read_recordings
+from spatial_clap_jax.data.recordings import Recording, read_recordings
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.captions import retrieve_captions
@@ -79,7 +80,7 @@ _LEARNT = "train_k1"
 _LAYOUTS = {
     1: "mono",
     2: "stereo (left, right)",
-    4: "first-order ambisonics (W, Y, Z, X in ACN order, SN3D)",
+    4: "first-order ambisonics",
 }
 
 
@@ -274,7 +275,12 @@ def _for_records_of(embedder: Embedder, scenes: Scenes) -> Embedder:
 
 
 def evaluate_recordings(
-    embedder: Embedder, csv_path: str | Path, progress: bool = True, batch_size: int = 32
+    embedder: Embedder,
+    csv_path: str | Path,
+    progress: bool = True,
+    batch_size: int = 32,
+    plain: bool = False,
+    foa_format: FoaFormat = "acn-sn3d",
 ) -> Results:
     """Scores a model on a person's own recordings, of the channels that it takes.
 
@@ -284,16 +290,22 @@ def evaluate_recordings(
         (separated by `|`; may be blank, then the row is left out of the assignment).
       progress: whether to show a progress bar (on standard error).
       batch_size: texts embedded at once; recordings, each with its length and rate, go one by one.
+      plain: the recordings are of one channel and have no place; for a model of first-order
+        ambisonics, which hears them in all four channels, as it was trained to.
+      foa_format: how recordings of first-order ambisonics order and scale their channels; what is
+        not in ACN order with SN3D gains is converted.
 
     Returns:
       Scores `t2a_r1/recordings` and so on, where each distinct caption is one query and one
       gallery item, and `assignment/recordings`: the caption above all wrong ones of its row.
 
     Raises:
-      InputError: the file, a column, a row or a recording cannot be used; the message names it.
+      InputError: the file, a column, a row or a recording cannot be used, and the message names
+        it; `plain` or `foa_format` of a model that does not take ambisonics.
     """
-    rows = read_recordings(csv_path)
     channels = getattr(embedder, "channels", 2)
+    check_declared(channels, plain, foa_format)
+    rows = read_recordings(csv_path)
     captions = sorted({row.caption for row in rows})
     texts = sorted({text for row in rows for text in (row.caption, *row.wrong)})
     with _progress(progress) as bar:
@@ -305,17 +317,9 @@ def evaluate_recordings(
         task = bar.add_task("recordings", total=len(rows))
         audio = []
         for row in rows:
-            try:
-                waveform, sample_rate_hz = read_audio(row.path)
-            except InputError as error:
-                raise InputError(f"{row.place}: {error}") from error
-            if waveform.shape[0] != channels:
-                raise InputError(
-                    f"{row.place}: '{row.path.name}' has {waveform.shape[0]} channel(s); "
-                    f"recordings must be {_LAYOUTS[channels]}; give a {channels}-channel file."
-                )
+            heard, sample_rate_hz = _heard(row, channels, plain, foa_format)
             audio.append(
-                check_finite(embedder.embed_audio(waveform[None], sample_rate_hz), "audio")[0]
+                check_finite(embedder.embed_audio(heard[None], sample_rate_hz), "audio")[0]
             )
             bar.advance(task)
         audio = np.stack(audio)
@@ -340,6 +344,26 @@ def evaluate_recordings(
             np.array(hits), np.arange(len(hits)), float(np.mean(chances))
         )
     return results
+
+
+def _heard(
+    row: Recording, channels: int, plain: bool, foa_format: FoaFormat
+) -> tuple[Float[np.ndarray, "c t"], int]:
+    """A recording as a model of so many channels hears it, and its rate."""
+    try:
+        waveform, sample_rate_hz = read_audio(row.path)
+    except InputError as error:
+        raise InputError(f"{row.place}: {error}") from error
+    wanted = 1 if plain else channels
+    if waveform.shape[0] != wanted:
+        layout = _LAYOUTS[wanted] + (f" ({foa_format})" if wanted == 4 else "")
+        raise InputError(
+            f"{row.place}: '{row.path.name}' has {waveform.shape[0]} channel(s); recordings must "
+            f"be {layout}; give a {wanted}-channel file."
+        )
+    if plain:
+        return mono_as_foa(waveform[0]), sample_rate_hz
+    return as_acn_sn3d(waveform, foa_format) if wanted == 4 else waveform, sample_rate_hz
 
 
 def _galleries(scenes: int, size: int, seed: int) -> list[Int[np.ndarray, "g"]]:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Float, Float32, Float64
 
-from spatial_clap_jax.acoustics.foa import FoaFormat, as_acn_sn3d, mono_as_foa
+from spatial_clap_jax.acoustics.foa import FoaFormat, as_acn_sn3d, check_declared, mono_as_foa
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
 from spatial_clap_jax.data.sentences import Sentences
 from spatial_clap_jax.data.sources import at_active_level
@@ -153,12 +153,7 @@ class AudioTextModel:
 
         Reference: windows and their mean are our choice.
         """
-        if self.channels != _FOA_CHANNELS and (plain or foa_format != "acn-sn3d"):
-            argument = "plain=True" if plain else f"foa_format={foa_format!r}"
-            raise InputError(
-                f"{argument}: is said to a model of first-order ambisonics, and this one takes "
-                f"{self.channels} channel(s); leave it out."
-            )
+        check_declared(self.channels, plain, foa_format)
         if plain and np.ndim(audio) > 1 and np.shape(audio)[-2] != 1:
             raise InputError(
                 f"plain=True: audio has {np.shape(audio)[-2]} channels, a recording without "

@@ -100,6 +100,15 @@ def test_recordings_of_ones_own(place, tmp_path, capsys):
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["assignment/recordings"]["n"] == 1
     assert found["assignment/recordings"]["chance"] == pytest.approx(1 / 3)
+    for option, said in (
+        (("--foa-format", "fuma"), "foa_format='fuma'"),
+        (("--plain", True), "plain=True"),
+    ):
+        refusal = refused(
+            capsys, "evaluate", place / "run", "--scenes", tmp_path / "my.csv", *option
+        )
+        assert said in refusal
+        assert "is said to a model of first-order ambisonics" in refusal
 
 
 def test_rendering_again_changes_nothing(place, capsys):
@@ -149,6 +158,14 @@ def test_mistakes_in_words(place, capsys):
         (
             ("evaluate", place / "run", "--data", place / "data", "--localise", -1),
             "localise -1: must be at least 0",
+        ),
+        (
+            ("evaluate", place / "run", "--data", place / "data", "--foa-format", "fuma"),
+            "--foa-format fuma: is said of recordings, --scenes; leave it out",
+        ),
+        (
+            ("evaluate", place / "run", "--data", place / "data", "--plain", True),
+            "--plain True: is said of recordings, --scenes; leave it out",
         ),
         (("rewrite", place / "data", "--url", "here", "--model", "m"), "url 'here': must start"),
         (

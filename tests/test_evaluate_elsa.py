@@ -141,5 +141,82 @@ def test_other_channels_are_refused():
 def test_recordings_have_the_channels_of_the_model(tmp_path):
     soundfile.write(tmp_path / "two.wav", np.zeros((50, 2)), 16_000)
     (tmp_path / "my.csv").write_text("filename,caption,wrong_captions\ntwo.wav,rain falls,\n")
-    with pytest.raises(InputError, match=r"has 2 channel\(s\); .* first-order ambisonics"):
+    with pytest.raises(InputError, match=r"has 2 channel\(s\); .* ambisonics \(acn-sn3d\); give"):
         evaluate_recordings(Knowing(SCENES), tmp_path / "my.csv", progress=False)
+
+
+class Pointing:
+    """Embeds a recording as the direction of its intensity, a text as the one that it names."""
+
+    channels = 4
+
+    def __init__(self):
+        self.heard = []
+
+    def embed_audio(self, audio, sample_rate_hz):
+        self.heard.append(audio)
+        vectors = (audio[:, :1] * audio[:, 1:]).sum(axis=-1)
+        return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    def embed_text(self, texts):
+        along = {"left": (1, 0, 0), "above": (0, 1, 0), "front": (0, 0, 1)}
+        return np.float32([along[next(word for word in along if word in t)] for t in texts])
+
+
+def write_waves(folder, foa_format="acn-sn3d"):
+    """Plane waves from the left, from above and from ahead, and their table."""
+    rng, rows = np.random.default_rng(0), ["filename,caption,wrong_captions"]
+    places = ("left", "above", "front")
+    for place, (y, z, x) in zip(places, np.eye(3), strict=True):
+        signal = 0.1 * rng.normal(size=80)
+        gains = {
+            "acn-sn3d": (1, y, z, x),
+            "acn-n3d": (1, 3**0.5 * y, 3**0.5 * z, 3**0.5 * x),
+            "fuma": (2**-0.5, x, y, z),
+        }[foa_format]
+        wave = np.outer(signal, gains)
+        soundfile.write(folder / f"{place}.wav", wave, 16_000, subtype="FLOAT")
+        wrong = "|".join(f"a dog barks {other}" for other in places if other != place)
+        rows.append(f"{place}.wav,a dog barks {place},{wrong}")
+    (folder / "my.csv").write_text("\n".join(rows) + "\n")
+    return folder / "my.csv"
+
+
+def test_recordings_of_a_declared_convention_score_as_their_twins(tmp_path):
+    usual = Pointing()
+    expected = evaluate_recordings(usual, write_waves(tmp_path), progress=False)
+    assert expected["assignment/recordings"]["value"] == 1.0
+    for foa_format in ("acn-n3d", "fuma"):
+        model, table = Pointing(), write_waves(tmp_path, foa_format)
+        found = evaluate_recordings(model, table, progress=False, foa_format=foa_format)
+        np.testing.assert_allclose(model.heard, usual.heard, atol=1e-7)
+        assert found == expected
+    # Not declared, FuMa has its directions exchanged.
+    undeclared = evaluate_recordings(Pointing(), table, progress=False)
+    assert undeclared["assignment/recordings"]["value"] < 1.0
+
+
+def test_recordings_without_a_place_are_declared(tmp_path):
+    signal = np.float32([0.1, -0.2, 0.3])
+    soundfile.write(tmp_path / "one.wav", signal, 16_000, subtype="FLOAT")
+    (tmp_path / "my.csv").write_text("filename,caption,wrong_captions\none.wav,front,\n")
+    model = Pointing()
+    evaluate_recordings(model, tmp_path / "my.csv", progress=False, plain=True)
+    np.testing.assert_allclose(model.heard[0], [[signal] * 4], atol=1e-7)
+    with pytest.raises(InputError, match=r"has 1 channel\(s\); .* ambisonics \(fuma\); give a 4"):
+        evaluate_recordings(model, tmp_path / "my.csv", progress=False, foa_format="fuma")
+    with pytest.raises(InputError, match=r"has 4 channel\(s\); recordings must be mono; give a 1"):
+        evaluate_recordings(model, write_waves(tmp_path), progress=False, plain=True)
+
+
+@pytest.mark.parametrize("how", [{"plain": True}, {"foa_format": "fuma"}])
+def test_nothing_of_ambisonics_is_said_to_a_stereo_model(tmp_path, how):
+    model = Pointing()
+    model.channels = 2
+    with pytest.raises(InputError, match="is said to a model of first-order ambisonics, and this"):
+        evaluate_recordings(model, tmp_path / "absent.csv", progress=False, **how)
+
+
+def test_an_unknown_convention_is_named(tmp_path):
+    with pytest.raises(InputError, match="foa_format 'ambix' is none of acn-sn3d, acn-n3d, fuma"):
+        evaluate_recordings(Pointing(), tmp_path / "absent.csv", False, foa_format="ambix")

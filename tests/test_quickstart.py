@@ -6,11 +6,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_experiment, tiny_m2d, tiny_recipe
+from tiny import tiny_elsa, tiny_experiment, tiny_m2d, tiny_recipe
 from tiny_seld import tiny_seld, tiny_seld_recipe
 
 from spatial_clap_jax import quickstart as module
-from spatial_clap_jax.acoustics.receivers import Mono
+from spatial_clap_jax.acoustics.receivers import Foa, Mono
+from spatial_clap_jax.acoustics.rooms import FloorRanges
 from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
 from spatial_clap_jax.data.seld_recipe import ClipCounts
 from spatial_clap_jax.inference import load
@@ -43,6 +44,46 @@ def test_everything_is_made_and_a_second_call_makes_nothing_anew(tmp_path, monke
     made = (tmp_path / "out" / "scenes" / "manifest.json").stat().st_mtime_ns
     assert quickstart("spatial_clap", tmp_path / "out") == results
     assert (tmp_path / "out" / "scenes" / "manifest.json").stat().st_mtime_ns == made
+
+
+def tiny_elsa_config(name: str, size: str):
+    assert size == "quickstart"
+    if name == "elsa_scenes.py":
+        return replace(
+            tiny_recipe(),
+            name="tiny_elsa_scenes",
+            rooms=FloorRanges(t30_s=(0.15, 0.5)),
+            receiver=Foa(),
+            distance_range_m=(0.5, 3.0),
+            elevation_range_deg=(-40.0, 40.0),
+            group_counts=GroupCounts(
+                *(16, 4, 0, 2, 0, 0, 8, 4, 0), train_k0=4, validation_k0=2, test_k0=4
+            ),
+        )
+    assert name == "elsa.py"
+    tiny = tiny_elsa()
+    text = replace(tiny.model.text, max_tokens=128)
+    data = replace(tiny.data, mixture_share=0.25, plain_share=0.25)
+    return replace(tiny, model=replace(tiny.model, text=text), data=data)
+
+
+@pytest.mark.slow
+def test_everything_is_made_of_ambisonic_scenes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "load_config", tiny_elsa_config)
+    out = tmp_path / "out"
+    results = quickstart("elsa", out)
+    said = capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text()) == results
+    assert {"t2a_r1/1", "a2t_r1/plain", "assignment/2", "angular_error_deg/1"} <= results.keys()
+    assert {"direction_4/swapped", "direction_8/1"} <= results.keys()
+    for name in ("scenes", "run", "results.json", "results.png", "exported/stablehlo"):
+        assert (out / name).exists()
+        assert str(out / name) in said.replace("\n", "")
+    assert "angular error" in said
+    exported = load(out / "exported")
+    assert exported.channels == 4
+    assert exported.embed_text(["a siren"]).shape == (1, 12)
+    assert quickstart("elsa", out) == results
 
 
 def tiny_m2d_config(name: str, size: str):

@@ -72,10 +72,7 @@ def as_acn_sn3d(
 
     Reference: Malham 2003 (FuMa weights); Nachbar et al. 2011 (AmbiX).
     """
-    if declared not in get_args(FoaFormat):
-        raise InputError(
-            f"foa_format {declared!r} is none of {', '.join(get_args(FoaFormat))}; give one."
-        )
+    check_declared(4, False, declared)
     channels = audio.shape[-2]
     if channels != 4:
         raise InputError(
@@ -87,6 +84,29 @@ def as_acn_sn3d(
     gains = {"acn-n3d": [1, 3**-0.5, 3**-0.5, 3**-0.5], "fuma": [2**0.5, 1, 1, 1]}[declared]
     scaled = audio * np.asarray(gains, audio.dtype)[:, None]
     return scaled if declared == "acn-n3d" else scaled[..., [0, 2, 3, 1], :]
+
+
+def check_declared(channels: int, plain: bool, foa_format: str) -> None:
+    """Refuses words about ambisonics where no ambisonics are heard, and unknown conventions.
+
+    Args:
+      channels: that the model takes.
+      plain: whether recordings are declared to be mono and without a place.
+      foa_format: the convention that they are declared to have.
+
+    Raises:
+      InputError: either is said to a model of other channels, or there is no such convention.
+    """
+    if channels != 4 and (plain or foa_format != "acn-sn3d"):
+        argument = "plain=True" if plain else f"foa_format={foa_format!r}"
+        raise InputError(
+            f"{argument}: is said to a model of first-order ambisonics, and this one takes "
+            f"{channels} channel(s); leave it out."
+        )
+    if foa_format not in get_args(FoaFormat):
+        raise InputError(
+            f"foa_format {foa_format!r} is none of {', '.join(get_args(FoaFormat))}; give one."
+        )
 
 
 def mono_as_foa(audio: Float[np.ndarray, "*b t"]) -> Float[np.ndarray, "*b 4 t"]:

@@ -21,7 +21,8 @@ from spatial_clap_jax.acoustics.rooms import (
 )
 from spatial_clap_jax.errors import InputError
 
-# Every image source is heard until then: 200 to 5000 of them. Noise goes on from there.
+# Every image source is heard until then: (4/3) pi (34.3 m)^3 over the room's volume, from 120 in
+# 277.4 x 5 m to 4900 in 13.3 x 2.6 m. Noise goes on from there.
 _IMAGES_S = 0.1
 _FADE_S = 0.01
 # Responses end where the mean decay has lost this much, or at the length asked for.

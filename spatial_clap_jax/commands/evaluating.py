@@ -30,6 +30,8 @@ def evaluate_command(arguments: list[str]) -> None:
         active_level_db: float | None = None,
         captions: Literal["drawn", "all"] = "drawn",
         sentences: Path | None = None,
+        plain: bool = False,
+        foa_format: Literal["acn-sn3d", "acn-n3d", "fuma"] = "acn-sn3d",
     ) -> None:
         """Retrieval, direction, content and content-space assignment, each beside chance; of
         ambisonic scenes also elevation, distance, room, 3-D localisation and moved directions; of
@@ -58,6 +60,8 @@ def evaluate_command(arguments: list[str]) -> None:
             clip, as figures of AudioCaps and Clotho are computed.
           sentences: for an M2D-CLAP of sentence embeddings, in place of their encoder, a folder
             that `embed-text` wrote of the captions and prompts (embed-text DATA --split test).
+          plain: the recordings of --scenes are mono and have no place; for a model of ambisonics.
+          foa_format: order and gains of the channels of ambisonic recordings (--scenes).
         """
         from spatial_clap_jax import report
         from spatial_clap_jax.data.builders import open_scenes
@@ -85,6 +89,12 @@ def evaluate_command(arguments: list[str]) -> None:
             raise InputError("--captions all: needs --data with mono clips; leave it out.")
         if probe and data is None:
             raise InputError("--probe True: needs --data with plain clips; leave it out.")
+        if scenes is None and (plain or foa_format != "acn-sn3d"):
+            option = "--plain True" if plain else f"--foa-format {foa_format}"
+            raise InputError(
+                f"{option}: is said of recordings, --scenes; leave it out, since records of --data "
+                "have one convention."
+            )
         if is_locator(run):
             if data is None:
                 raise InputError(f"{run}: locates events; give --data, clips in DCASE form.")
@@ -113,7 +123,10 @@ def evaluate_command(arguments: list[str]) -> None:
                 tell(f"linear probe: C = {found.probe_strength:g}, chosen on validation clips")
         else:
             assert scenes is not None
-            found, results = None, evaluate_recordings(model, scenes)
+            found, results = (
+                None,
+                evaluate_recordings(model, scenes, plain=plain, foa_format=foa_format),
+            )
         with unbroken_stdout(out is not None):
             report.print_results(results)
         if out is not None:

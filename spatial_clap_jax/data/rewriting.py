@@ -67,77 +67,80 @@ ACCEPTED: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-# What tells a word by the way: true where the word is, but it does not say it.
-HINTS: dict[str, dict[str, tuple[str, ...]]] = {
+# What tells of a word without saying it: allowed where the word is true, and not enough there.
+HINTS: dict[str, dict[str, str]] = {
     "direction": {
-        "front": ("frontal(?:ly)?", "forwardly", "before (?:you|me|us|the listener)", "facing"),
-        "left": ("leftmost", "lefthand"),
-        "back": ("rearwards?", "backmost", "hindmost", "at your heels"),
-        "right": ("rightmost", "righthand"),
+        "front": "frontal(?:ly)?, facing, before (?:you|me|us|the listener)",
+        "left": "leftmost, lefthand",
+        "back": "rearwards?, backmost, hindmost, at your heels",
+        "right": "rightmost, righthand",
     },
     "elevation": {
-        "up": (
-            *("higher", "highest", "top", "atop", "aloft", "airborne", "raised", "elevation"),
-            *("sky", "ceiling", "roof", "rooftop", "upstairs", "over (?:you|me|us|the listener)"),
-        ),
-        "down": (
-            *("lowest", "lowered", "bottom", "under", "underfoot", "ground", "floor", "downstairs"),
-            *("basement", "cellar"),
-        ),
+        "up": "higher, highest, raised, top, atop, aloft, airborne, sky, ceiling, roof, rooftop, "
+        "upstairs, over (?:you|me|us|the listener)",
+        "down": "lowest, lowered, bottom, under, underfoot, ground, floor, downstairs, basement, "
+        "cellar",
     },
     "distance": {
-        "near": (
-            *("nearer", "nearest", "closer", "closest", "closely", "adjacent", "alongside"),
-            *("beside", "next to", "close-up", "proximity", "vicinity", "within reach", "at hand"),
-        ),
-        "far": (
-            *("farther", "farthest", "further(?! (?:up|down))", "furthest", "distantly", "away"),
-            *("yonder", "horizon"),
-        ),
+        "near": "nearer, nearest, closer, closest, closely, close-up, adjacent, alongside, beside, "
+        "next to, proximity, vicinity, within reach, at hand",
+        "far": "farther, farthest, further(?! (?:up|down)), furthest, distantly, away, yonder, "
+        "horizon",
     },
     "room_size": {
-        "small": (
-            *("smaller", "smallest", "smallish", "narrow", "confined", "co[sz]y", "closet"),
-            *("cupboard", "booth", "cubicle", "miniature", "pint-sized"),
-        ),
-        "mid-sized": ("average", "average-sized", "moderate", "moderate-sized", "normal-sized"),
-        "large": (
-            *("larger", "largest", "bigger", "biggest", "hall", "halls", "auditorium", "warehouse"),
-            *("cathedral", "hangar", "cavern", "cavernous", "expansive", "enormous", "immense"),
-            *("massive", "giant", "gigantic", "roomy", "wide", "wide-open"),
-        ),
+        "small": "smaller, smallest, smallish, narrow, confined, co[sz]y, closet, cupboard, booth, "
+        "cubicle, miniature",
+        "mid-sized": "average, average-sized, moderate, normal-sized",
+        "large": "larger, largest, bigger, biggest, enormous, immense, massive, giant, gigantic, "
+        "expansive, roomy, wide, wide-open, halls?, auditorium, warehouse, hangar, cathedral, "
+        "cavern(?:s|ous)?",
     },
     "reverberation": {
-        "acoustically dampened": (
-            *("muffled", "muted", "damp(?:en)?ing", "dead", "deadening", "dry", "anechoic"),
-            *("echo-?(?:less|free)", "sound-?proof(?:ed)?", "padded", "absor(?:bs|bed|bent|bing)"),
-        ),
-        "highly reverberant": (
-            *("resonan(?:t|ce|ces|tly)", "resonat(?:e[sd]?|ing)", "resound(?:s|ed|ing|ingly)?"),
-            *("reverb(?:y|ed|s)", "reverberantly", "echo-?filled", "cavern", "cavernous", "boomy"),
-            *("cathedral", "reflections?", "reflective"),
-        ),
+        "acoustically dampened": "dry, dead, damp(?:en)?ing, deadening, muffled, muted, padded, "
+        "anechoic, echo-?(?:less|free), sound-?proof(?:ed)?, absorb(?:s|ed|ent|ing)",
+        "highly reverberant": "reverb(?:y|s), reverberantly, resonan(?:t|tly|ces?), "
+        "resonat(?:e[sd]?|ing), resound(?:s|ed|ing|ingly)?, echo-filled, boomy, reflections?, "
+        "reflective, cathedral, cavern(?:s|ous)?",
     },
 }
-# What no caption says of place or room.
+# What no caption of ours says. A side is only that of a direction.
 ELSEWHERE = (
-    *("outside", "outdoors?", "indoors?", "underwater", "everywhere", "nowhere", "all around"),
-    *("surround(?:s|ed|ing)?", "cent(?:er|re)(?:ed)?", "middle", "corner", "opposite", "beyond"),
-    *("across", "diagonal(?:ly)?", "north(?:ern)?", "south(?:ern)?", "east(?:ern)?"),
-    *("west(?:ern)?", "o'clock", "degrees?", "bathroom", "kitchen", "bedroom", "garage", "attic"),
-    *("church", "studio", "office", "corridor", "hallway", "stair(?:well|case)", "tunnel", "cave"),
-    *("lobby", "chamber", "gym(?:nasium)?", "stadium", "arena", "theat(?:er|re)"),
-    # The side of a direction is no more than the direction.
-    "(?<!left )(?<!right )(?<!front )(?<!back )(?<!rear )(?<!hand )sides?",
+    "outside, outdoors?, indoors?, underwater, everywhere, all around, surround(?:s|ed|ing)?, "
+    "cent(?:er|re)(?:ed)?, middle, corner, opposite, beyond, diagonal(?:ly)?, north(?:ern)?, "
+    "south(?:ern)?, east(?:ern)?, west(?:ern)?, o.clock, degrees?, bathroom, kitchen, bedroom, "
+    "garage, attic, studio, office, corridor, hallway, stair(?:s|well|case), tunnel, cave, lobby, "
+    "chamber, church, gym(?:nasium)?, stadium, arena, theat(?:er|re), "
+    "(?<!left )(?<!right )(?<!front )(?<!back )(?<!rear )(?<!hand )sides?"
 )
-# Hyphens that join a direction to another word.
-_JOINS = re.compile(
-    r"(?<=\bfront)-|(?<=\bleft)-|(?<=\bback)-|(?<=\bright)-|(?<=\brear)-"
+
+
+def _whole_words(*said: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(said)})(?![\w-])", re.IGNORECASE)
+
+
+_SAYS = {
+    (field, word): _whole_words(*said)
+    for field, words in ACCEPTED.items()
+    for word, said in words.items()
+}
+# One by one, so that none stands for another of the content's.
+_TELLS = {
+    (field, word): [_whole_words(one) for one in (*said, *HINTS[field][word].split(", "))]
+    for field, words in ACCEPTED.items()
+    for word, said in words.items()
+}
+_ELSEWHERE = [_whole_words(one) for one in ELSEWHERE.split(", ")]
+# Hyphens of directions.
+_JOINTS = re.compile(
+    r"(?:(?<=\bfront)|(?<=\bleft)|(?<=\bback)|(?<=\bright)|(?<=\brear))-"
     r"|-(?=(?:front|left|back|right|rear)\b)",
     re.IGNORECASE,
 )
 # 'Not far' is neither far nor near.
-_NEGATION = re.compile(r"\b(?:not|no|never|without|nor|neither)\b|n't\b|\bnon-", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|without|nor|neither|hardly|barely|scarcely)\b|n['\u2019]t\b|\bnon-",
+    re.IGNORECASE,
+)
 # Fields of `SpatialWords` whose names are not what a person would say.
 _FIELDS = {"room_size": "size of the room"}
 # What is asked of the first, second, ... rewrite of a caption.
@@ -275,7 +278,9 @@ def fault_of(rewrite: str, words: SpatialWords, content: str) -> str | None:
     """Why a rewrite is not taken.
 
     A word stands where the rewrite says it, by a word of `ACCEPTED`, more often than the content
-    does ('a car backs up' says nothing of where the car is).
+    does ('a car backs up' says nothing of where the car is). Where a word is not true, nothing may
+    tell of it more often than in the content, neither by `ACCEPTED` nor by `HINTS`; nor may a word
+    of `ELSEWHERE`, which is never true.
 
     Args:
       rewrite: of a caption of one source.
@@ -301,11 +306,19 @@ def fault_of(rewrite: str, words: SpatialWords, content: str) -> str | None:
         return "negation"
     if not _mentions(rewrite, content):
         return "content lost"
-    for (field, word), pattern in _PATTERNS.items():
-        stands = len(pattern.findall(rewrite)) > len(pattern.findall(content))
-        if stands != (getattr(words, field) == word):
-            return f"{field} {word} {'invented' if stands else 'lost'}"
-    return None
+    said, content = (_JOINTS.sub(" ", text) for text in (rewrite, content))
+    for (field, word), says in _SAYS.items():
+        if getattr(words, field) == word:
+            if not _adds([says], said, content):
+                return f"{field} {word} lost"
+        elif _adds(_TELLS[field, word], said, content):
+            return f"{field} {word} invented"
+    return "another place invented" if _adds(_ELSEWHERE, said, content) else None
+
+
+def _adds(patterns: Sequence[re.Pattern[str]], rewrite: str, content: str) -> bool:
+    """Whether any of the patterns is in the rewrite more often than in the content."""
+    return any(len(one.findall(rewrite)) > len(one.findall(content)) for one in patterns)
 
 
 def _mentions(rewrite: str, content: str) -> bool:

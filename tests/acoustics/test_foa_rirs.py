@@ -92,6 +92,28 @@ def test_noise_goes_on_where_and_as_image_sources_would():
             assert found == pytest.approx(expected, rel=0.06)
 
 
+def test_noise_goes_on_in_the_mean_in_the_largest_room():
+    """With 120 images before the noise, single responses are too uneven to be held against it."""
+    hall = Room("hall", (20.0, 13.87, 5.0), 0.3)
+    rng = np.random.default_rng(0)
+    energy = []
+    for _ in range(12):
+        center_m = np.array([rng.uniform(2.3, 17.7), rng.uniform(2.3, 11.5), 1.5])
+        azimuth_deg, elevation_deg = rng.uniform(-180, 180, 1), rng.uniform(-35, 35, 1)
+        offset_m = rng.uniform(0.5, 2.0) * unit_vectors(azimuth_deg, elevation_deg)
+        pair = [
+            rirs_of(hall, offset_m, 0.3, len(energy), center_m=center_m, images_s=images_s)[0]
+            for images_s in (1.0, 0.1)
+        ]
+        energy.append(np.square(high_pass(np.stack(pair), RATE_HZ)))
+    whole, tailed = np.mean(energy, axis=0)
+    for low_s, high_s in ((0.1, 0.2), (0.2, 0.3)):
+        part = slice(round(low_s * RATE_HZ), round(high_s * RATE_HZ))
+        levels = 10 * np.log10(tailed[:, part].mean(axis=1) / whole[:, part].mean(axis=1))
+        np.testing.assert_allclose(levels[0], 0, atol=0.5)
+        np.testing.assert_allclose(levels, 0, atol=1.0)
+
+
 def test_noise_is_independent_in_the_channels_and_diffuse_in_a_cube():
     cube = Room("cube", (5.0, 5.0, 5.0), 0.2)
     rirs = rirs_of(cube, np.eye(3)[[0] * 20], 0.2, images_s=0.02)

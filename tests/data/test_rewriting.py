@@ -17,6 +17,7 @@ from spatial_clap_jax.acoustics.spatial_words import (
 )
 from spatial_clap_jax.data.rewriting import (
     ACCEPTED,
+    HINTS,
     clean,
     fault_of,
     prompt_for,
@@ -35,6 +36,9 @@ def test_every_word_has_a_way_to_be_said():
     words = (DIRECTIONS, ELEVATIONS, DISTANCES, ROOM_SIZES, REVERBERATIONS)
     assert [tuple(said) for said in ACCEPTED.values()] == list(words)
     assert tuple(ACCEPTED) == tuple(SpatialWords.__dataclass_fields__)
+    assert {field: tuple(said) for field, said in HINTS.items()} == {
+        field: tuple(said) for field, said in ACCEPTED.items()
+    }
 
 
 def test_a_template_is_its_own_rewrite():
@@ -62,6 +66,19 @@ def test_a_template_is_its_own_rewrite():
         ("A little dog barks far behind.", SpatialWords("back", None, "far"), "a little dog barks"),
         ("A dog barks right behind you.", SpatialWords("back"), "a dog barks"),
         ("Rain falls.", SpatialWords(), "rain falls"),
+        ("Nearby, on the left-hand side, a dog barks.", LEFT_NEAR, "a dog barks"),
+        ("A dog barks close on your left-side.", LEFT_NEAR, "a dog barks"),
+        ("A dog's bark echoes through a large room.", ROOM, "a dog barks"),
+        ("A dog's bark, with much reverb, fills a big room.", ROOM, "a dog barks"),
+        # What a true word implies may be told beside it.
+        ("A dog barks in a large, cavernous and echoing hall.", ROOM, "a dog barks"),
+        ("A distant dog barks, far away.", SpatialWords(distance="far"), "a dog barks"),
+        # What the content says is told of neither place nor room.
+        ("A man left.", SpatialWords(), "a man left"),
+        ("The echo of a muffled voice.", SpatialWords(), "a muffled voice echoes"),
+        ("Outside, church bells ring.", SpatialWords(), "church bells ring outside"),
+        ("High-pitched beeps.", SpatialWords(), "a device beeps with high-pitched beeps"),
+        ("A saw moves back-and-forth.", SpatialWords(), "a saw moves back and forth"),
     ],
 )
 def test_true_rewrites_pass(rewrite, words, content):
@@ -85,11 +102,54 @@ def test_true_rewrites_pass(rewrite, words, content):
         ("A dog barks.\nNear, left.", LEFT_NEAR, "more than a sentence"),
         ("Dog.", SpatialWords(), "too short or too long"),
         ("", SpatialWords(), "too short or too long"),
+        ("A dog's bark echoes.", SpatialWords(), "reverberation highly reverberant invented"),
+        ("A dog barks from the front-left.", SpatialWords(), "direction front invented"),
+        ("A dog barks near the front-left.", LEFT_NEAR, "direction front invented"),
+        ("A dog barks on the left-side.", SpatialWords(), "direction left invented"),
+        ("A dog barks near, on the far-left.", LEFT_NEAR, "distance far invented"),
+        ("A dog barks in the upper-right.", SpatialWords("right"), "elevation up invented"),
+        ("A dog barks, near on the left-hand side, outside.", LEFT_NEAR, "another place invented"),
+        ("A dog barks off to one side.", SpatialWords(), "another place invented"),
+        ("A dog barks in a church.", SpatialWords(), "another place invented"),
+        ("A dog barks in a resonant, cavernous hall.", ROOM, "room_size large lost"),
+        ("A dog isn\u2019t barking near the left.", LEFT_NEAR, "negation"),
+        ("A dog's bark barely echoes in a large room.", ROOM, "negation"),
         ("A dog barks " * 20, SpatialWords(), "too short or too long"),
     ],
 )
 def test_untrue_rewrites_are_told(rewrite, words, fault):
     assert fault_of(rewrite, words, "a dog barks") == fault
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        ("echo", "reverberation highly reverberant invented"),
+        ("echoes", "reverberation highly reverberant invented"),
+        ("echoed", "reverberation highly reverberant invented"),
+        ("echoey", "reverberation highly reverberant invented"),
+        ("reverb", "reverberation highly reverberant invented"),
+        ("reverberates", "reverberation highly reverberant invented"),
+        ("resonant", "reverberation highly reverberant invented"),
+        ("cavernous", "room_size large invented"),
+        ("muffled", "reverberation acoustically dampened invented"),
+        ("nearby", "distance near invented"),
+        ("beside you", "distance near invented"),
+        ("distant", "distance far invented"),
+        ("a mile away", "distance far invented"),
+        ("from the ceiling", "elevation up invented"),
+        ("from under the floor", "elevation down invented"),
+        ("facing us", "direction front invented"),
+        ("in a closet", "room_size small invented"),
+        ("outdoors", "another place invented"),
+    ],
+)
+def test_each_word_of_a_place_is_known_where_the_content_does_not_hold_it(told, fault):
+    rewrite = f"A dog barks, {told}."
+    assert fault_of(rewrite, SpatialWords(), "a dog barks") == fault
+    assert fault_of(rewrite, SpatialWords(), f"a dog barks {told}") is None
+    # Another word of the same place in the content is no excuse.
+    assert fault_of(rewrite, SpatialWords(), "resounding, afar, a dog barks") == fault
 
 
 def test_the_prompt_says_the_caption_and_every_word():

@@ -14,7 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import soundfile
-from inputs import KINDS, RATE_HZ, Kind, make_bert, make_export, make_run, tone
+from inputs import (
+    KINDS,
+    RATE_HZ,
+    Kind,
+    make_bert,
+    make_export,
+    make_run,
+    make_seld_export,
+    make_source,
+    make_video,
+    tone,
+)
 from mutations import NASTY_TEXTS
 
 _BAR = re.compile(r"\d+/\d+ [-\d]+:[-\d]+:[-\d]+\s*$")
@@ -142,6 +153,52 @@ def _export(folder: Path) -> None:
     shutil.rmtree(out)
 
 
+RECIPE = """
+from dataclasses import replace
+
+from spatial_clap_jax.data.scenes import GroupCounts, RoomCounts
+from spatial_clap_jax.data.sources import SourceOptions
+from tiny import tiny_recipe
+
+
+def get_config(size):
+    counts = GroupCounts(1, 1, 0, 0, 0, 0, 0, 0, 0)
+    options = SourceOptions(validation_share=0.0)
+    rooms = RoomCounts(1, 1, 1)
+    return replace(tiny_recipe(), group_counts=counts, room_counts=rooms, sources=options)
+"""
+
+
+def _make_for_render(folder: Path) -> None:
+    make_source(folder)
+    (folder / "recipe.py").write_text(RECIPE)
+
+
+def _render(folder: Path) -> None:
+    out = Path(tempfile.mkdtemp(dir=folder.parent))
+    options = (f"--sources={folder / 'clips.csv'}", f"--out={out / 'scenes'}", "--workers=1")
+    wanted: list[str] = []
+    try:
+        run_command(folder, "render", str(folder / "recipe.py"), *options)
+        wanted = ["scenes"]
+    finally:
+        # A failure leaves no half of a folder.
+        left = [path.name for path in out.iterdir()]
+        shutil.rmtree(out)
+        assert left == wanted, left
+
+
+def _make_for_detect(folder: Path) -> None:
+    make_seld_export(folder)
+    make_video(folder)
+    soundfile.write(folder / "a.wav", tone(12_800, 2), RATE_HZ)
+
+
+def _detect(folder: Path) -> None:
+    recording = (f"--audio={folder / 'a.wav'}", f"--video={folder / 'a.mp4'}")
+    run_command(folder, "detect", str(folder / "exported"), *recording)
+
+
 def _make_words(folder: Path) -> None:
     (folder / "word.txt").write_text("text")
 
@@ -186,6 +243,8 @@ COMMANDS_KINDS: tuple[Kind, ...] = (
         10,
         signed="exported/safetensors/model.json",
     ),
+    Kind("command render", _make_for_render, _render, ("*.csv", "*.wav"), 6),
+    Kind("command detect", _make_for_detect, _detect, ("exported/*/*", "a.*"), 6),
     Kind("command of any words", _make_words, _words, share=12),
 )
 ALL_KINDS = (*KINDS, *COMMANDS_KINDS)
