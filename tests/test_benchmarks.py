@@ -193,6 +193,52 @@ def test_render_runs():
     assert line["scenes_of_ours"] == 3
 
 
+def test_loss_runs():
+    small, large = run("loss.py", "--pairs", "64", "20480", "--width", "8")
+    assert_compared(small, "s")
+    assert small["temp_bytes"] > 0
+    # All pairs of as many would take more than is worth it: ours is measured alone.
+    assert (large["peer"], large["ratio"], large["pairs"]) == (None, None, 20480)
+    assert 0 < large["ours"]["min"] <= large["ours"]["max"]
+    assert large["temp_bytes"] < large["resident_bytes"] < large["peer_temp_bytes"]
+
+
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")),
+    reason="the peer is ClapModel in PyTorch",
+)
+def test_step_runs():
+    (line,) = run("step.py", "--batch", "1", "--layers", "1", "--seconds", "1", "--tokens", "8")
+    assert_compared(line, "s")
+    assert line["clips_per_s"] == pytest.approx(1 / line["ours"]["median"])
+    assert line["gflops_per_step"] > 1
+
+
+def test_scaling_runs():
+    lines = told("scaling.py", "--devices", "1", "2", "--captions-per-device", "64")
+    assert [line["devices"] for line in lines] == [1, 2]
+    for line in lines:
+        assert_compared(line, "bytes of temporaries")
+    one, two = lines
+    assert one["ours_collectives"] == {}
+    assert two["ours_collectives"]["collective-permute"] > 0
+    # The dense loss gathers, and passes nothing round.
+    assert "collective-permute" not in two["peer_collectives"]
+    assert two["ours_flops_per_device"] == pytest.approx(one["ours_flops_per_device"], rel=0.01)
+
+
+def test_throughput_runs():
+    lines = run("throughput.py", "--size", "quickstart", "--batches", "4", "8")
+    assert [line["batch"] for line in lines] == [4, 8]
+    for line in lines:
+        assert line["clips_per_s"]["median"] > 0
+        assert line["flops_per_step"] == line["model_flops_per_step"] > 0
+        # Of a CPU no peak is known.
+        assert line["mfu"] is None
+        assert line["bytes"] > 0
+    assert lines[1]["flops_per_step"] == pytest.approx(2 * lines[0]["flops_per_step"], rel=0.01)
+
+
 def test_text_positions_runs():
     lines = told("text_positions.py", "--positions", "sided", "--steps", "2")
     told_by = [(line["positions"], line["projected"]) for line in lines]
