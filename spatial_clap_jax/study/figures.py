@@ -133,6 +133,9 @@ def _learning_curves(results: Mapping[str, Any], rows: list[str], runs: Path) ->
         for axes in panels:
             axes.axvline(steps_before, color="0.6", linewidth=0.8, linestyle=":")
         panels[0].set_title("left of the line, the training before", fontsize=8)
+    # Tests may have come without the logs of their trainings.
+    if not any(axes.get_legend_handles_labels()[0] for axes in panels):
+        return None
     panels[0].legend(fontsize=7)
     return figure
 

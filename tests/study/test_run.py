@@ -241,6 +241,20 @@ def test_a_training_that_began_otherwise_does_not_go_on(done, tmp_path):
         )
 
 
+def test_tests_without_their_trainings_are_compared_all_the_same(done, tmp_path):
+    """As they are kept beside the findings, for others to go on from."""
+    for path in (done / "study" / "runs").glob("*/seed0/tests.npz"):
+        copy = tmp_path / "study" / path.relative_to(done / "study")
+        copy.parent.mkdir(parents=True)
+        shutil.copy(path, copy)
+    found = run_study(
+        study(), done / "scenes", tmp_path / "study", seeds=1, sources="synthetic", progress=False
+    )
+    assert found == json.loads((done / "study" / "results.json").read_text())
+    drawn = {path.name for path in (tmp_path / "study").glob("*.png")}
+    assert drawn == FIGURES - {"learning_curves.png"}
+
+
 def test_a_folder_that_is_no_seed_is_left_alone(done, tmp_path):
     shutil.copytree(done / "study", tmp_path / "study")
     runs = tmp_path / "study" / "runs" / "scl"
