@@ -28,7 +28,7 @@ from inputs import (
 )
 from mutations import NASTY_TEXTS
 
-_BAR = re.compile(r"\d+/\d+ [-\d]+:[-\d]+:[-\d]+\s*$")
+_BAR = re.compile(r"\d+/\d+ +(?:[\d.]+/s +)?[-\d]+:[-\d]+:[-\d]+\s*$")
 
 
 def digest_of(folder: Path) -> dict[str, str]:

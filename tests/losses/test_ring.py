@@ -167,7 +167,8 @@ def test_what_fills_up_a_block_adds_nothing_however_unlike_all_pairs_are():
     found = jax.grad(lambda *pair: ring_info_nce(*pair, scale, block=2), (0, 1))(*pairs)
     wanted = jax.grad(lambda *pair: info_nce(*pair, scale), (0, 1))(*pairs)
     for ours, dense in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours, dense, atol=1e-5)
+        # Gradients of a scale of 100, and a normaliser of 98 that float32 rounds.
+        np.testing.assert_allclose(ours, dense, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", [info_nce, ring_info_nce, siglip, ring_siglip])
