@@ -491,9 +491,8 @@ from tiny import tiny_experiment
 
 def get_config(size):
     tiny = tiny_experiment()
-    return dataclasses.replace(
-        tiny, steps={steps}, log_every=1, checkpoint_every=3, keep=5, {changes}
-    )
+    run = dataclasses.replace(tiny, steps={steps}, log_every=1, checkpoint_every=3, keep=5)
+    return dataclasses.replace(run, {changes})
 """
 ROOT = Path(__file__).parents[2]
 
@@ -562,7 +561,9 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tiny_scenes, tmp_pa
     losses = {}
     for processes, devices in ((1, 8), (2, 4)):
         workdir = tmp_path / f"{processes}x{devices}"
-        started = launch(tmp_path, tiny_scenes, workdir, processes, devices, steps=50)
+        started = launch(
+            tmp_path, tiny_scenes, workdir, processes, devices, 50, changes="checkpoint_every=50"
+        )
         _, err = started.communicate()
         assert started.returncode == 0, err
         losses[processes] = [row["loss"] for row in read_metrics(workdir)]
