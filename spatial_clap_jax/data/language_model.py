@@ -9,18 +9,21 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.small_files import json_of
+from spatial_clap_jax.small_files import json_of, parsed_json
 
 # Statuses that pass: too slow, too many requests; so do all from 500 on.
 _PASSING = (408, 425, 429)
 # A server may ask for more patience than is good for anyone.
 _LONGEST_WAIT_S = 60.0
+# Bytes; a sentence takes some hundreds.
+_LONGEST_ANSWER = 2**22
 
 
 @runtime_checkable
@@ -64,10 +67,21 @@ class Endpoint:
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise InputError(f"url {self.url!r}: must start with http:// or https://.")
-        if not self.name:
-            raise InputError("model '': must have a name; give one that the endpoint serves.")
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            whole = False
+        if not self.url.startswith(("http://", "https://")) or not whole:
+            raise InputError(
+                f"url {self.url!r}: must start with http:// or https:// and name a host, such as "
+                "http://localhost:8000/v1."
+            )
+        if not self.name or not self.name.isprintable():
+            raise InputError(
+                f"model {self.name!r}: must have a name in printable characters; give one that the "
+                "endpoint serves."
+            )
         if self.attempts < 1:
             raise InputError(f"attempts {self.attempts}: must be at least 1.")
 
@@ -75,8 +89,9 @@ class Endpoint:
         """The answer to a prompt.
 
         Raises:
-          InputError: the server refuses, or fails in every attempt.
+          InputError: the server refuses, or fails in every attempt; or the key is none.
         """
+        headers = self._headers()
         wait_s = self.first_wait_s
         failure = ""
         for attempt in range(self.attempts):
@@ -84,7 +99,7 @@ class Endpoint:
                 time.sleep(min(wait_s, _LONGEST_WAIT_S))
                 wait_s *= 2
             try:
-                return self._ask(prompt)
+                return self._ask(prompt, headers)
             except urllib.error.HTTPError as error:
                 failure = f"status {error.code}: {_excerpt(error)}"
                 if error.code < 500 and error.code not in _PASSING:
@@ -103,21 +118,32 @@ class Endpoint:
             "start again: the answers so far are kept."
         )
 
-    def _ask(self, prompt: str) -> str:
-        asked = {"model": self.name, "messages": [{"role": "user", "content": prompt}]}
+    def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_variable):
+            if not (key.isascii() and key.isprintable()):
+                raise InputError(
+                    f"{self.key_variable}: holds characters that no header may; set it to the key "
+                    "alone."
+                )
             headers["Authorization"] = f"Bearer {key}"
+        return headers
+
+    def _ask(self, prompt: str, headers: dict[str, str]) -> str:
+        asked = {"model": self.name, "messages": [{"role": "user", "content": prompt}]}
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions",
             data=json.dumps(asked).encode(),
             headers=headers,
         )
         opener = urllib.request.build_opener(_NoRedirect)
+        until = time.monotonic() + self.timeout_s
         with opener.open(request, timeout=self.timeout_s) as response:
-            text = json.loads(response.read())["choices"][0]["message"]["content"]
+            text = parsed_json(_body(response, until))["choices"][0]["message"]["content"]
         if not isinstance(text, str):
             raise TypeError("content is no text")
+        # Halves of characters, which JSON may hold and a file may not, are a ValueError here.
+        text.encode()
         return text
 
 
@@ -155,6 +181,18 @@ class Cached:
         draft.write_text(text + "\n", encoding="utf-8")
         draft.replace(path)
         return answer
+
+
+def _body(response: http.client.HTTPResponse, until: float) -> bytes:
+    """What a server answers; one that never comes to an end is as good as silent."""
+    held = bytearray()
+    while block := response.read1(2**16):
+        held += block
+        if len(held) > _LONGEST_ANSWER:
+            raise ValueError(f"more than {_LONGEST_ANSWER:,} bytes")
+        if time.monotonic() > until:
+            raise TimeoutError("the answer does not end")
+    return bytes(held)
 
 
 def _excerpt(error: urllib.error.HTTPError) -> str:

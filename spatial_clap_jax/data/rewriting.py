@@ -151,6 +151,8 @@ _MANNERS = (
     "Use as few words as you can.",
     "Use a full sentence with a verb.",
 )
+# Threads, of which a system gives some thousands.
+_MOST_WORKERS = 256
 # Words of contents that every answer may hold by chance.
 _EMPTY_WORDS = frozenset({"sound", "someone", "something", "with", "from", "that", "this", "the"})
 
@@ -200,8 +202,8 @@ def rewrite_scenes(
     check_rewrites_path(out)
     if not 1 <= variants <= len(_MANNERS):
         raise InputError(f"variants {variants}: must be 1 to {len(_MANNERS)}.")
-    if workers < 1:
-        raise InputError(f"workers {workers}: must be at least 1.")
+    if not 1 <= workers <= _MOST_WORKERS:
+        raise InputError(f"workers {workers}: must be 1 to {_MOST_WORKERS}.")
     names = _chosen(scenes, splits)
     tasks = [task for name in names for task in _tasks(scenes.source(name), variants)]
     answers = _answers(model, sorted({task.prompt for task in tasks}), workers, progress)
@@ -300,6 +302,8 @@ def fault_of(rewrite: str, words: SpatialWords, content: str) -> str | None:
     """
     if "\n" in rewrite or re.search(r"[.!?]\s", rewrite):
         return "more than a sentence"
+    if not rewrite.isprintable():
+        return "characters that nobody can read"
     if not 2 <= len(rewrite.split()) <= MOST_WORDS:
         return "too short or too long"
     if len(_NEGATION.findall(rewrite)) > len(_NEGATION.findall(content)):

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -87,6 +88,9 @@ def test_a_prompt_is_answered(monkeypatch):
         (200, "<html>garbage"),
         (200, '{"choices": []}'),
         (200, '{"choices": [{"message": {"content": null}}]}'),
+        (200, '{"choices": [{"message": {"content": "half of \\ud83d"}}]}'),
+        (200, "[" * 100_000),
+        (200, " " * (2**22 + 1)),
     ],
 )
 def test_what_passes_is_tried_again(failure):
@@ -135,6 +139,22 @@ def test_the_key_follows_no_redirect(monkeypatch):
         assert other.asked == []
 
 
+def test_a_key_that_no_header_may_hold_is_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
+    with serving(said("fine")) as (server, url):
+        with pytest.raises(InputError, match="^OPENAI_API_KEY: holds characters"):
+            endpoint(url).complete("x")
+        assert server.asked == []
+
+
+def test_an_answer_that_does_not_end_is_given_up():
+    with serving((200, "x", ("Content-Length", "99"))) as (_, url):
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"no answer in 1 attempts"):
+            endpoint(url, attempts=1, timeout_s=0.2).complete("x")
+    assert time.monotonic() - began < 60
+
+
 def test_nothing_is_asked_twice(tmp_path):
     with serving(said("one"), said("two"), said("three")) as (server, url):
         model = Cached(endpoint(url), tmp_path / "cache")
@@ -162,7 +182,11 @@ def test_a_damaged_answer_is_asked_anew(tmp_path):
     ("options", "message"),
     [
         ({"url": "file:///etc/passwd"}, "url 'file:///etc/passwd': must start with http"),
+        ({"url": "http://"}, "url 'http://': must .* name a host"),
+        ({"url": "http://[::1/v1"}, r"url 'http://\[::1/v1': must .* name a host"),
+        ({"url": "http://localhost:port"}, "url 'http://localhost:port': must .* name a host"),
         ({"name": ""}, "model '': must have a name"),
+        ({"name": "a\udcff"}, r"model 'a\\udcff': must have a name"),
         ({"attempts": 0}, "attempts 0: must be at least 1"),
     ],
 )

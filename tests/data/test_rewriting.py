@@ -100,6 +100,8 @@ def test_true_rewrites_pass(rewrite, words, content):
         ("As a language model I cannot help.", SpatialWords(), "content lost"),
         ("A dog barks. It is near, on the left.", LEFT_NEAR, "more than a sentence"),
         ("A dog barks.\nNear, left.", LEFT_NEAR, "more than a sentence"),
+        ("A dog barks near, left\x1b[0m.", LEFT_NEAR, "characters that nobody can read"),
+        ("A dog barks near, left\ud83d.", LEFT_NEAR, "characters that nobody can read"),
         ("Dog.", SpatialWords(), "too short or too long"),
         ("", SpatialWords(), "too short or too long"),
         ("A dog's bark echoes.", SpatialWords(), "reverberation highly reverberant invented"),
@@ -276,7 +278,7 @@ def test_a_failure_leaves_no_table(folder):
         ({"splits": ("test_k1",)}, "split 'test_k1': .* among train_k0, train_k1"),
         ({"variants": 0}, "variants 0: must be 1 to 5"),
         ({"variants": 6}, "variants 6: must be 1 to 5"),
-        ({"workers": 0}, "workers 0: must be at least 1"),
+        ({"workers": 0}, "workers 0: must be 1 to 256"),
     ],
 )
 def test_unusable_options_are_named(folder, options, message):

@@ -40,7 +40,7 @@ def main() -> int:
     if options.worker:
         _work(options)
         return 0
-    from commands import ALL_KINDS
+    from all_kinds import ALL_KINDS
 
     chosen = [kind for kind in ALL_KINDS if not options.kind or kind.name in options.kind]
     counts: dict[str, Counter[str]] = {kind.name: Counter() for kind in chosen}
@@ -130,7 +130,7 @@ def _work(options: argparse.Namespace) -> None:
     """Reads inputs one by one and tells what became of each, a JSON line each."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from commands import ALL_KINDS
+    from all_kinds import ALL_KINDS
 
     chosen = [kind for kind in ALL_KINDS if not options.kind or kind.name in options.kind]
     good: dict[str, object] = {}

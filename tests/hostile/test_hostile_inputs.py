@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ALL_KINDS, captured, digest_of, run_command
+from all_kinds import ALL_KINDS
+from commands import captured, digest_of, run_command
 from fuzz import _outcome
 from inputs import KINDS, Kind
 from mutations import spoiled_json
@@ -18,8 +19,11 @@ from mutations import spoiled_json
 from spatial_clap_jax.errors import InputError
 
 # Those that compile programs are left to the long run.
-SLOW = ("run", "export, safetensors", "export, stablehlo", "command embed", "command evaluate")
-QUICK = [kind for kind in ALL_KINDS if kind.name not in (*SLOW, "command embed, sound")]
+SLOW = (
+    *("run", "export, safetensors", "export, stablehlo", "command embed", "command embed, sound"),
+    *("command evaluate", "command train", "command train, going on", "command study"),
+)
+QUICK = [kind for kind in ALL_KINDS if kind.name not in SLOW]
 SEEDS = 5
 
 
