@@ -61,23 +61,29 @@ end_all() {
     kill -KILL "${pids[@]}"
 }
 
+# Not by `wait -n`: of a process that ends while a signal comes, bash would lose the status.
 status=0
-left=$processes
-while ((left > 0)); do
-    code=0
-    before=$asked
-    wait -n || code=$?
-    # A signal ends the waiting, and no process.
-    if ((asked != before)); then continue; fi
-    left=$((left - 1))
-    if ((code != 0 && status == 0)); then
-        status=$code
-        if ((code != 75 && !asked)); then
-            end_all 2>/dev/null &
-            ending=$!
-            disown
+running=("${pids[@]}")
+while ((${#running[@]} > 0)); do
+    # A signal to the group ends this one too, which is not worth a line.
+    { sleep 0.2 || true; } 2>/dev/null
+    for i in "${!running[@]}"; do
+        if kill -0 "${running[i]}" 2>/dev/null; then continue; fi
+        before=
+        while [[ $before != "$asked" ]]; do
+            before=$asked code=0
+            wait "${running[i]}" || code=$?
+        done
+        unset "running[i]"
+        if ((code != 0 && status == 0)); then
+            status=$code
+            if ((code != 75 && !asked)); then
+                end_all 2>/dev/null &
+                ending=$!
+                disown
+            fi
         fi
-    fi
+    done
 done
 if [[ -n $ending ]]; then kill "$ending" 2>/dev/null || true; fi
 exit "$status"

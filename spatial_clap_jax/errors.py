@@ -1,4 +1,24 @@
-"""The one error that a user's input can cause."""
+"""The one error that a user's input can cause, and what tells of the machine instead."""
+
+import errno
+import os
+import re
+
+# What the system says of a file or folder itself; all else is about the machine.
+_OF_FILES = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG),
+}
+# Libraries in C++ hand the system's words on, and no number; TensorFlow's kin have their own.
+_SYSTEMS_WORDS = re.compile(
+    "|".join(
+        re.escape(os.strerror(code))
+        for code in (
+            *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
+            *(errno.EACCES, errno.EPERM, errno.ETIMEDOUT, errno.ENOTCONN),
+        )
+    )
+)
+_OUT_OF_MEANS = re.compile("RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAVAILABLE")
 
 
 class InputError(ValueError):
@@ -15,3 +35,32 @@ class RunStopped(RuntimeError):
     The message is one line: what happened, what was kept, and where to look. The command line
     prints it without a traceback and exits with status 3.
     """
+
+
+def fault_of_the_machine(error: BaseException | None) -> BaseException | None:
+    """What of an error, or of those that led to it, is about the machine and not about files.
+
+    Memory, time, open files, rights, a disk that fails, a library that is not there: the files may
+    be whole.
+
+    Args:
+      error: what was raised while a file was read.
+
+    Returns:
+      The one in the chain that tells it; None where the file itself is at fault.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError | TimeoutError | ImportError):
+            return error
+        code = error.errno if isinstance(error, OSError) else None
+        # TensorStore's errors are ValueErrors that hold it as text.
+        if code is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
+            code = int(found[1])
+        if code is not None:
+            return None if code in _OF_FILES else error
+        if _OUT_OF_MEANS.search(str(error)):
+            return error
+        if isinstance(error, RuntimeError) and _SYSTEMS_WORDS.search(str(error)):
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None

@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from spatial_clap_jax import report
 from spatial_clap_jax.acoustics.receivers import Mono
 from spatial_clap_jax.data.builders import open_scenes, render_scenes
@@ -17,6 +15,7 @@ from spatial_clap_jax.evaluate_events import PostProcessing, evaluate_events, tu
 from spatial_clap_jax.event_locator import load_locator
 from spatial_clap_jax.export import Format, export
 from spatial_clap_jax.inference import load
+from spatial_clap_jax.shown import printable
 from spatial_clap_jax.train.experiment import load_config
 from spatial_clap_jax.train.trainer import train
 
@@ -80,6 +79,5 @@ def _quickstart_seld(out: Path, seed: int) -> dict[str, Any]:
 
 
 def _list_files(out: Path, exported: Sequence[Path]) -> None:
-    console = Console()
     for path in (out / "scenes", out / "run", out / "results.json", out / "results.png", *exported):
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        print(printable(str(path)))

@@ -13,6 +13,8 @@ from typing import Any
 
 # Tokenizers and vocabularies of many languages are below 40 MB, logs of long runs below 500.
 LARGEST = 2**30
+# Read at once of a file that is only looked through.
+_BLOCK = 2**22
 # Where the checksum of a JSON object stands in it.
 _SEAL = "sha256"
 
@@ -50,6 +52,20 @@ def bytes_of(path: str | Path) -> bytes:
     with open(path, "rb") as file:
         # As large a buffer as is asked for is made first.
         return file.read(found.st_size)
+
+
+def read_through(path: str | Path) -> None:
+    """Reads a file to its end, so that the system says itself what keeps it from being read.
+
+    Decoders keep it to themselves: to them a failing disk is a damaged file, and to some a damaged
+    file a lack of memory.
+
+    Raises:
+      OSError, MemoryError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        while file.read(_BLOCK):
+            pass
 
 
 def text_of(path: str | Path) -> str:

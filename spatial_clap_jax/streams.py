@@ -4,6 +4,7 @@ What a command makes lies in files. That nobody reads its progress any more is n
 """
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -44,9 +45,14 @@ def unbroken_stderr() -> Any:
 def unbroken_streams() -> Iterator[None]:
     """Lets a command lose stderr, and end with its own status although a stream is lost.
 
-    Python flushes both streams at its end, and turns a failure there into status 120.
+    Python flushes both streams at its end, and turns a failure there into status 120. A letter that
+    the encoding of a stream lacks ends no command either: it is written as in a string of Python.
     """
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for stream in streams:
+        # A stream of a notebook takes all letters.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with contextlib.redirect_stderr(unbroken_stderr()):
             yield

@@ -120,6 +120,7 @@ def test_what_a_clap_hears_is_what_it_pools(clips, run_folder, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_an_m2d_clap_hears_too(clips, tmp_path):
     run = save_tiny_run(tmp_path / "run", experiment=tiny_m2d())
     cache = embed_clips(run, clips, tmp_path / "c", progress=False)
@@ -135,6 +136,7 @@ def test_an_m2d_clap_hears_too(clips, tmp_path):
     assert np.abs(cache["mix0"] - cache["mix1"]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_what_an_owl_vit_sees_is_its_map_over_columns(clips, owl_vit, tmp_path):
     folder, arrays = owl_vit
     cache = embed_clips(folder, clips, tmp_path / "c", pictures=3, progress=False)
@@ -188,6 +190,7 @@ def test_a_network_of_cached_towers_takes_a_recording_with_their_towers(
         EventLocator((unknown,)).locate_recording(*recording, heard=other, seen=owl_vit[0])
 
 
+@pytest.mark.slow
 def test_another_question_is_another_cache(clips, owl_vit, tmp_path):
     folder, _ = owl_vit
     embed_clips(folder, clips, tmp_path / "c", pictures=2, progress=False)

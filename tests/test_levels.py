@@ -117,6 +117,7 @@ def test_a_record_is_embedded_as_the_file_that_it_is_made_of(sources, model, lev
     assert np.abs(np.stack(files) - np.stack(plain)).max() > 0.02
 
 
+@pytest.mark.slow
 def test_records_keep_the_gain_that_was_drawn_for_them(sources, model):
     recipe = dataclasses.replace(RECIPE, level_range_db=12.0)
     out = sources.parent / "drawn"

@@ -31,8 +31,12 @@ cli.main(["export", *sys.argv[1:]])
 """
 
 
-def ran(*arguments, program: str = PROGRAM, **files) -> subprocess.CompletedProcess:
+def ran(
+    *arguments, program: str = PROGRAM, encoding: str | None = None, **files
+) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if encoding is not None:
+        environment["PYTHONIOENCODING"] = encoding
     # What is printed waits in a buffer.
     environment.pop("PYTHONUNBUFFERED", None)
     command = [sys.executable, "-c", program, *map(str, arguments)]
@@ -80,6 +84,41 @@ def test_a_result_that_cannot_be_printed_is_an_error():
         b"spatial-clap: No space left on device; make room there, or name another folder, then "
         b"start again.\n"
     )
+
+
+NAMES = """
+import sys
+from rich.console import Console
+from rich.table import Table
+from spatial_clap_jax import cli
+from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.streams import tell
+def work(arguments):
+    tell("made läufe/run 🐢 \\udcff")
+    table = Table(title="läufe")
+    table.add_row("läufe")
+    Console(width=60).print(table)
+    print("läufe", file=sys.stderr)
+    raise InputError("läufe/run: is there already; give another.")
+cli.COMMANDS["export"] = work
+cli.main(["export"])
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "ascii:strict"])
+def test_names_are_printed_in_any_encoding(encoding):
+    done = ran(program=NAMES, encoding=encoding, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 2
+    first = done.stdout.splitlines()[0]
+    if encoding == "utf-8":
+        assert first.decode() == "made läufe/run 🐢 \\udcff"
+        assert "spatial-clap: läufe/run: is there" in done.stderr.decode()
+    else:
+        letter = b"\xe4" if encoding == "latin-1" else b"\\xe4"
+        assert first == b"made l%sufe/run \\U0001f422 \\udcff" % letter
+        assert done.stdout.count(b"l%sufe" % letter) == 3
+        assert b"spatial-clap: l%sufe/run: is there" % letter in done.stderr
 
 
 class Failing:

@@ -1,19 +1,20 @@
 """Does Spatial-CLAP (arXiv 2509.14785) show its findings here? Eleven trainings, alike in all else.
 
 Five rows are the paper's: a monaural CLAP; content and place in separate halves of the embedding,
-the place from an encoder that is shown no spectrum; Spatial-CLAP trained on single sources, on
-mixtures, and on mixtures with SCL. Six are ours: separate halves with SCL, the sigmoid loss, a loss
-inside scene groups, hard-negative captions in place of rendered ones, the planes that the other
-rows do not use, and three sets of direction phrases in training, so that a fourth may be
-understood. Every row learns from labels before captions (configs/spatial_clap_labels.py), in its
-own way.
+the place from a cross-correlation and no levels of bands (models/plain_spatial.py tells what it
+hears of contents all the same); Spatial-CLAP trained on single sources, on mixtures, and on
+mixtures with SCL. Six are ours: separate halves with SCL, the sigmoid loss, a loss inside scene
+groups, hard-negative captions in place of rendered ones, the planes that the other rows do not use,
+and three sets of direction phrases in training, so that a fourth may be understood. Every row
+learns from labels before captions (configs/spatial_clap_labels.py), in its own way.
 
     spatial-clap study configs/studies/spatial_clap_findings.py --data data/esc10 \
         --sources esc10.csv --workdir studies/findings
 
 `small` and `base` are those of configs/spatial_clap.py, the one for two cores, with fewer captions
-a step, the other for accelerators and without labels, since AudioCaps has no classes; `quickstart`
-only shows that the study works. What it found: docs/findings.md.
+a step, the other for accelerators and without labels, since AudioCaps has no classes; `half` is
+`small` with half the steps, 900 by labels and 400 with captions; `quickstart` only shows that the
+study works. What it found: docs/findings.md.
 """
 
 from dataclasses import replace
@@ -31,15 +32,17 @@ from spatial_clap_jax.study import Noise, Phrases, Rendered, Row, Study
 from spatial_clap_jax.systems.spatial_clap import SpatialClapConfig
 from spatial_clap_jax.train.experiment import Experiment, load_config
 
+SIZES = ("quickstart", "small", "half", "base")
 RIVAL_WEIGHT = 0.5
 # Steps by labels in which the audio side learns, before those with captions.
-_BEFORE = {"quickstart": 6, "small": 1800}
+_BEFORE = {"quickstart": 6, "small": 1800, "half": 900}
 _MEL = LogMelConfig(sample_rate_hz=16_000, n_fft=512, hop=640, mels=64, low_hz=50.0, high_hz=8000.0)
 
 
 def get_config(size: str = "small") -> Study:
-    """The study at one of the sizes 'quickstart', 'small', 'base'."""
-    experiment, recipe = {"quickstart": quickstart, "small": small, "base": base}[size]()
+    """The study at one of the sizes 'quickstart', 'small', 'half', 'base'."""
+    sizes = {"quickstart": quickstart, "small": small, "half": half, "base": base}
+    experiment, recipe = sizes[size]()
     rows = _rows(experiment)
     if size in _BEFORE:
         rows = tuple(_in_two_stages(row, size) for row in rows)
@@ -95,8 +98,8 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
         return replace(experiment, model=replace(experiment.model, **changes))
 
     no_scl = replace(scl, loss=replace(scl.loss, scl=False))
-    hears = replace(scl.loss, rival_weight=RIVAL_WEIGHT)
-    reads = replace(no_scl.loss, rival_weight=RIVAL_WEIGHT)
+    in_groups = replace(scl.loss, rival_weight=RIVAL_WEIGHT)
+    with_rivals = replace(no_scl.loss, rival_weight=RIVAL_WEIGHT)
     sigmoid = replace(scl.loss, kind="siglip", initial_scale=10.0)
     separate = replace(
         model,
@@ -125,11 +128,11 @@ def _rows(scl: Experiment) -> tuple[Row, ...]:
         Row("scl", "mixtures, SCL", scl),
         Row("separate-scl", "separate halves, SCL", replace(scl, model=separate), is_ours=True),
         Row("siglip", "SCL, sigmoid loss", replace(scl, loss=sigmoid), is_ours=True),
-        Row("group-loss", "SCL, loss in groups", replace(scl, loss=hears), is_ours=True),
+        Row("group-loss", "SCL, loss in groups", replace(scl, loss=in_groups), is_ours=True),
         Row(
             "rival-captions",
             "mixtures, rival captions",
-            replace(no_scl, loss=reads, data=replace(scl.data, rivals=True)),
+            replace(no_scl, loss=with_rivals, data=replace(scl.data, rivals=True)),
             is_ours=True,
         ),
         Row(
@@ -151,7 +154,7 @@ def _in_two_stages(row: Row, size: str) -> Row:
     """The row by labels first, in its own way, and then with captions."""
     experiment, model = row.experiment, _model(row.experiment)
     # The audio side, which has learnt by then, moves more slowly.
-    second = load_config("spatial_clap_from_labels", size).optimizer
+    second = load_config("spatial_clap_from_labels", "small" if size == "half" else size).optimizer
     slow = replace(experiment.optimizer, rate_rules=second.rate_rules)
     by_labels = replace(model, text=LabelsConfig())
     return replace(
@@ -189,6 +192,12 @@ def small() -> tuple[Experiment, SceneRecipe]:
         checkpoint_every=200,
     )
     return experiment, load_config("scenes", "small")
+
+
+def half() -> tuple[Experiment, SceneRecipe]:
+    """`small` with half the steps, which shows what longer trainings change."""
+    experiment, recipe = small()
+    return replace(experiment, steps=400), recipe
 
 
 def base() -> tuple[Experiment, SceneRecipe]:

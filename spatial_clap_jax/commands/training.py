@@ -117,7 +117,7 @@ def _configured(arguments: list[str], config: str, size: str) -> tuple[list[str]
 
 def study_command(arguments: list[str]) -> None:
     """Train and test several models alike, and compare them; goes on where it stopped."""
-    config, size = peek(arguments, default="spatial_clap_findings.py")
+    config, size = peek(arguments, default="studies/spatial_clap_findings.py")
     from spatial_clap_jax.study import Study, run_study
     from spatial_clap_jax.train.experiment import load_config
 
@@ -130,7 +130,8 @@ def study_command(arguments: list[str]) -> None:
     def run(
         config: tyro.conf.Positional[Path],
         data: Path,
-        workdir: Path,
+        # A path would turn a bucket's address into a folder named 'gs:'.
+        workdir: str,
         sources: str | None = None,
         seeds: int = 3,
         size: str = "small",
@@ -147,7 +148,7 @@ def study_command(arguments: list[str]) -> None:
           sources: the csv of clips (or 'synthetic') that the data are rendered from; without it,
             conditions that need scenes of their own are left out.
           seeds: trainings a row.
-          size: quickstart, small or base.
+          size: quickstart, small or base, or another one that the config tells.
           rows: name of a row to train and test; may be given several times. Default: all.
         """
         with unbroken_stdout():

@@ -13,6 +13,7 @@ import soxr
 from jaxtyping import Float32
 
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import check_regular, read_through
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 384_000
 LONGEST_S = 24 * 3600
@@ -48,27 +49,19 @@ def read_audio(path: str | Path) -> tuple[Float32[np.ndarray, "c t"], int]:
 
     Reference: RIFF/WAVE and AIFF chunk sizes; RFC 3533 (Ogg pages). The limits are our choice.
     """
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such audio file; check the path.")
     try:
-        size = os.path.getsize(path)
+        size = check_regular(path).st_size
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: no such audio file ({told}); check the path.") from error
+    try:
         if size == 0:
             raise InputError(f"{path}: the audio file is empty (0 bytes); {WHOLE_COPY}.")
         with open(path, "rb") as file:
             _refuse_cut_container(path, file, size)
+            audio, rate_hz, promised, tolerance = _decoded(path, file, size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the file.") from error
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate_hz, promised = file.samplerate, file.frames
-            _refuse_header(path, rate_hz, promised, file.channels, size)
-            audio = file.read(dtype="float32", always_2d=True)
-            tolerance = MP3_FRAME if file.format in ("MP3", "MPEG") else 0
-    except (soundfile.SoundFileError, TypeError, MemoryError) as error:
-        raise InputError(
-            f"{path}: cannot be decoded as audio ({' '.join(str(error).split())}); {WHOLE_COPY}, "
-            "as wav, flac, ogg or mp3."
-        ) from error
     if len(audio) == 0:
         raise InputError(f"{path}: holds no samples; {WHOLE_COPY}.")
     if promised - len(audio) > tolerance:
@@ -83,6 +76,33 @@ def read_audio(path: str | Path) -> tuple[Float32[np.ndarray, "c t"], int]:
             "be finite: write the file again."
         )
     return np.ascontiguousarray(audio.T), rate_hz
+
+
+def _decoded(
+    path: str | Path, file: BinaryIO, size: int
+) -> tuple[Float32[np.ndarray, "t c"], int, int, int]:
+    """Samples, rate, the frames that the header promises and how many may be missing.
+
+    Raises:
+      InputError: libsndfile cannot decode them.
+      OSError: the system keeps it from reading them.
+    """
+    # By its number: a second opening could fail for reasons that libsndfile does not tell.
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    try:
+        with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            _refuse_header(path, sound.samplerate, sound.frames, sound.channels, size)
+            audio = sound.read(dtype="float32", always_2d=True)
+            tolerance = MP3_FRAME if sound.format in ("MP3", "MPEG") else 0
+            return audio, sound.samplerate, sound.frames, tolerance
+    except (soundfile.SoundFileError, MemoryError) as error:
+        if isinstance(error, soundfile.SoundFileError):
+            read_through(path)
+        told = getattr(error, "error_string", str(error))
+        raise InputError(
+            f"{path}: cannot be decoded as audio ({' '.join(told.split())}); {WHOLE_COPY}, as wav, "
+            "flac, ogg or mp3."
+        ) from error
 
 
 def resample(

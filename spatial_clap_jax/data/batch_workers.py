@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import math
 import mmap
-import multiprocessing
+import multiprocessing.process
 import os
 import pickle
 import signal
@@ -199,14 +199,30 @@ class BatchWorkers(Iterator[Built]):
 
 
 def _end_all(workers: list[_Worker]) -> None:
+    """Kills all workers and waits for them, `_END_S` in all."""
     for worker in workers:
         worker.process.kill()
+    deadline = time.monotonic() + _END_S
     for worker in workers:
-        worker.process.join(_END_S)
+        worker.process.join(max(deadline - time.monotonic(), 0.0))
         # It has nobody left to send to.
-        worker.sender.join(_END_S)
-        worker.connection.close()
+        worker.sender.join(max(deadline - time.monotonic(), 0.0))
+        if not worker.sender.is_alive():
+            worker.connection.close()
+        if worker.process.is_alive():
+            _leave_behind(worker)
     workers.clear()
+
+
+def _leave_behind(worker: _Worker) -> None:
+    # At its end Python waits for all that are left in here, without a bound.
+    getattr(multiprocessing.process, "_children", set()).discard(worker.process)
+    print(
+        f"data.workers: worker {worker.number} (process {worker.process.pid}) goes on {_END_S:g} s "
+        "after SIGKILL, so it hangs in the system; it is left behind: see whether the disk of the "
+        "data answers.",
+        file=sys.stderr,
+    )
 
 
 def _send(connection: Connection, content: Any) -> None:

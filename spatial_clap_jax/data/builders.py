@@ -30,14 +30,15 @@ from spatial_clap_jax.data.records import (
     SceneData,
     encode_group,
     open_scenes,
-    scene_features,
 )
+from spatial_clap_jax.data.scene_descriptions import scene_features
 from spatial_clap_jax.data.scenes import SceneRecipe
 from spatial_clap_jax.data.shard_marks import write_marks
 from spatial_clap_jax.data.sources import open_source
 from spatial_clap_jax.data.staging import is_free, put, refuse_other, staging
 from spatial_clap_jax.data.workers import WorkerPool
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.shown import printable
 
 __all__ = ["SceneConfig", "SceneGroups", "SceneGroupsBeam", "open_scenes", "render_scenes"]
 
@@ -237,7 +238,8 @@ def render_scenes(
     out = Path(os.path.realpath(out))
     if _holds_the_same(out, identity):
         if progress:
-            print(f"{out}: holds these scenes already; nothing to do.", file=sys.stderr)
+            line = f"{out}: holds these scenes already; nothing to do."
+            print(printable(line), file=sys.stderr)
         return open_scenes(out)
     with staging(out) as folder, WorkerPool(workers or os.cpu_count() or 1, progress) as pool:
         skipped = material.check_clips(pool, source, sources, recipe.sources, recipe.sample_rate_hz)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ _EVALUATED = {AUDIO: "stereo_eval", LABELS: "metadata_eval", VIDEO: "video_eval"
 MANIFEST = "clips.json"
 # And the checksums of its sound and video, which have none of their own.
 CHECKSUMS = "checksums.json"
+# Of a file without one, this much at either end tells it from others.
+_END_BYTES = 2**16
 # Of the training recordings, where no group is for validation.
 VALIDATION_SHARE = 0.1
 # Fewer than this are looked at within seconds.
@@ -53,7 +56,8 @@ class Clips:
     Attributes:
       folder: where they lie.
       classes: names of the classes, by number.
-      fingerprint: changes when labels, or the sizes of files, do.
+      fingerprint: changes when labels, sound or pictures do; of files without checksums, sizes and
+        ends are looked at.
       splits: names of the clips of 'train', 'validation' and 'test' that there are, sorted.
       groups: the group, a folder, of each clip.
       length: samples of each clip.
@@ -203,10 +207,11 @@ def open_clips(folder: str | Path, needs_labels: bool = True) -> Clips:
             table = _path(folder, kinds[LABELS], groups[name], name)
             content = _content(_existing(table, path))
             check_table(table, content, len(classes), _label_frames(length))
-        digest.update(repr((groups[name], name, header.frames)).encode() + content)
+        told = (groups[name], name, header.frames, _mark(folder, path))
+        digest.update(repr(told).encode() + content)
         if has_video:
             video = _existing(_path(folder, kinds[VIDEO], groups[name], name), path)
-            digest.update(str(video.stat().st_size).encode())
+            digest.update(repr(_mark(folder, video)).encode())
             if can_look:
                 check_length(video, length / SAMPLE_RATE_HZ)
     assert length is not None
@@ -291,6 +296,24 @@ def _checksums(folder: Path) -> dict[str, int]:
             f"{path}: is not readable as checksums of clips ({' '.join(str(error).split())}); copy "
             "the whole folder again."
         ) from error
+
+
+def _mark(folder: Path, path: Path) -> int:
+    """Tells a file from others of its name: its checksum, or, where it has none, `_ends`."""
+    known = _checksums(folder).get(path.relative_to(folder).as_posix())
+    return _ends(path) if known is None else known
+
+
+def _ends(path: Path) -> int:
+    """A checksum of a file's size, its first and its last bytes: reading all of it takes long."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            first = file.read(_END_BYTES)
+            file.seek(max(size - _END_BYTES, 0))
+            return zlib.crc32(file.read(_END_BYTES), zlib.crc32(first, zlib.crc32(b"%d" % size)))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy it again.") from error
 
 
 def _check_content(folder: Path, path: Path) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from spatial_clap_jax.acoustics.bands import BANDS_HZ
-from spatial_clap_jax.data.bad_records import BadRecord, BadRecords, Replacing
+from spatial_clap_jax.data.bad_records import BadRecords, Replacing, unread
 from spatial_clap_jax.data.drawing import group_seed
+from spatial_clap_jax.data.scene_descriptions import builder_of, described
 from spatial_clap_jax.data.scene_manifests import read_scene_manifest
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.shard_marks import mark_of, read_marks
@@ -26,51 +25,6 @@ from spatial_clap_jax.small_files import check_regular
 MANIFEST = "manifest.json"
 # Stands for the permutation of no clips over no places.
 _NO_PERMUTATION = np.zeros((1, 1), np.int32)
-
-
-def scene_features(length: int, channels: int) -> tfds.features.FeaturesDict:
-    """What TFDS stores of a scene group; `length` samples a mixture.
-
-    Audio is raw int16, which ArrayRecord compresses: FLAC would make records of two-source
-    groups 19 % smaller and reading them three times as slow.
-    """
-    names = tfds.features.Sequence(tfds.features.Text())
-    places = tfds.features.Tensor(shape=(None,), dtype=np.float32)
-    return tfds.features.FeaturesDict(
-        {
-            "scene_id": tfds.features.Text(),
-            "audio": tfds.features.Tensor(
-                shape=(None, channels, length),
-                dtype=np.int16,
-                encoding=tfds.features.Encoding.BYTES,
-            ),
-            "scale": tfds.features.Scalar(np.float32),
-            "sample_rate_hz": tfds.features.Scalar(np.int64),
-            "clips": names,
-            "categories": names,
-            # All contents one after the other, and how many each clip has: nested
-            # sequences would need TensorFlow.
-            "contents": names,
-            "contents_per_clip": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-            "azimuth_deg": places,
-            "elevation_deg": places,
-            "distance_m": places,
-            "permutations": tfds.features.Tensor(
-                shape=(None, None), dtype=np.int32, encoding=tfds.features.Encoding.BYTES
-            ),
-            "captions": names,
-            "room": tfds.features.Text(),
-            "room_size_m": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-            "t60_s": tfds.features.Scalar(np.float32),
-            "t30_s": places,
-            # All bands of a place, then those of the next: TFDS reads no empty matrices.
-            "drr_bands_db": places,
-            "t30_bands_s": places,
-            "words": tfds.features.Text(),
-            "phrasing": tfds.features.Scalar(np.int64),
-            "seed": tfds.features.Scalar(np.int64),
-        }
-    )
 
 
 def encode_group(group: SceneGroup) -> dict[str, Any]:
@@ -146,6 +100,7 @@ class SceneSource(Sequence[SceneGroup]):
 
         Raises:
           BadRecord: it cannot be read, or is another one.
+          InputError: the machine kept it from being read.
         """
         index = range(len(self))[record_key]
         records = self._records
@@ -211,29 +166,28 @@ class SceneSource(Sequence[SceneGroup]):
 
     def _unreadable(self, index: int, shard: Path, position: int, error: Exception) -> InputError:
         told = " ".join(str(error).split()) or type(error).__name__
-        if "Too many open files" in told:
-            return InputError(f"{shard}: {told}; raise `ulimit -n`, or give fewer data.workers.")
         name = f"{shard.name}: record {position} ({self._scene_id(index)})"
-        return BadRecord(
-            f"{self.data_dir / name} cannot be read: {told}; copy the file again or render the "
-            "scenes again; --data.bad-records skip trains without it.",
-            name,
+        place = str(self.data_dir / name)
+        message = (
+            f"{place} cannot be read: {told}; copy the file again or render the scenes again; "
+            "--data.bad-records skip trains without it."
         )
+        return unread(name, place, message, error)
 
     @functools.cached_property
     def _builder(self) -> Any:
-        with _described(self.data_dir):
-            return _builder_of(self.data_dir)
+        with described(self.data_dir):
+            return builder_of(self.data_dir)
 
     @functools.cached_property
     def _shards(self) -> list[Path]:
-        with _described(self.data_dir):
+        with described(self.data_dir):
             return [Path(path) for path in self._builder.info.splits[self.split].filepaths]
 
     @functools.cached_property
     def _starts(self) -> list[int]:
         """Number of the first group of each shard."""
-        with _described(self.data_dir):
+        with described(self.data_dir):
             lengths = self._builder.info.splits[self.split].shard_lengths
             return [*itertools.accumulate(lengths, initial=0)][:-1]
 
@@ -243,32 +197,8 @@ class SceneSource(Sequence[SceneGroup]):
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
-        with _described(self.data_dir):
+        with described(self.data_dir):
             return self._builder.as_data_source(self.split)
-
-
-@contextlib.contextmanager
-def _described(data_dir: Path) -> Iterator[None]:
-    """Whatever TFDS raises at a damaged description of a folder becomes one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{data_dir}: {reason}; copy the whole folder or render again.") from error
-
-
-def _builder_of(data_dir: Path) -> Any:
-    """TFDS's view of a folder as it is now."""
-    described = (data_dir / name for name in ("dataset_info.json", "features.json"))
-    return _builder(data_dir, tuple(check_regular(path).st_mtime_ns for path in described))
-
-
-@functools.lru_cache(maxsize=8)
-def _builder(data_dir: Path, changed_ns: tuple[int, ...]) -> Any:
-    # TFDS holds on to all that is read of a folder, anew with each of its builders.
-    return tfds.builder_from_directory(data_dir)
 
 
 def _split_and_k(name: str) -> tuple[str, int]:
@@ -346,8 +276,8 @@ def open_scenes(data_dir: str | Path, bad_records: BadRecords = "stop") -> Scene
     data_dir = Path(data_dir)
     manifest = read_scene_manifest(data_dir / MANIFEST)
     lengths = manifest["groups"]
-    with _described(data_dir):
-        found = _builder_of(data_dir).info.splits
+    with described(data_dir):
+        found = builder_of(data_dir).info.splits
         stored = {name: split.num_examples for name, split in found.items()}
     if stored != lengths:
         raise InputError(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from spatial_clap_jax.data.accdoa_targets import adpit_targets
-from spatial_clap_jax.data.bad_records import BadRecord, BadRecords, read_or_replace
+from spatial_clap_jax.data.bad_records import BadRecords, read_or_replace, unread
 from spatial_clap_jax.data.batch_workers import Built
 from spatial_clap_jax.data.pipeline import ENDLESS, Batch, TrainBatches, check_worker_timeout
 from spatial_clap_jax.data.sound_events import SoundEvents, no_events
@@ -226,6 +226,7 @@ class ClipLoader:
 
         Raises:
           BadRecord: a file of it is missing, or cannot be used.
+          InputError: the machine kept it from being read.
         """
         try:
             return LabelledClip(
@@ -235,8 +236,8 @@ class ClipLoader:
                 None if self.heard is None else self.heard[name],
                 None if self.seen is None else self.seen[name],
             )
-        except InputError as error:
-            raise BadRecord(str(error), name) from error
+        except (InputError, OSError, MemoryError) as error:
+            raise unread(name, name, str(error), error) from error
 
     def _frames(self, name: str, pictures: Pictures) -> UInt8[np.ndarray, "v h w 3"]:
         if name not in self._kept:

@@ -38,6 +38,7 @@ from spatial_clap_jax.data.staging import is_free, put, refuse_other, staging
 from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.data.workers import WorkerPool
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.shown import printable
 
 __all__ = ["ClipCounts", "PictureOptions", "SeldRecipe", "render_clips"]
 
@@ -120,7 +121,8 @@ def render_clips(
 
     if holds_the_same():
         if progress:
-            print(f"{out}: holds these clips already; nothing to do.", file=sys.stderr)
+            line = f"{out}: holds these clips already; nothing to do."
+            print(printable(line), file=sys.stderr)
         return open_clips(out)
     with staging(out) as folder, WorkerPool(workers or os.cpu_count() or 1, progress) as pool:
         skipped = material.check_clips(pool, source, sources, recipe.sources, SAMPLE_RATE_HZ)

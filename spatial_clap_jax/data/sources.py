@@ -147,10 +147,12 @@ class CsvSource:
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self._options = options
+        self._within = path.parent
         roots = [path.parent, path.parent / "audio"]
         if options.audio_folder is not None:
-            roots = [Path(options.audio_folder)]
-            if not roots[0].is_dir():
+            self._within = Path(options.audio_folder)
+            roots = [self._within]
+            if not self._within.is_dir():
                 raise InputError(
                     f"audio_folder {options.audio_folder!r} is no folder; give the folder that "
                     "holds the audio files."
@@ -254,10 +256,11 @@ class CsvSource:
                 if found is None:
                     continue
                 path = Path(found)
-                if not path.resolve().is_relative_to(root.resolve()):
+                if not path.resolve().is_relative_to(self._within.resolve()):
                     raise InputError(
-                        f"{entry.where}: filename {path.name!r} is a link that leaves {root}; "
-                        "copy the file there, or give its real folder as audio_folder."
+                        f"{entry.where}: filename {str(path.relative_to(root))!r} leaves "
+                        f"{self._within} by a link; copy the file there, or give its real "
+                        "folder as audio_folder."
                     )
                 return path
         raise InputError(

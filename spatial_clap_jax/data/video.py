@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import UInt8
 
 from spatial_clap_jax.data.sound_events import LABEL_STEP_S
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.small_files import check_regular, read_through
 
 # In FFmpeg itself, and so in PyAV's wheels for all platforms; what the task's videos hold.
 _CODEC = "mpeg4"
@@ -29,6 +31,8 @@ _CONTAINERS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,nut,m4v",
 }
+# What FFmpeg says of damaged files, and the system of a machine.
+_OF_DAMAGE = (errno.ENOMEM, errno.EIO, errno.EAGAIN)
 # Pixels of a picture: 8K, doubled.
 _LARGEST = 2**26
 
@@ -176,11 +180,11 @@ def _check_length(path: str | Path, end_s: float, wanted_s: float) -> None:
 def _pyav() -> ModuleType:
     try:
         import av
-    except ImportError:
+    except ImportError as error:
         raise InputError(
             "video needs PyAV, which is not installed; install the extra: "
             "pip install 'spatial-clap-jax[video]'."
-        ) from None
+        ) from error
     return av
 
 
@@ -188,8 +192,11 @@ def _pyav() -> ModuleType:
 def _opened(path: str | Path) -> Iterator[Any]:
     """The first video stream of a file; what FFmpeg says of a bad one becomes a line."""
     av = _pyav()
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such video file; check the path.")
+    try:
+        check_regular(path)
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: no such video file ({told}); check the path.") from error
     try:
         # An absolute path of the protocol `file`: a name like 'concat:a|b' is a name.
         with av.open(f"file:{os.path.abspath(path)}", options=_CONTAINERS) as container:
@@ -213,7 +220,21 @@ def _opened(path: str | Path) -> Iterator[Any]:
         raise InputError(
             f"{path}: cannot be decoded as video ({' '.join(str(error).split())}); give a whole "
             "copy of the file, as mp4."
-        ) from error
+        ) from _cause(path, error)
+
+
+def _cause(path: str | Path, error: BaseException) -> BaseException | None:
+    """What led to an error of FFmpeg: it, or the system where that tells; None for damage.
+
+    FFmpeg calls some damage a lack of memory or a failing disk.
+    """
+    if getattr(error, "errno", None) not in _OF_DAMAGE:
+        return error
+    try:
+        read_through(path)
+    except (OSError, MemoryError) as of_the_system:
+        return of_the_system
+    return None
 
 
 def _timed(path: str | Path, stream: Any) -> Iterator[tuple[float, Any]]:

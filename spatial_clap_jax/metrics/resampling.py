@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 
 
 class Estimate(NamedTuple):
@@ -37,6 +38,18 @@ def bootstrap(
     same clips and rooms, and other trainings, would move the share. All queries of a scene are
     drawn together, and the same scenes and seeds for both sides of a difference.
 
+    The bootstrap of few trainings sees too little of their spread: of two half of the variance, of
+    three two thirds, of one nothing. How often intervals held the mean of all trainings and scenes,
+    in percent of 2,000 simulated studies of 200 scenes, where shares of trainings spread 0, 0.5, 1,
+    2 and 4 times as far as scenes move the share of one (its standard error):
+
+      one training      96  92  85  64  37
+      two               99  98  94  87  73
+      three             99  98  96  91  84
+      ten               98  98  98  94  93
+
+    Where trainings spread much farther than that, the limits are 50 % of two and 75 % of three.
+
     Args:
       hits: whether each of n queries succeeded, for s trainings that were asked the same queries.
       cluster: the scene (or room) that each query belongs to; any integers.
@@ -50,8 +63,7 @@ def bootstrap(
     Raises:
       ValueError: there is no query, or the two sides were asked different ones.
 
-    Reference: Efron and Tibshirani 1993; drawing both ways is our choice. Of few trainings the
-      bootstrap sees too little spread (of three, two thirds of the variance).
+    Reference: Efron and Tibshirani 1993; drawing both ways is our choice, as are the simulations.
 
     Example:
       >>> bootstrap(np.ones((3, 8), bool), np.arange(8)).low
@@ -65,15 +77,30 @@ def bootstrap(
     sizes = np.bincount(index).astype(np.float64)
     scored = hits.astype(np.float64) - (0.0 if baseline is None else baseline)
     by_scene = np.stack([np.bincount(index, weights=row) for row in scored])
-    rng = np.random.default_rng(seed)
-    scenes = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
-    runs = rng.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), draws) / len(hits)
-    drawn = (scenes @ by_scene.T / (scenes @ sizes)[:, None] * runs).sum(axis=1)
+    times, shares = _resamplings(len(names), len(hits), draws, seed)
+    scenes = times.astype(np.float64)
+    drawn = (scenes @ by_scene.T / (scenes @ sizes)[:, None] * shares).sum(axis=1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     # The data count as one of the resamplings, so that p is never zero.
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (draws + 1))
     return Estimate(float(scored.mean()), float(low), float(high), float(p))
+
+
+# Many scores are of the same scenes, and drawing takes ten times as long as all else. An entry of
+# 2,000 draws and 600 scenes is 1.2 MB.
+@functools.lru_cache(maxsize=16)
+def _resamplings(
+    scenes: int, runs: int, draws: int, seed: int
+) -> tuple[UInt[np.ndarray, "draws scenes"], Float[np.ndarray, "draws runs"]]:
+    """How often each scene is drawn, and the share that each training has of the drawn ones."""
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(scenes, np.full(scenes, 1 / scenes), draws)
+    shares = rng.multinomial(runs, np.full(runs, 1 / runs), draws) / runs
+    times = times.astype(np.min_scalar_type(times.max()))
+    for drawn in (times, shares):
+        drawn.flags.writeable = False
+    return times, shares
 
 
 def share_by_run(hits: Bool[np.ndarray, "s n"]) -> Float[np.ndarray, "s"]:

@@ -2,6 +2,7 @@
 
 A pickle is a program. Tensors are read from safetensors where there are any, and from pickles only
 by `torch.load(weights_only=True)`, which refuses everything else; what it refuses, we refuse.
+Before PyTorch 2.6 a file could get around that.
 """
 
 import argparse
@@ -24,6 +25,8 @@ _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 # What a cached model has beside its weights, if it was fetched whole: one file of each.
 _COMPANIONS = (("config.json",), ("tokenizer.json", "vocab.json", "vocab.txt"))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# The first whose `weights_only=True` holds (CVE-2025-32434).
+_SAFE_TORCH = (2, 6)
 # What a state dict may lie in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -154,6 +157,12 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
             f"{path}: is a pickle, which only PyTorch reads; "
             "pip install 'spatial-clap-jax[parity]', or give safetensors."
         ) from error
+    numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if numbers is None or tuple(map(int, numbers.groups())) < _SAFE_TORCH:
+        raise InputError(
+            f"{path}: is a pickle, and could run code in PyTorch {torch.__version__} when it is "
+            "opened; pip install 'torch>=2.6', or give safetensors."
+        )
     try:
         with torch.serialization.safe_globals(_harmless_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)

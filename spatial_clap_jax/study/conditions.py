@@ -38,8 +38,7 @@ class _ChangedGroups(Sequence[SceneGroup]):
         count: int,
         change: Callable[[SceneGroup], SceneGroup],
     ):
-        self._groups, self._change = groups, change
-        self._count = min(count, len(groups))
+        self._groups, self._count, self._change = groups, count, change
 
     def __len__(self) -> int:
         return self._count
@@ -56,7 +55,7 @@ class ChangedScenes:
 
     Attributes:
       scenes: the data.
-      counts: groups to see of each split that is seen.
+      counts: groups to see of each split that is seen; no more than it has.
       change: of a group.
     """
 
@@ -66,7 +65,7 @@ class ChangedScenes:
 
     @property
     def splits(self) -> Collection[str]:
-        return [split for split in self.counts if split in self.scenes.splits]
+        return list(self.counts)
 
     def source(self, split: str) -> Sequence[SceneGroup]:
         """The groups of a split, changed."""
@@ -94,7 +93,12 @@ def open_data(
     Raises:
       InputError: the folder is missing and so are the sources, or it cannot be used.
     """
-    if sources is not None and not Path(data).exists():
+    if not Path(data).exists():
+        if sources is None:
+            raise InputError(
+                f"--data {data}: no such folder; give one that `render` wrote, or the clips as "
+                "--sources to have it rendered."
+            )
         return render_scenes(study.scenes, sources, data, progress=progress)
     return open_scenes(data)
 
@@ -105,66 +109,97 @@ def open_conditions(
     folder: Path,
     sources: str | None,
     progress: bool = True,
-) -> tuple[dict[str, Scenes], list[str]]:
+) -> tuple[dict[str, Scenes], dict[str, str]]:
     """The test scenes as they are, the first of them again, and under every condition of a study.
 
     Args:
-      study: says the conditions.
+      study: says the conditions; held to the scenes (`Study.held_to`).
       scenes: the data.
       folder: where scenes of conditions that are rendered anew lie, or will.
       sources: the clips that the data were rendered from.
       progress: show progress bars.
 
     Returns:
-      Scenes by name of condition, and the names of those that can neither be found nor rendered;
-      rooms that were measured cannot be rendered otherwise.
+      Scenes by name of condition; and of those that can neither be found nor rendered, why.
 
     Raises:
       InputError: the sources are not those of the data.
     """
-    opened: dict[str, Scenes] = {PLAIN: scenes}
-    if study.conditions:
-        opened[UNCHANGED] = changed(None, scenes, study.singles, study.pairs)
-    held_source = scenes.manifest["source"]["fingerprint"]
     if sources is not None:
         options = from_plain(SceneRecipe, scenes.manifest["recipe"]).sources
-        if open_source(sources, options).fingerprint() != held_source:
+        if open_source(sources, options).fingerprint() != _clips_of(scenes):
             raise InputError(
                 f"--sources {sources}: {scenes.data_dir} was rendered from other clips; give the "
                 "csv that it was rendered from, with the same audio beside it."
             )
-    missing = []
+    opened: dict[str, Scenes] = {PLAIN: scenes}
+    if not (study.singles or study.pairs):
+        reason = "the data have no test scenes of one source or of two"
+        return opened, {condition.name: reason for condition in study.conditions}
+    if study.conditions:
+        opened[UNCHANGED] = changed(None, scenes, study.singles, study.pairs)
+    missing: dict[str, str] = {}
     for condition in study.conditions:
+        name, out = condition.name, folder / condition.name
         if not isinstance(condition, Rendered):
-            opened[condition.name] = changed(condition, scenes, study.singles, study.pairs)
-            continue
-        if scenes.manifest.get("rirs") is not None:
-            missing.append(condition.name)
-            continue
-        out = folder / condition.name
-        recipe = from_plain(SceneRecipe, scenes.manifest["recipe"])
-        recipe = condition.recipe(recipe, study.singles, study.pairs)
-        if sources is not None:
-            # Scenes that are there already are left as they are, others refused.
-            rendered = render_scenes(recipe, sources, out, progress=progress)
-        elif out.exists():
-            rendered = open_scenes(out)
+            opened[name] = changed(condition, scenes, study.singles, study.pairs)
+        elif reason := _unrenderable(condition, scenes):
+            missing[name] = reason
+        elif sources is None and not out.exists():
+            missing[name] = "its scenes are not there, and --sources would render them"
         else:
-            missing.append(condition.name)
-            continue
-        held = from_plain(SceneRecipe, rendered.manifest["recipe"])
-        if held != recipe or rendered.manifest["source"]["fingerprint"] != held_source:
-            raise InputError(
-                f"{out}: rendered by another recipe, or from other clips than the data; remove it, "
-                "and give as --sources the clips that the data were rendered from."
-            )
-        opened[condition.name] = rendered
+            opened[name] = _rendered(condition, study, scenes, out, sources, progress)
     return opened, missing
 
 
+def _clips_of(scenes: SceneData) -> str:
+    return scenes.manifest["source"]["fingerprint"]
+
+
+def _unrenderable(condition: Rendered, scenes: SceneData) -> str:
+    """Why the clips of the data cannot be rendered under a condition; empty where they can."""
+    if scenes.manifest.get("rirs") is not None:
+        return "the rooms of the data were measured, and no others can be rendered for them"
+    recipe = from_plain(SceneRecipe, scenes.manifest["recipe"])
+    if besides := condition.changes_besides(recipe.rooms):
+        return f"the rooms of the data have {' and '.join(besides)} of their own, which it changes"
+    return ""
+
+
+def _rendered(
+    condition: Rendered,
+    study: Study,
+    scenes: SceneData,
+    out: Path,
+    sources: str | None,
+    progress: bool,
+) -> SceneData:
+    """The scenes of a condition in a folder, rendered first where they are not there."""
+    recipe = from_plain(SceneRecipe, scenes.manifest["recipe"])
+    recipe = condition.recipe(recipe, study.singles, study.pairs)
+    if sources is not None:
+        # Scenes that are there already are left as they are, others refused.
+        return render_scenes(recipe, sources, out, progress=progress)
+    rendered = open_scenes(out)
+    held = from_plain(SceneRecipe, rendered.manifest["recipe"])
+    if held != recipe or _clips_of(rendered) != _clips_of(scenes):
+        raise InputError(
+            f"{out}: rendered by another recipe, or from other clips than the data; remove it, "
+            "and give as --sources the clips that the data were rendered from."
+        )
+    return rendered
+
+
 def changed(condition: Condition | None, scenes: Scenes, singles: int, pairs: int) -> ChangedScenes:
-    """The first test scenes as they are (None), or under a condition that needs no rendering."""
-    counts = {"test_k1": singles, "test_k2": pairs}
+    """The first test scenes as they are (None), or under a condition that needs no rendering.
+
+    Args:
+      condition: what is done to them.
+      scenes: the data.
+      singles: scenes of one source, no more than there are.
+      pairs: of two.
+    """
+    counts = {split: n for split, n in (("test_k1", singles), ("test_k2", pairs)) if n}
     if condition is None:
         return ChangedScenes(scenes, counts, lambda group: group)
     if isinstance(condition, Noise):

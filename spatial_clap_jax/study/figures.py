@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from spatial_clap_jax.acoustics.directions import STEREO_DIRECTIONS
 from spatial_clap_jax.shown import label
@@ -18,25 +19,31 @@ from spatial_clap_jax.train.metrics_log import read_metrics
 _PAPER, _OURS = "#4c78a8", "#f58518"
 # Scores that say most; the table has all.
 _SHOWN = ("assignment/2", "assignment/3", "direction/1", "content/1", "t2a_r1/2", "t2a_r1/3")
+# The luminance from which on black digits are read better than white ones.
+_BLACK_FROM = 0.25
 FIGURES = ("scores.png", "conditions.png", "learning_curves.png", "directions.png", "map.png")
 _CURVES = {"retrieval": "share of the batch retrieved", "assignment": "assignment in the batch"}
+# Logged batches that a point of a learning curve is the mean of, at most.
+_SMOOTHED = 5
 
 
 def draw_figures(
-    study: Study, results: Mapping[str, Any], tested: AllFindings, runs: Path, out: Path
-) -> None:
-    """Draws what there is to draw so far, as `FIGURES`.
+    study: Study, results: Mapping[str, Any], tested: AllFindings, runs: Path
+) -> dict[str, Any]:
+    """Draws what there is to draw so far.
 
     Args:
       study: rows and conditions.
       results: see `summary.summarise`.
       tested: what it was made of.
       runs: folder of the trainings, for their learning curves.
-      out: folder for the figures.
+
+    Returns:
+      Figures of matplotlib by the name of their file, one of `FIGURES`.
     """
     rows = [row.name for row in study.rows if results["rows"][row.name]["seeds"]]
     if not rows:
-        return
+        return {}
     drawn = (
         _scores(results, rows),
         _conditions(study, results, rows),
@@ -44,9 +51,7 @@ def draw_figures(
         _directions(results, tested, rows),
         _map(study, results, tested),
     )
-    for name, figure in zip(FIGURES, drawn, strict=True):
-        if figure is not None:
-            figure.savefig(out / name, dpi=110)
+    return {name: figure for name, figure in zip(FIGURES, drawn, strict=True) if figure is not None}
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -70,13 +75,15 @@ def _scores(results: Mapping[str, Any], rows: list[str]) -> Any:
             errors = np.maximum([[value - low], [high - value]], 0)
             axes.errorbar(value, height, xerr=errors, fmt="none", ecolor="black", capsize=2)
             seeds = [100 * share for share in score["by_seed"]]
-            axes.plot(seeds, [height] * len(seeds), "|", color="white", markersize=6)
+            # In front of the interval, which they lie in.
+            dots = {"color": "white", "markeredgecolor": "black", "markersize": 4, "zorder": 3}
+            axes.plot(seeds, [height] * len(seeds), "o", clip_on=False, **dots)
             axes.axvline(100 * score["chance"], color="#e45756", linestyle="dashed", linewidth=1)
         titles = [label(results["rows"][name]["title"]) for name in rows]
         axes.set_yticks(heights, titles if index % 3 == 0 else [""] * len(rows))
         axes.set_xlim(0, 100)
         axes.set_title(COLUMNS[task])
-    figure.supxlabel("%, 95 % interval; dashed: chance; white: seeds; orange: past the paper")
+    figure.supxlabel("%, 95 % interval; dashed: chance; dots: seeds; orange: past the paper")
     return figure
 
 
@@ -101,43 +108,69 @@ def _conditions(study: Study, results: Mapping[str, Any], rows: list[str]) -> An
 
 
 def _heat(axes: Any, values: np.ndarray, low: float, high: float, form: str) -> None:
-    axes.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
     for row, column in np.ndindex(*values.shape):
         value = values[row, column]
         if np.isfinite(value):
-            color = "white" if value > (low + high) / 2 else "black"
+            color = "black" if _luminance(image.to_rgba(value)) >= _BLACK_FROM else "white"
             axes.text(column, row, form.format(value), ha="center", va="center", color=color)
+
+
+def _luminance(rgba: Sequence[float]) -> float:
+    """Relative luminance of a colour of sRGB.
+
+    Reference: WCAG 2.1.
+    """
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def _learning_curves(results: Mapping[str, Any], rows: list[str], runs: Path) -> Any:
     figure, panels = _figure(1, len(_CURVES), 6.0, 4.0)
-    titles = {row: label(results["rows"][row]["title"]) for row in rows}
     steps_before = results["steps_before"]
     for index, row in enumerate(rows):
+        found = results["rows"][row]
         # One that is at work would cut the curve of all where it stands.
-        folders = [runs / row / f"seed{seed}" for seed in results["rows"][row]["seeds"]]
+        folders = [runs / row / f"seed{seed}" for seed in found["seeds"]]
         logs = [log for log in (_log_of(folder, steps_before) for folder in folders) if log]
-        for axes, (quantity, unit) in zip(panels, _CURVES.items(), strict=True):
+        title = f"{label(found['title'])} ({len(logs)} seed{'s' if len(logs) > 1 else ''})"
+        for axes, quantity in zip(panels, _CURVES, strict=True):
             curves = [{r["step"]: r[quantity] for r in log if quantity in r} for log in logs]
-            steps = sorted(set.intersection(*map(set, curves))) if curves else []
+            steps = np.array(sorted(set.intersection(*map(set, curves))) if curves else [], int)
             means = np.array([np.mean([curve[step] for curve in curves]) for step in steps])
             if np.isfinite(means).any():
                 style = "-" if index < 10 else "--"
                 # By the row: not every one has each quantity.
-                line = {"color": f"C{index % 10}", "linewidth": 1.2, "label": titles[row]}
-                axes.plot(steps, means, style, **line)
-            axes.set_xlabel("step")
-            axes.set_ylabel(unit)
-            axes.set_ylim(0, 1)
-    if steps_before:
-        for axes in panels:
+                line = {"color": f"C{index % 10}", "linewidth": 1.2, "label": title}
+                # Each training by itself: between the two the curve falls.
+                parts = (means[steps <= steps_before], means[steps > steps_before])
+                axes.plot(steps, np.concatenate([*map(_smoothed, parts)]), style, **line)
+    for axes, unit in zip(panels, _CURVES.values(), strict=True):
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        # A curve at 1 is seen whole.
+        axes.set_ylim(0, 1.03)
+        if steps_before:
             axes.axvline(steps_before, color="0.6", linewidth=0.8, linestyle=":")
-        panels[0].set_title("left of the line, the training before", fontsize=8)
     # Tests may have come without the logs of their trainings.
     if not any(axes.get_legend_handles_labels()[0] for axes in panels):
         return None
     panels[0].legend(fontsize=7)
+    before = "; left of the line, the training before" if steps_before else ""
+    figure.suptitle(
+        f"each row's own training batches: mean over its seeds, running mean of {_SMOOTHED} logged "
+        f"steps{before}",
+        fontsize=9,
+    )
     return figure
+
+
+def _smoothed(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """The mean of each value and its neighbours, fewer at the ends."""
+    half = _SMOOTHED // 2
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
 def _log_of(folder: Path, steps_before: int) -> list[dict[str, Any]]:
@@ -175,11 +208,11 @@ def _directions(results: Mapping[str, Any], tested: AllFindings, rows: list[str]
 
 
 def _map(study: Study, results: Mapping[str, Any], tested: AllFindings) -> Any:
-    runs = tested.get(study.showcase, {})
-    maps = [test[PLAIN].map for _, test in sorted(runs.items()) if PLAIN in test]
-    if not maps or maps[0] is None or len(maps[0].audio) < 10:
-        return None
-    return draw_map(maps[0], results["rows"][study.showcase]["title"])
+    for seed, tests in sorted(tested.get(study.showcase, {}).items()):
+        scenes = tests[PLAIN].map if PLAIN in tests else None
+        if scenes is not None and len(scenes.audio) >= 10:
+            return draw_map(scenes, f"{results['rows'][study.showcase]['title']}, seed {seed}")
+    return None
 
 
 def draw_map(scenes: SceneMap, title: str) -> Any:
@@ -209,9 +242,9 @@ def draw_map(scenes: SceneMap, title: str) -> Any:
     ):
         names = sorted(set(labels), key=lambda name: (order.get(name, 0), name))
         for index, name in enumerate(names):
-            told = name if name in order else label(name)
-            here = points[[label == name for label in labels]]
+            here = points[[one == name for one in labels]]
             shade = colors(order[name] if kind == "place" else index % 20)
+            told = name if name in order else label(name)
             axes.plot(here[:, 0], here[:, 1], ".", color=shade, label=told, markersize=5)
         axes.legend(fontsize=7, markerscale=2)
         axes.set_title(f"by {kind}")

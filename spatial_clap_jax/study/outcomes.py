@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from spatial_clap_jax.configs_io import from_plain, to_plain
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import Evaluation, Outcome
+from spatial_clap_jax.shown import plain
 from spatial_clap_jax.small_files import bytes_of, parsed_json
 from spatial_clap_jax.train.description import write_atomically
-from spatial_clap_jax.train.experiment import Experiment
+from spatial_clap_jax.train.resuming import check_unchanged
 
-_FILE = "tests.npz"
+FILE = "tests.npz"
 # DEFLATE makes nothing smaller than this.
 _DENSEST = 1100
+# Differences that are named, and characters of each.
+_LISTED, _LONGEST = 8, 100
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def write_findings(folder: Path, identity: dict[str, Any], tested: dict[str, Fin
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **arrays)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / _FILE, packed.getvalue())
+    write_atomically(folder / FILE, packed.getvalue())
 
 
 def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Findings]:
@@ -110,7 +112,7 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
     Raises:
       InputError: the file is damaged, or tells of another training or other data.
     """
-    path = folder / _FILE
+    path = folder / FILE
     if not path.exists():
         return {}
     try:
@@ -133,30 +135,60 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
         raise InputError(
             f"{path}: is damaged ({reason}); remove it to have it made anew."
         ) from error
-    if identity is not None and not same_training(found, identity):
-        raise InputError(
-            f"{path}: tells of a training with other settings or data; take another --workdir."
-        )
+    if identity is not None:
+        check_same_training(path, found, identity)
     return tested
 
 
-def same_training(found: Any, identity: dict[str, Any]) -> bool:
-    """Whether what a file tells of a training and its data is `identity`."""
-    return _with_defaults(found) == identity
+def check_same_training(path: Path, found: Any, identity: dict[str, Any]) -> None:
+    """Refuses what tells of another training, or of other data.
+
+    As where a training goes on, what changes no result may differ, and a setting that the library
+    did not have yet had the value that is now its default (`train.resuming`).
+
+    Args:
+      path: of the file that tells, for the message.
+      found: what it tells of a training and its data.
+      identity: what it is to tell.
+
+    Raises:
+      InputError: something differs; it is named.
+    """
+    told = _differences(path, found, identity)
+    if told:
+        listed = "; ".join(plain(text, _LONGEST) for text in told[:_LISTED])
+        more = f"; and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
+        raise InputError(
+            f"{path}: tells of a training with other settings or data: {listed}{more}; take "
+            "another --workdir, or the same settings."
+        )
 
 
-def _with_defaults(identity: Any) -> Any:
-    """A setting that the library did not have yet had the value that is now its default."""
+def _differences(path: Path, found: Any, identity: dict[str, Any]) -> list[str]:
+    """In what a training and its data differ from `identity`, in words."""
+    if not isinstance(found, dict):
+        return [f"{found!r} there, {identity!r} here"]
+    told = []
+    for key in dict.fromkeys((*identity, *found)):
+        there, here = found.get(key), identity.get(key)
+        if key in ("experiment", "before") and isinstance(there, dict) and isinstance(here, dict):
+            told += _differences_of_settings(path, key, there, here)
+        elif there != here:
+            told.append(f"{key} {there!r} there, {here!r} here")
+    return told
+
+
+def _differences_of_settings(
+    path: Path, key: str, there: dict[str, Any], here: dict[str, Any]
+) -> list[str]:
+    described = {"experiment": there, "data_fingerprint": "", "tokenizer": None, "max_tokens": 0}
     try:
-        trainings = {
-            name: to_plain(from_plain(Experiment, identity[name]))
-            for name in ("experiment", "before")
-            if name == "experiment" or name in identity
-        }
-    # What is no identity of ours is not equal to any.
-    except (InputError, TypeError, LookupError):
-        return identity
-    return {**identity, **trainings}
+        # What differs is told where all of it is accepted.
+        told, _ = check_unchanged(described, here, "", path.parent, accepted=list(here))
+    # What is no experiment of ours is not equal to any.
+    except (InputError, TypeError, LookupError) as error:
+        return [f"{key}: {error}"]
+    return [f"{key}.{text}" for text in told]
 
 
 def _refuse_inflated(content: bytes) -> None:

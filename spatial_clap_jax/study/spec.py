@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spatial_clap_jax.acoustics.directions import phrase_set
 from spatial_clap_jax.acoustics.receivers import StereoPair
-from spatial_clap_jax.acoustics.rooms import RoomRanges
+from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.scenes import GroupCounts, SceneRecipe
 from spatial_clap_jax.errors import InputError
@@ -59,7 +59,8 @@ class Rendered:
     Attributes:
       name: of the condition.
       title: in tables.
-      rooms: ranges of rooms; None for those of the data.
+      rooms: ranges of rooms, of which those that are no default are what the condition is about;
+        None for those of the data.
       spacing: factor on the distance between the microphones.
     """
 
@@ -85,6 +86,17 @@ class Rendered:
             receiver=replace(receiver, spacing_m=receiver.spacing_m * self.spacing),
             group_counts=counts,
         )
+
+    def changes_besides(self, of_data: RoomRanges | FloorRanges) -> list[str]:
+        """Ranges of the data's rooms that this would change, and is not about."""
+        if self.rooms is None:
+            return []
+        default = RoomRanges()
+        return [
+            name
+            for name in RoomRanges.__dataclass_fields__
+            if getattr(self.rooms, name) == getattr(default, name) != getattr(of_data, name, None)
+        ]
 
 
 @dataclass(frozen=True)
@@ -174,6 +186,15 @@ class Study:
             told = {k: v for k, v in to_plain(condition).items() if k not in ("name", "title")}
             changes[condition.name] = {type(condition).__name__: told, **counts}
         return changes
+
+    def held_to(self, groups: Mapping[str, int]) -> Study:
+        """The study with no more test scenes in a condition than there are.
+
+        Args:
+          groups: scenes of the data by split.
+        """
+        singles, pairs = groups.get("test_k1", 0), groups.get("test_k2", 0)
+        return replace(self, singles=min(self.singles, singles), pairs=min(self.pairs, pairs))
 
     def chosen(self, names: Sequence[str]) -> tuple[Row, ...]:
         """The rows of these names, in the study's order; all without names.

@@ -168,14 +168,15 @@ def markdown(study: Study, results: Mapping[str, Any]) -> str:
         f"# {shown.markdown(study.name)}",
         f"{before}{results['steps']} steps of {results['captions_per_batch']} captions a training. "
         "Means over seeds in percent, in brackets 95 % intervals (bootstrap over scenes and "
-        "seeds); rows with a * go past the paper.",
+        "seeds; of one seed over scenes only); rows with a * go past the paper.",
         _grid(_main_rows(study, results)),
     ]
     if study.comparisons:
         parts += [
             "## Paired differences",
             "Points of percent between two rows on the same queries and seeds, interval, and the "
-            "two-sided p of the bootstrap, not corrected for their number.",
+            "two-sided p of the bootstrap, not corrected for their number; of how many seeds, "
+            "where these are fewer than the study has.",
             _grid(_comparison_rows(results)),
         ]
     if study.conditions:
@@ -224,14 +225,18 @@ def held_conditions(study: Study, results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _condition_rows(study: Study, results: Mapping[str, Any], task: str) -> list[list[str]]:
-    titles = held_conditions(study, results)
+    titles, most = held_conditions(study, results), _most_seeds(results)
     lines = [["row", *titles.values()]]
     for found in results["rows"].values():
-        line = [found["title"]]
+        seeds = len(found["seeds"])
+        line = [f"{found['title']}{_of_seeds(seeds, most)}"]
         for name in titles:
             told = _percent(found["scores"].get(name, {}).get(task), interval=name == UNCHANGED)
             change = found["changes"].get(name, {}).get(task)
-            line.append(told if change is None else f"{told}, {_change(change)}")
+            if change is not None:
+                fewer = _of_seeds(change["seeds"], seeds) if change["seeds"] < seeds else ""
+                told += f", {_change(change)}{fewer}"
+            line.append(told)
         lines.append(line)
     return lines
 
@@ -239,22 +244,23 @@ def _condition_rows(study: Study, results: Mapping[str, Any], task: str) -> list
 def _comparison_rows_by_condition(
     study: Study, results: Mapping[str, Any], task: str
 ) -> list[list[str]]:
-    titles = held_conditions(study, results)
+    titles, most = held_conditions(study, results), _most_seeds(results)
     lines = [["better, as expected", "worse", *titles.values()]]
     for pair in results["comparisons"]:
         rows = [results["rows"][pair[side]]["title"] for side in ("better", "worse")]
         scores = [pair["scores"].get(name, {}).get(task) for name in titles]
-        lines.append([*rows, *map(_difference, scores)])
+        lines.append([*rows, *(_difference(score, most) for score in scores)])
     return lines
 
 
 def _comparison_rows(results: Mapping[str, Any]) -> list[list[str]]:
     tasks = ("assignment/2", "assignment/3", "direction/1", "content/1", "t2a_r1/2")
+    most = _most_seeds(results)
     lines = [["better, as expected", "worse", *(COLUMNS[task] for task in tasks)]]
     for pair in results["comparisons"]:
         scores = pair["scores"].get(PLAIN, {})
         titles = [results["rows"][pair[side]]["title"] for side in ("better", "worse")]
-        lines.append([*titles, *(_difference(scores.get(task)) for task in tasks)])
+        lines.append([*titles, *(_difference(scores.get(task), most) for task in tasks)])
     return lines
 
 
@@ -274,10 +280,21 @@ def _percent(score: Mapping[str, Any] | None, interval: bool = True) -> str:
     return f"{100 * score['value']:.1f} ({100 * score['low']:.1f} - {100 * score['high']:.1f})"
 
 
-def _difference(score: Mapping[str, Any] | None) -> str:
+def _most_seeds(results: Mapping[str, Any]) -> int:
+    return max(len(found["seeds"]) for found in results["rows"].values())
+
+
+def _difference(score: Mapping[str, Any] | None, most: int) -> str:
     if score is None or not math.isfinite(score["difference"]):
         return "-"
-    return f"{_change(score)}, p {score['p']:.3f}"
+    return f"{_change(score)}, p {score['p']:.3f}{_of_seeds(score['seeds'], most)}"
+
+
+def _of_seeds(seeds: int, most: int) -> str:
+    """Of how many seeds something is, where these are fewer than the most or one alone."""
+    if seeds == 1:
+        return " (one seed: scenes only)"
+    return f" ({seeds} seeds)" if 0 < seeds < most else ""
 
 
 def _change(score: Mapping[str, Any]) -> str:

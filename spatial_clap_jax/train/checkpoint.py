@@ -19,6 +19,8 @@ import contextlib
 import json
 import re
 import shutil
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -110,6 +112,7 @@ class RunCheckpoints:
             )
         self._aside = self._folder.parent / "set_aside"
         self._timeout_s = save_timeout_s
+        self._noting = threading.Lock()
         # A run of before this file was written has a log, and what it has saved is not known.
         if self._looks_unsaved() and not has_metrics(workdir):
             self._note_saved(None)
@@ -152,6 +155,9 @@ class RunCheckpoints:
                 )
             except Exception as error:
                 self._fail(error)
+            if self._response is not None:
+                # Whoever waits for it notes it too, but may be killed before.
+                self._response.on_complete(lambda _: self._note_in_background(step))
         if wait:
             self.wait()
 
@@ -192,11 +198,17 @@ class RunCheckpoints:
         self.wait()
         return self._restored(_step_folder(self._folder, step), abstract_state)
 
-    def _restored(self, folder: Path, abstract_state: PyTree) -> tuple[PyTree, dict]:
+    def _restored(
+        self,
+        folder: Path,
+        abstract_state: PyTree,
+        check_place: Callable[[Any], None] = lambda place: None,
+    ) -> tuple[PyTree, dict]:
         def check() -> tuple[dict, dict]:
             check_committed(folder)
             _check_fits(folder, saved_tree(folder), abstract_state)
             place, saved = read_json(folder / "data_state"), read_json(folder / "digests")
+            check_place(place)
             if jax.process_count() > 1:
                 check_arrays(folder / "state", jax.process_index(), jax.process_count())
             return place, saved
@@ -213,13 +225,18 @@ class RunCheckpoints:
         return _in_all_or_none(folder, load), place
 
     def restore_newest(
-        self, abstract_state: PyTree, tell: Callable[[str], None]
+        self,
+        abstract_state: PyTree,
+        tell: Callable[[str], None],
+        check_place: Callable[[Any], None] = lambda place: None,
     ) -> tuple[PyTree, dict, int]:
         """Restores the newest checkpoint that is whole; newer ones are set aside, not removed.
 
         Args:
           abstract_state: see `restore`.
           tell: is told of each one that is set aside.
+          check_place: raises ValueError for a place that the run cannot go on from; such a
+            checkpoint is damaged, though its checksums are right.
 
         Returns:
           The state, the place in the data and the step.
@@ -232,7 +249,8 @@ class RunCheckpoints:
         damaged: dict[int, DamagedCheckpoint] = {}
         for step in reversed(_steps_of_first(self._folder)):
             try:
-                restored = self._restored(self._folder.absolute() / str(step), abstract_state)
+                folder = self._folder.absolute() / str(step)
+                restored = self._restored(folder, abstract_state, check_place)
             except DamagedCheckpoint as error:
                 damaged[step] = error
                 continue
@@ -264,10 +282,18 @@ class RunCheckpoints:
     def _note_saved(self, step: int | None) -> None:
         """Notes the first step known to be saved whole, or that there is none so far."""
         path = self._folder.parent / _SAVED
-        if processes.is_first_process() and first_saved_step(path.parent) is None:
-            # What cannot be written now follows with the next save.
-            with contextlib.suppress(OSError):
-                write_atomically(path, json.dumps({"step": step}) + "\n")
+        if not processes.is_first_process():
+            return
+        with self._noting:
+            if first_saved_step(path.parent) is None:
+                # What cannot be written now follows with the next save.
+                with contextlib.suppress(OSError):
+                    write_atomically(path, json.dumps({"step": step}) + "\n")
+
+    def _note_in_background(self, step: int) -> None:
+        # A note that is damaged is told by whoever waits.
+        with contextlib.suppress(InputError):
+            self._note_saved(step)
 
     def _set_aside(self, step: int) -> Path:
         names = [str(step), *(f"{step}-{again}" for again in range(2, 1000))]
@@ -287,6 +313,7 @@ class RunCheckpoints:
           SaveError: it could not be written; what was saved before is whole.
         """
         response, self._response = self._response, None
+        under_way = sys.exc_info()[1]
         try:
             with orbax_kept_quiet():
                 try:
@@ -297,6 +324,7 @@ class RunCheckpoints:
                     # A save that failed tells it to both, and else it would to the next save.
                     self._checkpointer.wait()
         except Exception as error:
+            _part(error, under_way)
             self._fail(error)
         if response is not None:
             self._note_saved(self._saving)
@@ -397,6 +425,13 @@ def load_params(
         return loaded
 
     return read_whole(folder, read), int(folder.name)
+
+
+def _part(error: BaseException, under_way: BaseException | None) -> None:
+    """Parts an error from one that ends the run already: it came after that, and not of it."""
+    while (context := error.__context__) is not None and context is not under_way:
+        error = context
+    error.__context__ = None
 
 
 def _step_folder(folder: Path, step: int | None) -> Path:

@@ -1,7 +1,6 @@
 """The files of one checkpoint: whether they are whole, said without waiting for other processes."""
 
 import contextlib
-import errno
 import functools
 import gc
 import json
@@ -20,7 +19,7 @@ import jax
 import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, fault_of_the_machine
 from spatial_clap_jax.train import processes
 
 PyTree = Any
@@ -31,13 +30,8 @@ _JSON = "value.json"
 _MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 # Chunks that are read at once; each is on the host as a whole.
 _READERS = 4
-# What the system says of a file or folder itself; all else is about the machine.
-_OF_FILES = {
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG),
-}
 # As Orbax names them, in 64 bits; Unicode has more digits, and a number can be written otherwise.
 _STEP = re.compile("0|[1-9][0-9]{0,17}")
-_OUT_OF_MEANS = re.compile("RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAVAILABLE")
 
 
 class DamagedCheckpoint(InputError):
@@ -201,7 +195,7 @@ def read_whole(folder: Path, read: Callable[[], T]) -> T:
         # ValueError, FileNotFoundError and their own.
         except Exception as error:
             _ignore_abandoned_reads()
-            reason, is_damage = root_reason(error), not _tells_of_the_machine(error)
+            reason, is_damage = root_reason(error), fault_of_the_machine(error) is None
         # Collected here, the abandoned reads do not complain at the program's end.
         gc.collect()
     earlier = [step for step in steps_in(folder.parent) if step < int(folder.name)]
@@ -215,23 +209,6 @@ def read_whole(folder: Path, read: Callable[[], T]) -> T:
         f"{folder}: could not be read now ({reason}), which does not tell that it is damaged; "
         f"mend that and start again, or move this folder away to {remedy}."
     )
-
-
-def _tells_of_the_machine(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is about the machine and not about the files."""
-    while error is not None:
-        if isinstance(error, MemoryError | TimeoutError):
-            return True
-        code = error.errno if isinstance(error, OSError) else None
-        # TensorStore's errors are ValueErrors that hold it as text.
-        if code is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
-            code = int(found[1])
-        if code is not None:
-            return code not in _OF_FILES
-        if _OUT_OF_MEANS.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def root_reason(error: BaseException) -> str:

@@ -5,10 +5,14 @@ description_before.json     the one before, where something else was accepted
 """
 
 import contextlib
+import glob
 import importlib.metadata
 import json
 import os
 import platform
+import re
+import secrets
+import time
 from pathlib import Path
 
 import jax
@@ -17,6 +21,8 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.small_files import bytes_of, json_of, sealed, unsealed
 
 _FILE, _BEFORE = "description.json", "description_before.json"
+# No small file takes so long to write.
+_LEFT_S = 3600.0
 _DESCRIBED_LIBRARIES = (
     *("spatial-clap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy"),
     *("grain", "array-record", "tokenizers"),
@@ -82,9 +88,9 @@ def run_folder(workdir: str | Path) -> Path:
 
     Raises:
       InputError: `workdir` reads like `gs://bucket/run`, which a path would turn into a
-        local folder named 'gs:'.
+        local folder named 'gs:', or has been turned into it.
     """
-    if "://" in str(workdir):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):
         raise InputError(
             f"workdir: {workdir!s} is no path of a file system; "
             "mount the bucket (gcsfuse) and give the mounted path."
@@ -93,14 +99,32 @@ def run_folder(workdir: str | Path) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a crash, finds the old content or the new one whole."""
+    """Writes a file so that a reader, or a crash, finds the old content or the new one whole.
+
+    Two that write it at the same time do not meet: the last one's content stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    _remove_left(path)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with draft.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def _remove_left(path: Path) -> None:
+    """Removes drafts of a file that processes left which were killed long ago."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
+        # Another one may do the same, or be about to replace the file.
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                left.unlink()
 
 
 def library_versions() -> dict[str, str]:

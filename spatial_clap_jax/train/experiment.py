@@ -191,7 +191,7 @@ def load_config(path: str | Path, size: str) -> Any:
 
     Args:
       path: a Python file that defines `get_config(size)`, or the name of a shipped one.
-      size: one of `SIZES`.
+      size: one of the file's own `SIZES`, where it has them, else of those of all.
 
     Returns:
       An `Experiment`, a `SceneRecipe` or a `Study`.
@@ -199,10 +199,12 @@ def load_config(path: str | Path, size: str) -> Any:
     Raises:
       InputError: no such file or size, or a file that defines no `get_config`.
     """
-    if size not in SIZES:
-        raise InputError(f"--size {size}: unknown; choose one of {', '.join(SIZES)}")
     file = _find_config(Path(path))
     module = _import_file(file)
+    with _mistakes_in(file):
+        sizes = tuple(map(str, getattr(module, "SIZES", SIZES)))
+    if size not in sizes:
+        raise InputError(f"--size {size}: unknown; choose one of {', '.join(sizes)}")
     if not hasattr(module, "get_config"):
         raise InputError(f"{path}: defines no get_config(size); see configs/spatial_clap.py")
     with _mistakes_in(file):

@@ -65,7 +65,7 @@ class _Records:
         """Those that were saved, of all processes, on process 0; none on the others."""
         if not saved or not is_first_process():
             return cls()
-        return cls(saved["times"], frozenset(saved["names"]))
+        return cls(saved.get("times", 0), frozenset(saved.get("names", ())))
 
 
 class HealthWatch:
@@ -280,7 +280,7 @@ def read_incidents(workdir: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: cannot be read ({error}); move it away.") from error
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            rows.append(_incident(line))
+            rows.append(check_incident(parsed_json(line)))
         except ValueError as error:
             raise InputError(
                 f"{path}: line {number} is no incident ({error}); remove that line."
@@ -288,13 +288,18 @@ def read_incidents(workdir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _incident(line: bytes) -> dict[str, Any]:
+def check_incident(row: Any) -> dict[str, Any]:
     """A row that can be counted, and written again.
+
+    Args:
+      row: as it was read.
+
+    Returns:
+      The same.
 
     Raises:
       ValueError: it is none.
     """
-    row = parsed_json(line)
     if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
         raise ValueError("it has no kind")
     count_of(row.get("step"))

@@ -41,7 +41,7 @@ class Interruption:
     - lets the step that is under way finish elsewhere.
 
     A second one ends the process with 128 + its number, wherever it is. What comes within `_ECHO_S`
-    of the first is an echo of it.
+    of the first is an echo of it, and is waited for before others get the signals back.
 
     Entered inside another one, or outside the main thread, where no signal arrives, it changes
     nothing.
@@ -57,6 +57,8 @@ class Interruption:
 
     def __init__(self, exits: bool = False) -> None:
         self._exits = exits
+        self._starts_up = True
+        self._elsewhere = False
         self._signal: int | None = None
         self._at = 0.0
         self._abandonable = self._entered = 0
@@ -91,6 +93,9 @@ class Interruption:
     ) -> None:
         self._entered -= 1
         if Interruption._outer is self and not self._entered:
+            if self._signal is not None:
+                # An echo would end with a status of its own what leaves by this one.
+                time.sleep(max(self._at + _ECHO_S - time.monotonic(), 0.0))
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._told_before)
@@ -107,13 +112,23 @@ class Interruption:
                 signal.signal(number, _leave_to_the_thread)
 
     def stay(self) -> None:
-        """Has signals noted from now on, where others would wait for a process that exits."""
-        self._exits = False
+        """Ends the start-up: signals are noted from now on."""
+        self._exits = self._starts_up = False
+
+    @property
+    def starts_up(self) -> bool:
+        """Whether nothing is there to save yet."""
+        return self._starts_up
+
+    def ask(self) -> None:
+        """Notes, from any thread, that another process of the training has got a signal."""
+        self._elsewhere = True
+        signal.pthread_kill(_main_thread_id(), _GIVE_UP)
 
     @property
     def is_asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._signal is not None
+        """Whether a signal has come, here or, where that was told, elsewhere."""
+        return self._elsewhere or self._signal is not None
 
     @contextlib.contextmanager
     def abandonable(self, wanted: bool = True) -> Iterator[None]:

@@ -74,7 +74,7 @@ class MetricsLog:
         (folder / _FILE).touch()
         self._file = AppendedLines(folder / _FILE)
         # What waited for room may have waited here as well, and is not saved a second time.
-        begins = min((parsed_json(line)["step"] for line in waiting), default=last + 1)
+        begins = min((row_of(line)["step"] for line in waiting), default=last + 1)
         again = [row for row in rows if row["step"] >= begins]
         self._tensorboard = _TensorBoard(folder / "tensorboard", begins, again)
 
@@ -202,13 +202,22 @@ def read_metrics(workdir: str | Path) -> list[dict]:
     # What follows the last line end is empty, or a row whose writing was cut short.
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = parsed_json(line)
-            rows.append({"step": int(row.pop("step")), **{k: _decoded(v) for k, v in row.items()}})
+            rows.append(row_of(line))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"{path}: line {number} is no metrics row ({error}); remove that line."
             ) from error
     return rows
+
+
+def row_of(line: str | bytes) -> dict:
+    """A row of the log, as `read_metrics` gives it.
+
+    Raises:
+      ValueError, KeyError, TypeError, AttributeError, OverflowError: it is none.
+    """
+    row = parsed_json(line)
+    return {"step": int(row.pop("step")), **{k: _decoded(v) for k, v in row.items()}}
 
 
 def _line(row: dict) -> str:

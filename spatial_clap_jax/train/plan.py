@@ -19,6 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from spatial_clap_jax import shown
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import hlo, sharding
 from spatial_clap_jax.train.chips import Chip, chip
@@ -190,8 +191,10 @@ def print_plan(found: Plan) -> None:
         table.add_row("all exchanges", "", times.get("interconnect"))
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"{found.name} on {found.topology}: {found.devices} x {found.device_kind}, "
-        f"{found.global_batch:,} captions a batch"
+        shown.cell(
+            f"{found.name} on {found.topology}: {found.devices} x {found.device_kind}, "
+            f"{found.global_batch:,} captions a batch"
+        )
     )
     console.print(table)
     for line in _verdicts(found):
@@ -392,9 +395,10 @@ def _largest(compiled: list[_Compiled], unit: int, capacity: int | None) -> int 
 @contextmanager
 def _status(text: str, *, show: bool) -> Iterator[None]:
     console = Console(stderr=True, quiet=not show)
+    line = shown.cell(text)
     if console.is_terminal:
-        with console.status(text):
+        with console.status(line):
             yield
     else:
-        console.print(text, highlight=False)
+        console.print(line, highlight=False)
         yield

@@ -72,7 +72,9 @@ class TrainProgress:
 
     def announce(self, text: str) -> None:
         """Prints a line of its own; names in it come from data, and no terminal shall obey them."""
-        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
 
     def started(
         self,

@@ -47,8 +47,13 @@ def note_start(
         "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
         "versions": library_versions(),
     }
-    with (run_folder(workdir) / _FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    with (run_folder(workdir) / _FILE).open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            # A start that was killed amid its line takes no other one with it.
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(row) + "\n").encode())
 
 
 def source_commit() -> str | None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import jax
@@ -32,6 +33,7 @@ from spatial_clap_jax.train.health import HealthWatch
 from spatial_clap_jax.train.interruption import Interrupted, Interruption, call_abandonably
 from spatial_clap_jax.train.metrics_log import MetricsLog
 from spatial_clap_jax.train.optim import make_optimizer
+from spatial_clap_jax.train.place import check_place
 from spatial_clap_jax.train.progress import TrainProgress
 from spatial_clap_jax.train.provenance import describe_origin, note_start
 from spatial_clap_jax.train.resuming import (
@@ -105,6 +107,8 @@ def train(
             run.compile()
             # Compilers may take longer here than there.
             processes.wait_for_all("compiled")
+        # So far all processes have left at once where one got a signal; now they vote on it.
+        interruption.stay()
         return run.train()
 
 
@@ -162,7 +166,7 @@ def _opened(
     same = partial(_check_same, workdir, found)
     stack.enter_context(held(workdir, bar.announce, check=same))
     checkpoints = RunCheckpoints(workdir, experiment.keep, experiment.keep_every)
-    stack.callback(checkpoints.close)
+    stack.push(partial(_close, checkpoints, bar.announce))
     if found is None:
         write_description(workdir, description)
         processes.wait_for_all("described")
@@ -197,6 +201,22 @@ def _opened(
     return _Run(
         experiment, workdir, mesh, checkpoints, batches, log, bar, health, scores, step, state, done
     )
+
+
+def _close(
+    checkpoints: RunCheckpoints,
+    tell: Callable[[str], None],
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    """Ends the last save; one that fails must not hide why the run ends already."""
+    try:
+        checkpoints.close()
+    except InputError as failed:
+        if error is None:
+            raise
+        tell(str(failed))
 
 
 def _check_same(workdir: Path, found: Mapping[str, Any] | None) -> None:
@@ -375,20 +395,24 @@ class _Run:
         row: dict[str, float] = {}
         try:
             if processes.is_first_process():
-                with self.interruption.abandonable(jax.process_count() == 1):
+                with self.interruption.abandonable():
                     row = call_abandonably(partial(self.scores, variables, self.done))
         except InputError as error:
             # Worth a line, and no reason to lose a training.
             self.bar.announce(f"step {self.done}: not evaluated: {error}")
+        except Interrupted:
+            # The others wait below, and all leave from there.
+            pass
         processes.wait_for_all(f"evaluated {self.done}")
-        if not row:
-            return
-        # Not where it could be abandoned: a row is written once.
-        self._write(row)
-        told = "  ".join(f"{name.partition('/')[2]} {value:.3f}" for name, value in row.items())
-        seconds = time.perf_counter() - began
-        self.bar.announce(f"step {self.done}: validation in {seconds:.0f} s: {told}")
-        self.bar.paused()
+        if row:
+            # Not where it could be abandoned: a row is written once.
+            self._write(row)
+            told = "  ".join(f"{name.partition('/')[2]} {value:.3f}" for name, value in row.items())
+            seconds = time.perf_counter() - began
+            self.bar.announce(f"step {self.done}: validation in {seconds:.0f} s: {told}")
+            self.bar.paused()
+        if not processes.all_agree(not self.interruption.is_asked):
+            raise self.interruption.interrupted()
 
 
 def model_flops(experiment: Experiment, mesh: Mesh, executed: float) -> float:
@@ -509,5 +533,5 @@ def restore_or_init(
         start.eval_shape({}),
         start.lower({}).compile().output_shardings,
     )
-    saved, place, done = checkpoints.restore_newest(abstract._asdict(), tell)
+    saved, place, done = checkpoints.restore_newest(abstract._asdict(), tell, check_place)
     return TrainState(**saved), {**place, "step": done}

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -186,6 +187,56 @@ def test_a_worker_that_never_takes_what_it_is_sent_is_told(tmp_path, monkeypatch
         batches.close()
     assert time.monotonic() - began < 30
     assert not multiprocessing.active_children()
+
+
+class Unkillable:
+    """A process that hangs in the kernel, as one of multiprocessing's."""
+
+    name, pid, sentinel, daemon = "data worker", 4321, -1, True
+
+    def __init__(self, ends: bool = False):
+        self._popen, self.ends = self, ends
+        multiprocessing.process._children.add(self)  # type: ignore[attr-defined]
+
+    def poll(self):
+        return 0 if self.ends else None
+
+    def kill(self):
+        pass
+
+    def is_alive(self):
+        return not self.ends
+
+    def join(self, timeout=None):
+        if not self.ends:
+            time.sleep(1e9 if timeout is None else timeout)
+
+
+def test_workers_that_nothing_ends_hold_no_run_up(monkeypatch, capsys):
+    monkeypatch.setattr(batch_workers, "_END_S", 0.5)
+    sent, workers = threading.Event(), []
+    for number in range(8):
+        ours, _ = multiprocessing.Pipe()
+        # Of a worker that hangs nobody takes what is sent.
+        sender = threading.Thread(target=sent.wait if number else str, daemon=True)
+        sender.start()
+        process = Unkillable(ends=number == 0)
+        workers.append(batch_workers._Worker(number, process, ours, sender, number))  # type: ignore[arg-type]
+    connections = [worker.connection for worker in workers]
+    began = time.monotonic()
+    batch_workers._end_all(workers)
+    assert time.monotonic() - began < 3
+    # At its end Python waits for those that are left in here.
+    assert not multiprocessing.active_children()
+    # What a thread still writes into is left open.
+    assert [connection.closed for connection in connections] == [True] + 7 * [False]
+    sent.set()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 7
+    assert told[0] == (
+        "data.workers: worker 1 (process 4321) goes on 0.5 s after SIGKILL, so it hangs in the "
+        "system; it is left behind: see whether the disk of the data answers."
+    )
 
 
 _RUN = """

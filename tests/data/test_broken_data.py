@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import itertools
 import shutil
 from pathlib import Path
@@ -174,16 +175,35 @@ def test_marks_of_other_scenes_are_refused(scenes, other_seed):
         open_scenes(scenes)
 
 
-def test_too_many_open_files_is_no_fault_of_a_record(scenes, monkeypatch):
-    source = stored(scenes)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            r"Too many .*; raise `ulimit -n`, or give f",
+        ),
+        (RuntimeError("open() failed: Too many open files; opening x"), "raise `ulimit -n`"),
+        (OSError(errno.EIO, "Input/output error"), r"\(Input/output error\), .*; mend that, then"),
+        (RuntimeError("pread() failed: Input/output error"), "Input/output error"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+        (MemoryError(), r"\(MemoryError\), which does not tell that it is bad; give more memory"),
+    ],
+)
+@pytest.mark.parametrize("of", ["_check", "_records"])
+def test_what_the_machine_lacks_is_no_fault_of_a_record(scenes, monkeypatch, error, told, of):
+    class Failing:
+        def __call__(self, shard):
+            raise error
 
-    def no_more(shard):
-        raise OSError(24, "Too many open files")
+        def __getitem__(self, index):
+            raise error
 
-    monkeypatch.setattr(source, "_check", no_more)
-    with pytest.raises(InputError, match="Too many open files; raise `ulimit -n`") as caught:
-        source[0]
+    groups = open_scenes(scenes, "skip").source("train_k0")
+    monkeypatch.setattr(SceneSource, of, Failing())
+    with pytest.raises(InputError, match=rf"could not be read now .*{told}") as caught:
+        groups[0]
     assert not isinstance(caught.value, BadRecord)
+    assert str(caught.value).startswith(str(shard_of(scenes, number=0)))
 
 
 def spoil(folder: Path, other: Path) -> set[int]:
@@ -293,6 +313,38 @@ def test_clips_that_cannot_be_read_are_skipped_alike():
     assert_same(some(threads=2)[0], whole)
     assert_same(some(start=3)[0], whole[3:])
     assert_same(some(rows=(1, 2))[0], whole, slice(1, 3))
+
+
+class UnreadClips(FakeClips):
+    """Clips of which one cannot be read, for a reason that is told as `open_clips` tells it."""
+
+    def __init__(self, reason: BaseException):
+        super().__init__(clips=6)
+        self.reason = reason
+
+    def audio(self, name):
+        if name == "clip2":
+            raise InputError("clip2.wav: cannot be read; check the file.") from self.reason
+        return super().audio(name)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        MemoryError("Unable to allocate 1 GiB"),
+    ],
+)
+def test_no_clip_stands_for_one_that_the_machine_cannot_read(reason):
+    config = SeldPipelineConfig(clips_per_batch=6, bad_records="skip")
+    batches = seld_batches(ClipLoader(UnreadClips(reason), None), config, seed=1)
+    told = getattr(reason, "strerror", None) or str(reason)
+    with pytest.raises(InputError, match=rf"clip2: could not be read now \({told}\)") as caught:
+        next(batches)
+    batches.close()
+    assert not isinstance(caught.value, BadRecord)
 
 
 def test_damaged_features_of_a_clip_are_named(tmp_path):

@@ -164,11 +164,13 @@ def test_reading_needs_neither_tensorflow_nor_jax(rendered):
     assert run.stdout.strip() == "(2, 2, 2000) set()"
 
 
-def test_the_same_again_renders_nothing(rendered, monkeypatch, capsys):
+def test_the_same_again_renders_nothing(rendered, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builders, "WorkerPool", None)
-    data = render_scenes(RECIPE, "synthetic", rendered)
+    folder = shutil.copytree(rendered, tmp_path / ":dog:  \x1b[31m")
+    data = render_scenes(RECIPE, "synthetic", folder)
     assert data.manifest == open_scenes(rendered).manifest
-    assert "holds these scenes already" in capsys.readouterr().err.replace("\n", " ")
+    told = capsys.readouterr().err
+    assert told == f"{tmp_path}/:dog:  \\x1b[31m: holds these scenes already; nothing to do.\n"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Folders in the form of DCASE 2025 Task 3: reading, writing, and what is refused."""
 
+import contextlib
+import errno
 import os
 import pickle
 import re
+import resource
 import shutil
 import sys
 
@@ -10,8 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from spatial_clap_jax.data.dcase import open_clips, recording_of
+from spatial_clap_jax.data import audio, dcase, video
+from spatial_clap_jax.data.bad_records import BadRecord
+from spatial_clap_jax.data.dcase import Clips, open_clips, recording_of, write_checksums
 from spatial_clap_jax.data.event_tables import read_events, write_predictions
+from spatial_clap_jax.data.seld_pipeline import ClipLoader, Pictures
 from spatial_clap_jax.data.sound_events import DCASE_CLASSES, SoundEvents, no_events
 from spatial_clap_jax.data.video import write_video
 from spatial_clap_jax.errors import InputError
@@ -115,6 +121,36 @@ def test_the_fingerprint_follows_the_labels_not_the_place(whole, folder):
     table = folder / "metadata_dev" / "dev-test-sony" / f"{TEST[0]}.csv"
     table.write_text(HEADER + ROWS.replace("45", "46"))
     assert open_clips(folder).fingerprint != before
+
+
+@pytest.mark.parametrize("kind", ["stereo_dev", "video_dev"])
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_the_fingerprint_follows_what_is_heard_and_seen(folder, tmp_path, kind, has_checksums):
+    """Other sound of the same length, and other pictures in as many bytes."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    path = next((other / kind / "dev-test-sony").iterdir())
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    if has_checksums:
+        for place in (folder, other):
+            write_checksums(place)
+    assert open_clips(other).fingerprint != open_clips(folder).fingerprint
+
+
+def test_the_fingerprint_of_clips_without_checksums_sees_both_ends(tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(10**6))
+    seen = {dcase._ends(path)}
+    for place in (0, 65_535, 10**6 - 65_536, 10**6 - 1):
+        content = bytearray(10**6)
+        content[place] = 1
+        path.write_bytes(content)
+        seen.add(dcase._ends(path))
+    assert len(seen) == 5
+    path.write_bytes(bytes(100_000))
+    assert dcase._ends(path) not in seen
 
 
 def test_sound_alone_will_do(folder):
@@ -239,6 +275,86 @@ def test_without_a_reader_of_videos_sound_can_be_opened(folder, monkeypatch):
     assert clips.audio(TEST[0]).shape == (2, SAMPLES)
     with pytest.raises(InputError, match="video needs PyAV"):
         clips.frames(TEST[0], 5, (16, 32))
+
+
+@contextlib.contextmanager
+def no_file_left():
+    """The next file that is opened is one too many."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def unread(whole):
+    """What is said of a whole clip that was read once, and now is not."""
+    loader = ClipLoader(open_clips(whole), Pictures(2, (16, 32)))
+    loader[TEST[0]]
+
+    def told(pictures: bool = True) -> InputError:
+        spoilt = loader if pictures else ClipLoader(loader.clips, None)
+        with pytest.raises(InputError) as caught:
+            spoilt[TEST[0]]
+        return caught.value
+
+    return told
+
+
+def fails(error):
+    def call(*args, **words):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("of", ["sound", "pictures"])
+def test_a_whole_clip_is_not_bad_where_no_file_can_be_opened(monkeypatch, unread, of):
+    if of == "pictures":
+        monkeypatch.setattr(Clips, "audio", lambda *_: np.zeros((2, SAMPLES), np.float32))
+        monkeypatch.setattr(Clips, "events", lambda *_: no_events())
+    with no_file_left():
+        error = unread(of == "pictures")
+    assert not isinstance(error, BadRecord)
+    assert str(error) == (
+        f"{TEST[0]}: could not be read now (Too many open files), which does not tell that it is "
+        "bad; raise `ulimit -n`, or give fewer data.workers, then start again."
+    )
+
+
+def test_a_library_that_is_missing_makes_no_clip_bad(monkeypatch, unread):
+    monkeypatch.setitem(sys.modules, "av", None)
+    error = unread()
+    assert not isinstance(error, BadRecord)
+    assert str(error).startswith("video needs PyAV, which is not installed; install the extra")
+
+
+def test_a_failing_disk_makes_no_sound_bad(monkeypatch, unread):
+    monkeypatch.setattr(soundfile.SoundFile, "read", fails(soundfile.LibsndfileError(2)))
+    assert isinstance(unread(), BadRecord)
+    monkeypatch.setattr(audio, "read_through", fails(OSError(errno.EIO, "Input/output error")))
+    error = unread()
+    assert not isinstance(error, BadRecord)
+    assert "could not be read now (Input/output error)" in str(error)
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EIO])
+def test_what_ffmpeg_says_of_damage_is_told_from_the_machine(monkeypatch, unread, code):
+    import av
+
+    with pytest.raises(av.FFmpegError) as caught:
+        av.error.err_check(-code)
+    monkeypatch.setattr(video, "_timed", fails(caught.value))
+    assert isinstance(unread(), BadRecord)
+    for error in (OSError(errno.ESTALE, "Stale file handle"), MemoryError("no room")):
+        monkeypatch.setattr(video, "read_through", fails(error))
+        told = unread()
+        assert not isinstance(told, BadRecord)
+        assert re.search(r"read now \((Stale file handle|no room)\)", str(told))
 
 
 def as_evaluation_set(folder):

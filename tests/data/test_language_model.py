@@ -142,7 +142,7 @@ def test_the_key_follows_no_redirect(monkeypatch):
 def test_a_key_that_no_header_may_hold_is_named(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
     with serving(said("fine")) as (server, url):
-        with pytest.raises(InputError, match="^OPENAI_API_KEY: holds characters"):
+        with pytest.raises(InputError, match=r"^OPENAI_API_KEY: holds characters"):
             endpoint(url).complete("x")
         assert server.asked == []
 

@@ -42,4 +42,4 @@ def test_a_leak_is_seen():
     ]
     assert not gauges.growing(saving)
     held = [gauges.Sample(at, 100.0 + 9 * at, 5, 5, 1) for at in range(10)]
-    assert gauges.growing(held) == {"memory_mb": "rises by 81.0 MB, more than 20.0"}
+    assert gauges.growing(held) == {"memory_mb": "rises by 81.0 MB, more than 4.0"}

@@ -160,9 +160,11 @@ def test_damage_to_sound_or_video_is_noticed(rendered, tmp_path):
 
 def test_the_same_folder_is_left_and_another_refused(rendered, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(seld_scenes, "WorkerPool", None)
-    held = render_clips(RECIPE, "synthetic", rendered)
-    assert held == open_clips(rendered)
-    assert "holds these clips already" in capsys.readouterr().err
+    folder = shutil.copytree(rendered, tmp_path / ":dog:  \x1b[31m")
+    held = render_clips(RECIPE, "synthetic", folder)
+    assert held == open_clips(folder)
+    told = capsys.readouterr().err
+    assert told == f"{tmp_path}/:dog:  \\x1b[31m: holds these clips already; nothing to do.\n"
     other = dataclasses.replace(RECIPE, overlap=2)
     with pytest.raises(InputError, match=r"recipe\.overlap is 3 there and 2 here"):
         render_clips(other, "synthetic", rendered)

@@ -330,13 +330,23 @@ def test_a_link_must_stay_in_its_folder(tmp_path):
     np.testing.assert_array_equal(source.load(clip, 16_000), wave[:, 0])
     (home / "a.wav").unlink()
     os.symlink(tmp_path / "secret.wav", home / "a.wav")
-    with pytest.raises(InputError, match=r"row 2: filename 'a.wav' is a link that leaves .*; copy"):
+    with pytest.raises(InputError, match=r"row 2: filename 'a.wav' leaves .* by a link; copy the"):
         source.load(clip, 16_000)
     (home / "a.wav").unlink()
     os.symlink(tmp_path, home / "up")
     source, clip = single(home, "up/secret.wav")
-    with pytest.raises(InputError, match="is a link that leaves"):
+    with pytest.raises(InputError, match=r"'up/secret\.wav' leaves .* by a link"):
         source.load(clip, 16_000)
+    # The folder that is looked into unasked is no way out either.
+    os.symlink(tmp_path, home / "audio")
+    source, clip = single(home, "secret.wav")
+    with pytest.raises(
+        InputError, match=r"'secret.wav' leaves .*/home by a link; copy .* as audio"
+    ):
+        source.load(clip, 16_000)
+    for folder in ("audio", "up"):
+        source, clip = single(home, "secret.wav", audio_folder=str(home / folder))
+        assert source.load(clip, 16_000).size
 
 
 def test_the_fingerprint_tells_sources_apart_but_not_their_place(tmp_path):

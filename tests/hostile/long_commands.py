@@ -1,7 +1,4 @@
-"""Commands that work for long, over spoiled inputs: what was done before is refused or gone on with.
-
-They say how far they are, and write into folders of the user: nothing that stood there may be lost.
-"""
+"""Commands that work for long, over spoiled inputs: what was done before is not lost."""
 
 import contextlib
 import json
@@ -65,14 +62,16 @@ def _train(folder: Path) -> None:
 def _make_for_going_on(folder: Path) -> None:
     _make_for_train(folder)
     with captured():
-        _go_on(folder, "--steps=1")
+        _go_on(folder)
+    # As it was before its last step.
+    shutil.rmtree(folder / "run" / "checkpoints" / "2")
 
 
-def _go_on(folder: Path, *options: str) -> None:
+def _go_on(folder: Path) -> None:
     from spatial_clap_jax.cli import main
 
     data, workdir = f"--data={folder / 'scenes'}", f"--workdir={folder / 'run'}"
-    main(["train", str(folder / "model.py"), data, workdir, *options])
+    main(["train", str(folder / "model.py"), data, workdir])
 
 
 def _train_on(folder: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ _NUMBERS: tuple[Any, ...] = (
     *(0.0, -0.5, 1e-308, 1e12, 1e308, float("nan"), float("inf"), float("-inf")),
 )
 _OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [0] * 1000, {"": 0}, {"kind": "None"})
+# A class by its module, as who reads features would import it; `bait.py` tells of that.
+_CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){2,}")
+_BAIT = "bait.Feature"
 # Fields of headers are of these widths.
 _EXTREMES = (0, 1, 2**7, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 10**12, 2**63 - 1, 2**64 - 1)
 
@@ -136,6 +140,8 @@ def _changed(tree: Any, rng: random.Random) -> Any:
     keys: list[Any] = list(tree) if isinstance(tree, dict) else []
     if isinstance(tree, list):
         keys = list(range(len(tree)))
+    if not keys and isinstance(tree, str) and _CLASS_NAME.fullmatch(tree) and rng.random() < 0.5:
+        return _BAIT
     if not keys or rng.random() < 0.1:
         return nasty_value(rng)
     key = rng.choice(keys)

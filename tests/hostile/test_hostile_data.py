@@ -66,11 +66,113 @@ def test_a_damaged_description_of_records_is_told(rendered, tmp_path, file, cont
         open_scenes(folder).source("train_k1")[0]
 
 
+BAIT = "bait.Feature"
+
+
+def named_for_a_text(features, info):
+    features["featuresDict"]["features"]["room"]["pythonClassName"] = BAIT
+
+
+def named_for_all(features, info):
+    features["pythonClassName"] = BAIT
+
+
+def named_as_protobuf_spells_it(features, info):
+    room = features["featuresDict"]["features"]["room"]
+    room["python_class_name"] = BAIT
+    del room["pythonClassName"]
+
+
+def named_as_it_once_was(features, info):
+    features.update(type=BAIT, content={})
+
+
+def named_in_text_within(features, info):
+    room = features["featuresDict"]["features"]["room"]
+    del room["text"]
+    room["pythonClassName"] = features["pythonClassName"]
+    room["jsonFeature"] = {"json": json.dumps({"x": {"type": BAIT, "content": {}}})}
+
+
+def named_in_the_other_file(features, info):
+    info["features"] = {"pythonClassName": BAIT, "text": {}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            named_for_a_text,
+            r"features\.json: 'featuresDict\.features\.room\.pythonClassName' is 'b",
+        ),
+        (named_for_all, r"features\.json: 'pythonClassName' is 'bait\.Feature', which `spatial-cl"),
+        (named_as_protobuf_spells_it, r"room\.python_class_name' is 'bait\.Feature', which"),
+        (named_as_it_once_was, r"features\.json: 'type' is 'bait\.Feature', which"),
+        (
+            named_in_text_within,
+            r"features\.json: '.*' is .*, which `spatial-clap render` never wri",
+        ),
+        (named_in_the_other_file, r"dataset_info\.json: holds 'features', which stand in features"),
+    ],
+)
+def test_no_class_that_a_folder_names_is_imported(rendered, tmp_path, spoil, told):
+    folder = Path(shutil.copytree(rendered / "scenes", tmp_path / "scenes"))
+    paths = (folder / "features.json", folder / "dataset_info.json")
+    contents = [json.loads(path.read_text()) for path in paths]
+    spoil(*contents)
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=told) as caught:
+        open_scenes(folder)
+    assert str(caught.value).endswith("copy the whole folder or render again.")
+
+
+def test_features_of_the_first_format_are_read(rendered, tmp_path):
+    features = json.loads((rendered / "scenes" / "features.json").read_text())
+    for name in ("t30_s", "drr_bands_db", "t30_bands_s", "words", "phrasing"):
+        del features["featuresDict"]["features"][name]
+    content = json.dumps(features).encode()
+    folder = spoiled(rendered, tmp_path, "scenes", "features.json", content)
+    assert open_scenes(folder).source("train_k1")[0].words == "stereo"
+
+
+def test_a_module_that_a_folder_is_said_to_come_from_is_not_imported(rendered, tmp_path):
+    info = json.loads((rendered / "scenes" / "dataset_info.json").read_text())
+    content = json.dumps({**info, "moduleName": "bait"}).encode()
+    folder = spoiled(rendered, tmp_path, "scenes", "dataset_info.json", content)
+    assert open_scenes(folder).source("train_k1")[0].scene_id
+
+
+@pytest.mark.parametrize("template", ["../outside/{}", "sub/{}", "/{}", "./../scenes/{}"])
+def test_shards_are_looked_for_in_their_folder_alone(rendered, tmp_path, template):
+    folder = Path(shutil.copytree(rendered / "scenes", tmp_path / "scenes"))
+    for name in ("outside", "scenes/sub"):
+        shutil.copytree(rendered / "scenes", tmp_path / name)
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = template.format(split["filepathTemplate"])
+    path.write_text(json.dumps(info))
+    with pytest.raises(
+        InputError,
+        match=r"dataset_info\.json: names the shard '.*', and shards must lie in the folder itself",
+    ):
+        open_scenes(folder)
+
+
+def test_a_shard_may_be_a_link_to_another_disk(rendered, tmp_path):
+    folder = Path(shutil.copytree(rendered / "scenes", tmp_path / "scenes"))
+    shard = next(folder.glob("*train_k1*"))
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    assert open_scenes(folder).source("train_k1")[0].scene_id
+
+
 @pytest.mark.parametrize("content", [b'{"a": "\xff"}', DEEP, b"[]", b'{"a": 1e999}', None])
 def test_damaged_checksums_of_clips_are_named(rendered, tmp_path, content):
-    clips = open_clips(spoiled(rendered, tmp_path, "clips", "checksums.json", content))
+    folder = spoiled(rendered, tmp_path, "clips", "checksums.json", content)
     with pytest.raises(InputError, match=r"checksums\.json: is not readable as checksums of clips"):
-        clips.audio("train_0")
+        open_clips(folder)
 
 
 @pytest.mark.parametrize("kind", ["stereo_dev", "metadata_dev", "video_dev"])

@@ -1,12 +1,15 @@
 """JSON, tokenizers, weights and pickles: refused in one line, and nothing in them is run."""
 
 import ast
+import contextlib
 import json
 import os
 import pickle
 import random
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.embed_sentences import store_vectors
 from spatial_clap_jax.embedding_files import save_embedding
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.pretrained.files import count_numbered, open_source, read_json
+from spatial_clap_jax.pretrained.files import count_numbered, open_source, read_json, read_tensors
 from spatial_clap_jax.small_files import bytes_of, json_of, parsed_json, sealed, unsealed
 from spatial_clap_jax.study.outcomes import read_findings
 
@@ -80,6 +83,26 @@ def test_arrays_of_objects_are_refused_and_not_run(tmp_path):
     # The bait works.
     pickle.loads(pickle.dumps(Program(trace)))
     assert trace.exists()
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.4.0", "2.5.1+cu121", "2.6", "2.10.0a0+git1", "x"])
+def test_a_pytorch_that_a_pickle_can_get_around_opens_none(tmp_path, monkeypatch, version):
+    opened = []
+
+    def load(path, **words):
+        opened.append(path)
+        raise EOFError
+
+    serialization = SimpleNamespace(safe_globals=lambda known: contextlib.nullcontext())
+    torch = SimpleNamespace(__version__=version, load=load, serialization=serialization)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"\x80")
+    told = r"and could run code in PyTorch .* when it is opened; pip install 'torch>=2\.6', or give"
+    safe = version.startswith(("2.6", "2.10"))
+    with pytest.raises(InputError, match="cannot be read" if safe else told):
+        read_tensors(path)
+    assert bool(opened) == safe
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])

@@ -3,6 +3,7 @@
 import io
 import re
 import xml.dom.minidom
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +18,12 @@ from rich.console import Console
 from spatial_clap_jax import shown
 from spatial_clap_jax.data.sound_events import SoundEvents
 from spatial_clap_jax.event_report import event_table, plot_events
+from spatial_clap_jax.quickstart import _list_files
 from spatial_clap_jax.report import measures_table, plot_results, results_table
 from spatial_clap_jax.study.summary import _grid
 
 TEXTS = st.one_of(st.text(max_size=40), st.sampled_from(NASTY_TEXTS))
-SHORT = [text for text in NASTY_TEXTS if len(text) < 80]
+SHORT = [":dog:", "a :smile: 12", *(text for text in NASTY_TEXTS if len(text) < 80)]
 SCORE = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1, "n": 3}
 # Written out by hand: what a terminal obeys, or what turns the order of letters around.
 OBEYED = re.compile(
@@ -69,6 +71,13 @@ def check_tables(text: str) -> None:
     # The cells are padded by spaces.
     assert told.count(shown.plain(text)) >= 3
     assert not OBEYED.search(told.replace("\n", ""))
+
+
+def test_the_quickstart_lists_its_files_as_they_are_named(capsys):
+    _list_files(Path("a  :dog:/[red]\x1b[31m" + "x" * 200), [Path("läufe/:smile:")])
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"a  :dog:/[red]\\x1b[31m{'x' * 200}/scenes"
+    assert last == "läufe/:smile:"
 
 
 @given(TEXTS)

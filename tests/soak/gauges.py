@@ -30,15 +30,36 @@ class Sample:
     processes: int
 
 
-# What is read of a sample, its unit, and how far it may rise over the time that is looked at: a
-# share of its median, and a number. One more file or thread is a state that was met late.
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """How far a reading may rise.
+
+    Attributes:
+      unit: of the reading.
+      slope: from one unit of `at` to the next; a leak that is faster is told.
+      late: over all that is looked at, however short: what is no leak, such as a state that is met
+        late, or memory that waits to be given back.
+      known: besides, from one unit of `at` to the next: a leak that is there, and known.
+      known_as: what that is.
+    """
+
+    unit: str
+    slope: float
+    late: float
+    known: float = 0.0
+    known_as: str = ""
+
+    def allowed(self, span: float) -> float:
+        """The rise that is allowed over some units of `at`."""
+        return max(self.slope * span, self.late) + self.known * span
+
+
+# Of restarts, or whatever else is counted one by one: what each of them may leave.
 LIMITS = {
-    "memory_mb": ("MB", 0.03, 20.0),
-    "files": ("files", 0.0, 1.5),
-    "threads": ("threads", 0.0, 1.5),
+    "memory_mb": Limit("MB", 0.02, 4.0),
+    "files": Limit("files", 0.0, 1.5),
+    "threads": Limit("threads", 0.0, 1.5),
 }
-
-
 _UNFILED = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
 
 
@@ -80,6 +101,8 @@ def sample(at: float, pid: int | None = None) -> Sample:
 # Readings are taken in the midst of saves and evaluations too, which hold more while they last;
 # what is leaked is held at rest as well.
 _WINDOWS = 12
+# A window of fewer readings may have none at rest.
+FEWEST = 3 * _WINDOWS
 
 
 def at_rest(samples: Sequence[Sample], name: str) -> tuple[list[float], list[float]]:
@@ -95,15 +118,21 @@ def slope(samples: Sequence[Sample], name: str) -> float:
     return statistics.linear_regression(*at_rest(samples, name)).slope
 
 
-def growing(samples: Sequence[Sample]) -> dict[str, str]:
-    """Which readings rise over some samples by more than `LIMITS` allows, with their rise."""
+def growing(samples: Sequence[Sample], limits: Mapping[str, Limit] | None = None) -> dict[str, str]:
+    """Which readings rise over some samples by more than is allowed, with their rise.
+
+    Args:
+      samples: in order.
+      limits: of each reading; `LIMITS` where None.
+    """
     span = samples[-1].at - samples[0].at
     found = {}
-    for name, (unit, share, number) in LIMITS.items():
-        middle = statistics.median(at_rest(samples, name)[1])
-        rise, allowed = slope(samples, name) * span, max(share * middle, number)
+    for name, limit in (limits or LIMITS).items():
+        rise, allowed = slope(samples, name) * span, limit.allowed(span)
         if rise > allowed:
-            found[name] = f"rises by {rise:.1f} {unit}, more than {allowed:.1f}"
+            found[name] = f"rises by {rise:.1f} {limit.unit}, more than {allowed:.1f}"
+            if limit.known:
+                found[name] += f" with {limit.known_as}"
     return found
 
 
@@ -114,6 +143,7 @@ def report(
     of: str,
     step: int,
     besides: Iterable[str] = (),
+    limits: Mapping[str, Limit] | None = None,
 ) -> int:
     """Prints a table, slopes and a verdict.
 
@@ -124,9 +154,10 @@ def report(
       of: name of that unit.
       step: every how many samples a row is printed.
       besides: what else is wrong.
+      limits: of each reading; `LIMITS` where None.
 
     Returns:
-      0 where all that was held is flat, else 1.
+      0 where all that was held is flat, else 1, also where nothing can be told.
     """
     print(f"{'at':>8} {'memory MB':>10} {'files':>6} {'threads':>8} {'processes':>10}")
     for one in samples[::step]:
@@ -135,14 +166,23 @@ def report(
         )
     warm = [one for one in samples if one.at >= warm_up]
     print(f"after {warm_up:g}, {len(warm)} samples:")
-    for name, (unit, _, _) in LIMITS.items():
+    if len(warm) < FEWEST:
+        return verdict({}, besides, f"too short to tell: take at least {FEWEST} samples after that")
+    for name, limit in (limits or LIMITS).items():
         middle = statistics.median(at_rest(warm, name)[1])
-        print(f"  {slope(warm, name) * per:+.3f} {unit}/{of} at rest (median {middle:.1f})")
-    return verdict(growing(warm), besides)
+        print(f"  {slope(warm, name) * per:+.3f} {limit.unit}/{of} at rest (median {middle:.1f})")
+    return verdict(growing(warm, limits), besides)
 
 
-def verdict(found: Mapping[str, str], besides: Iterable[str] = ()) -> int:
-    """Prints what is wrong; returns the exit status."""
+def verdict(found: Mapping[str, str], besides: Iterable[str] = (), short: str = "") -> int:
+    """Prints what is wrong; returns the exit status.
+
+    Args:
+      found: what grows.
+      besides: what else is wrong.
+      short: why nothing can be told of what grows.
+    """
     faults = [f"{name} {what}" for name, what in found.items()] + list(besides)
-    print("flat" if not faults else "NOT flat: " + "; ".join(faults))
-    return int(bool(faults))
+    told = "NOT flat: " + "; ".join(faults) if faults else "" if short else "flat"
+    print("; ".join(filter(None, (short, told))))
+    return int(bool(faults or short))

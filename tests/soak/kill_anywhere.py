@@ -6,7 +6,8 @@ A tiny Spatial-CLAP is trained by `spatial-clap train` with a data worker, evalu
 that are seconds apart. One run is left alone. The other is killed (SIGKILL, or SIGTERM with
 `--signal TERM`, which must exit with status 75) while it starts, while data workers start, in
 compilation, between steps, in a save and in an evaluation, in turn, at moments drawn from a seed,
-and started again each time. Then metrics, incidents, all arrays of the last checkpoint and the
+and started again each time. A kill counts if its phase was not over when it came, and no process
+of the training may outlive it. Then metrics, incidents, all arrays of the last checkpoint and the
 place in the data are compared bit for bit.
 """
 
@@ -26,13 +27,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-ROOT = TESTS.parent
-sys.path[:0] = [str(ROOT), str(TESTS)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from soak import gauges
+
+TESTS, ROOT = Path(__file__).resolve().parents[1:3]
 EXIT_STATUS = 75
 TIMING = ("clips_per_s", "data_wait_share", "flops_per_s", "mfu")
-PHASES = ("start", "workers", "compilation", "step", "save", "evaluation")
+# No machine takes so long for a start, an evaluation or a save: what is silent longer hangs.
+HANGS_S = 600.0
 CONFIG = """
 import dataclasses, sys
 sys.path.insert(0, {tests!r})
@@ -59,7 +63,10 @@ class Started:
 
     process: subprocess.Popen
     workdir: Path
+    # Folders of saves that were killed before it was started; it removes them.
+    left: set[str] = field(default_factory=set)
     lines: list[str] = field(default_factory=list)
+    spoke_at: float = field(default_factory=time.monotonic)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def listen(self) -> None:
@@ -69,6 +76,7 @@ class Started:
             assert self.process.stderr is not None
             for line in self.process.stderr:
                 self.lines.append(line.rstrip())
+                self.spoke_at = time.monotonic()
             self.ended.set()
 
         threading.Thread(target=read, daemon=True).start()
@@ -82,12 +90,40 @@ class Started:
             time.sleep(0.001)
         return False
 
+    def exit_status(self, silent_s: float = HANGS_S) -> int:
+        """Waits for its end, and until all that it said is read.
+
+        Raises:
+          RuntimeError: it says nothing for so long, and is killed.
+        """
+        since = time.monotonic()
+        while self.process.poll() is None:
+            if time.monotonic() - max(since, self.spoke_at) > silent_s:
+                self.process.kill()
+                self.process.wait()
+                last = " | ".join(self.lines[-3:])
+                raise RuntimeError(f"hangs, and said nothing for {silent_s:.0f} s after: {last}")
+            time.sleep(0.01)
+        self.ended.wait(10)
+        return self.process.returncode
+
     def has_said(self, words: str, times: int = 1) -> bool:
         return sum(words in line for line in list(self.lines)) >= times
 
+    def is_compiling(self) -> bool:
+        """Whether its step has gone to XLA, where JAX is asked to tell."""
+        told = "\n".join(self.lines).partition("from step")[2]
+        return "MLIR module conversion" in told and not self.has_said("step compiled")
+
     def is_saving(self) -> bool:
-        folder = self.workdir / "checkpoints"
-        return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+        """Whether a save of its own is under way."""
+        names = saves_under_way(self.workdir)
+        self.left &= names
+        return bool(names - self.left)
+
+    def is_evaluating(self) -> bool:
+        told = "\n".join(self.lines).rpartition("evaluating")
+        return bool(told[1]) and "validation in" not in told[2]
 
     def is_listening(self) -> bool:
         """Whether it has a handler for SIGTERM."""
@@ -97,26 +133,83 @@ class Started:
             return bool(caught >> (signal.SIGTERM - 1) & 1)
         return False
 
+    def workers(self) -> list[int]:
+        """Its processes of multiprocessing's; others that it starts are no workers."""
+        return [
+            pid
+            for pid, parent, command in _processes()
+            if parent == self.process.pid and "spawn_main" in command
+        ]
+
     def has_workers(self) -> bool:
-        """Whether it has processes of multiprocessing's; others that it starts are no workers."""
-        return any(
-            parent == self.process.pid and "spawn_main" in command
-            for parent, command in _processes()
-        )
+        return bool(self.workers())
 
 
-def _processes() -> Iterator[tuple[int, str]]:
-    """Parent and command line of all processes."""
+@dataclass(frozen=True)
+class Phase:
+    """A time in which a training is killed.
+
+    Attributes:
+      has_begun: whether it has; of "step", when so many have been taken.
+      is_over: whether it was over when the kill came.
+      longest_s: how long after its begin a kill comes at most; where that is too late, half of it.
+    """
+
+    has_begun: Callable[[Started, int], bool]
+    is_over: Callable[[Started], bool]
+    longest_s: float
+
+
+PHASES = {
+    # Before it listens, which takes some hundredths of a second, Python is starting.
+    "start": Phase(
+        lambda started, _: started.is_listening(),
+        lambda started: started.has_said("from step"),
+        6.0,
+    ),
+    "workers": Phase(
+        lambda started, _: started.has_workers(),
+        lambda started: started.has_said("step compiled"),
+        0.5,
+    ),
+    "compilation": Phase(
+        lambda started, _: started.is_compiling(), lambda started: not started.is_compiling(), 4.0
+    ),
+    "step": Phase(
+        lambda started, steps: started.has_said("  loss ", steps), Started.is_evaluating, 0.05
+    ),
+    "save": Phase(
+        lambda started, _: started.is_saving(), lambda started: not started.is_saving(), 0.02
+    ),
+    # The second one: what was saved before the first is on disk by then.
+    "evaluation": Phase(
+        lambda started, _: started.has_said("evaluating", 2),
+        lambda started: not started.is_evaluating(),
+        0.3,
+    ),
+}
+
+
+def saves_under_way(workdir: Path) -> set[str]:
+    """Folders of saves that are not whole, or were killed."""
+    folder = workdir / "checkpoints"
+    return {path.name for path in folder.glob("*tmp*")}
+
+
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """Number, parent and command line of all processes."""
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
             try:
                 parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-                yield parent, (path / "cmdline").read_text("utf-8", "replace")
+                yield int(path.name), parent, (path / "cmdline").read_text("utf-8", "replace")
             except (OSError, ValueError, IndexError):
                 continue
 
 
-def start(config: Path, scenes: Path, workdir: Path, cached: bool = True) -> Started:
+def start(
+    config: Path, scenes: Path, workdir: Path, cached: bool = True, tells: bool = False
+) -> Started:
     """Starts `spatial-clap train` as a user would.
 
     Args:
@@ -124,9 +217,11 @@ def start(config: Path, scenes: Path, workdir: Path, cached: bool = True) -> Sta
       scenes: its data.
       workdir: its folder.
       cached: whether it may find its programs compiled, where JAX is told of such a cache.
+      tells: whether JAX tells of what it compiles.
     """
     command = [sys.executable, "-m", "spatial_clap_jax", "train", str(config)]
     cache = () if cached else ("JAX_COMPILATION_CACHE_DIR",)
+    left = saves_under_way(workdir)
     process = subprocess.Popen(
         [*command, "--data", str(scenes), "--workdir", str(workdir)],
         stdout=subprocess.DEVNULL,
@@ -135,40 +230,71 @@ def start(config: Path, scenes: Path, workdir: Path, cached: bool = True) -> Sta
         env={
             **{name: value for name, value in os.environ.items() if name not in cache},
             "JAX_PLATFORMS": "cpu",
+            "JAX_LOG_COMPILES": str(int(tells)),
             # Compiling is most of the time; it is still long enough to be killed in.
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
         },
     )
-    started = Started(process, workdir)
+    started = Started(process, workdir, left)
     started.listen()
     return started
 
 
-def wait_until(started: Started, phase: str, draw: random.Random) -> bool:
+def wait_until(started: Started, phase: Phase, longest_s: float, draw: random.Random) -> bool:
     """Waits until a process is in the midst of a phase; False where it ended before."""
-    limit = 300.0
-    happened, lag = {
-        # Before it listens, which takes some hundredths of a second, Python is starting.
-        "start": (started.is_listening, 6.0),
-        "workers": (started.has_workers, 0.5),
-        "compilation": (lambda: started.has_said("from step"), 0.5),
-        "step": (lambda: started.has_said("  loss ", draw.randint(1, 6)), 0.05),
-        "save": (started.is_saving, 0.02),
-        # The second one: what was saved before the first is on disk by then.
-        "evaluation": (lambda: started.has_said("evaluating", 2), 0.3),
-    }[phase]
-    if not started.wait_for(happened, limit):
+    steps = draw.randint(1, 6)
+    if not started.wait_for(lambda: phase.has_begun(started, steps), HANGS_S):
         return False
-    time.sleep(draw.uniform(0.0, lag))
+    time.sleep(draw.uniform(0.0, longest_s))
     return started.process.poll() is None
+
+
+def kill(started: Started, phase: Phase, number: signal.Signals) -> tuple[int, bool]:
+    """Sends a process a signal, and waits for its end.
+
+    Returns:
+      Its exit status, and whether the phase was not over when the signal came.
+
+    Raises:
+      RuntimeError: it hangs.
+    """
+    started.process.send_signal(number)
+    in_time = not phase.is_over(started)
+    status = started.exit_status()
+    if number == signal.SIGKILL:
+        # By now all that it said is read, and the disk is as it left it.
+        in_time = not phase.is_over(started)
+    return status, in_time
+
+
+def family_of(pid: int) -> dict[int, str]:
+    """A process and all below it, and when each was born."""
+    return {member: born for member in gauges.tree_of(pid) if (born := _born(member))}
+
+
+def check_none_lives(family: dict[int, str], within_s: float = 20.0) -> None:
+    """Raises RuntimeError where one of a family is there after some seconds."""
+    until = time.monotonic() + within_s
+    while alive := [pid for pid, born in family.items() if _born(pid) == born]:
+        if time.monotonic() > until:
+            raise RuntimeError(f"processes {alive} outlive it by {within_s:.0f} s")
+        time.sleep(0.1)
+
+
+def _born(pid: int) -> str | None:
+    """When a process was born, by the system's clock; None where it is gone."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # One that has ended, and that nobody has asked for its status.
+        return None if fields[0] == "Z" else fields[19]
+    return None
 
 
 def run_to_the_end(config: Path, scenes: Path, workdir: Path) -> list[str]:
     """Trains without an interruption; what it said."""
     started = start(config, scenes, workdir)
-    status = started.process.wait()
-    started.ended.wait(10)
+    status = started.exit_status()
     if status:
         raise RuntimeError(f"exit status {status}: {' | '.join(started.lines[-3:])}")
     return started.lines
@@ -181,36 +307,40 @@ def run_with_kills(
     kills: int,
     number: signal.Signals,
     seed: int,
-    phases: tuple[str, ...] = PHASES,
-) -> tuple[Counter, float]:
+    phases: tuple[str, ...] = tuple(PHASES),
+) -> tuple[Counter, Counter, float]:
     """Kills a training so many times, then lets it end.
 
     Returns:
-      Kills by phase, and the longest time in seconds that a process took to leave.
+      Kills by phase; those besides that came when the phase was over; and the longest time in
+      seconds that a process took to leave.
 
     Raises:
-      RuntimeError: it ended before, or left with a wrong status.
+      RuntimeError: it ended before, left with a wrong status, hung, or the phases were missed.
     """
     draw = random.Random(seed)
-    done: Counter = Counter()
+    done, late = Counter(), Counter()
     longest = 0.0
     while done.total() < kills:
-        phase = phases[done.total() % len(phases)]
-        started = start(config, scenes, workdir, cached=phase != "compilation")
-        if not wait_until(started, phase, draw):
+        name = phases[done.total() % len(phases)]
+        phase, compiles = PHASES[name], name == "compilation"
+        started = start(config, scenes, workdir, cached=not compiles, tells=compiles)
+        if not wait_until(started, phase, phase.longest_s / 2 ** late[name], draw):
             raise RuntimeError(
-                f"ended with status {started.process.wait()} after {done.total()} kills, before "
-                f"'{phase}': {' | '.join(started.lines[-3:])}; take more steps"
+                f"ended with status {started.exit_status()} after {done.total()} kills, before "
+                f"'{name}': {' | '.join(started.lines[-3:])}; take more steps"
             )
-        began = time.monotonic()
-        started.process.send_signal(number)
-        status = started.process.wait()
+        family, began = family_of(started.process.pid), time.monotonic()
+        status, in_time = kill(started, phase, number)
         longest = max(longest, time.monotonic() - began)
+        check_none_lives(family)
         if status != (-number if number == signal.SIGKILL else EXIT_STATUS):
-            raise RuntimeError(f"status {status} in '{phase}': {' | '.join(started.lines[-3:])}")
-        done[phase] += 1
+            raise RuntimeError(f"status {status} in '{name}': {' | '.join(started.lines[-3:])}")
+        (done if in_time else late)[name] += 1
+        if late.total() > kills:
+            raise RuntimeError(f"kills come too late: {dict(late)}, and {dict(done)} in time")
     run_to_the_end(config, scenes, workdir)
-    return done, longest
+    return done, late, longest
 
 
 def first_difference(one: Path, other: Path) -> str | None:
@@ -291,11 +421,12 @@ def main() -> int:
         print(f"straight: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
         began = time.monotonic()
         number = signal.Signals[f"SIG{arguments.signal}"]
-        done, longest = run_with_kills(
+        done, late, longest = run_with_kills(
             config, scenes, root / "killed", arguments.kills, number, arguments.seed
         )
         listed = ", ".join(f"{phase} {count}" for phase, count in done.items())
         print(f"{done.total()} kills ({listed}) in {time.monotonic() - began:.0f} s")
+        print(f"{late.total()} more came when their phase was over")
         print(f"longest time from signal to exit: {longest:.1f} s")
         difference = first_difference(root / "straight", root / "killed")
     print(difference or "identical")

@@ -1,10 +1,16 @@
 """The shipped study at its smallest, by the command line, and what it leaves behind."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,10 +21,12 @@ from spatial_clap_jax.evaluate import evaluate
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.study import Noise, run_study
 from spatial_clap_jax.study import run as module
-from spatial_clap_jax.study.conditions import open_conditions
 from spatial_clap_jax.study.outcomes import read_findings
+from spatial_clap_jax.train.checkpoint import load_params
 from spatial_clap_jax.train.description import read_description, write_description
 from spatial_clap_jax.train.experiment import load_config
+from spatial_clap_jax.train.interruption import Interrupted
+from spatial_clap_jax.train.metrics_log import MetricsLog, read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +120,86 @@ def test_a_lost_test_is_made_again_alike(done, tmp_path):
             np.testing.assert_array_equal(again.hits, outcome.hits)
 
 
+def test_a_study_that_was_stopped_anywhere_ends_as_one_that_was_not(done, tmp_path, monkeypatch):
+    """Amid the training before, between the two, amid the second, and amid the tests."""
+    shutil.copytree(done / "study" / "scenes", tmp_path / "study" / "scenes")
+    folder = tmp_path / "study" / "runs" / "scl" / "seed0"
+    write, trains, evaluates = MetricsLog.write, module.train, module.evaluate_in_detail
+
+    def run():
+        run_study(
+            study(), done / "scenes", tmp_path / "study", seeds=1, rows=["scl"], progress=False
+        )
+
+    def signalled(step):
+        def writes(self, at, row):
+            write(self, at, row)
+            if at == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
+
+        return writes
+
+    def between(experiment, data, workdir, **options):
+        if workdir.name == "training":
+            signal.raise_signal(signal.SIGINT)
+        return trains(experiment, data, workdir, **options)
+
+    def tested(*args, **options):
+        if (folder / "tests.npz").exists():
+            signal.raise_signal(signal.SIGINT)
+        return evaluates(*args, **options)
+
+    for stop, error in (
+        ((MetricsLog, "write", signalled(4)), "before is saved at step 4 of 6"),
+        ((module, "train", between), ""),
+        ((MetricsLog, "write", signalled(8)), "training is saved at step 8 of 12"),
+        ((module, "evaluate_in_detail", tested), ""),
+    ):
+        monkeypatch.setattr(*stop)
+        with pytest.raises(Interrupted if error else KeyboardInterrupt, match=error or None):
+            run()
+        monkeypatch.undo()
+    assert list(read_findings(folder, None)) == ["test"]
+    run()
+    straight = done / "study" / "runs" / "scl" / "seed0"
+    for stage in ("before", "training"):
+        params, step = load_params(folder / stage)
+        expected, last = load_params(straight / stage)
+        assert step == last
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+        losses = [[row["loss"] for row in read_metrics(one / stage)] for one in (folder, straight)]
+        assert losses[0] == losses[1]
+    found, expected = read_findings(folder, None), read_findings(straight, None)
+    assert found.keys() == expected.keys()
+    for condition, test in expected.items():
+        for task, outcome in test.outcomes.items():
+            np.testing.assert_array_equal(found[condition].outcomes[task].hits, outcome.hits)
+
+
+def test_two_processes_share_a_study_by_its_rows(done, tmp_path):
+    """Trained before; each tests its rows, and the last summary is of both."""
+    shutil.copytree(done / "study", tmp_path / "study")
+    for row in ("no-scl", "scl"):
+        (tmp_path / "study" / "runs" / row / "seed0" / "tests.npz").unlink()
+    options = {"--size": "quickstart", "--seeds": "1", "--data": str(done / "scenes")}
+    options |= {"--sources": "synthetic", "--workdir": str(tmp_path / "study")}
+    words = [word for option in options.items() for word in option]
+    command = [sys.executable, "-m", "spatial_clap_jax", "study", CONFIG, *words, "--rows"]
+    started = [
+        subprocess.Popen([*command, row], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for row in ("no-scl", "scl")
+    ]
+    for process in started:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    both, alone = (
+        json.loads((folder / "study" / "results.json").read_text()) for folder in (tmp_path, done)
+    )
+    assert both == alone
+    assert not list((tmp_path / "study").glob(".*"))
+
+
 def test_a_training_that_began_goes_on_in_a_study_that_was_moved(done, tmp_path):
     """Without the training before it, whose weights it has taken."""
     shutil.copytree(done / "study", tmp_path / "moved")
@@ -132,25 +220,6 @@ def test_a_training_that_began_from_nothing_is_no_second_one(done, tmp_path):
     write_description(folder / "training", told)
     with pytest.raises(InputError, match=r"training: began from nothing, and the study would have"):
         run_study(study(), done / "scenes", tmp_path / "study", seeds=1, rows=["scl"])
-
-
-def test_without_sources_a_rendered_condition_is_left_out_and_named(done, tmp_path):
-    shutil.copytree(done / "study" / "runs", tmp_path / "study" / "runs")
-    found = run_study(study(), done / "scenes", tmp_path / "study", seeds=1, progress=False)
-    assert found["missing_conditions"] == ["reverberant", "wider"]
-
-
-def test_rooms_that_were_measured_are_rendered_in_no_other_way(done, tmp_path):
-    shutil.copytree(done / "scenes", tmp_path / "scenes")
-    manifest = json.loads((tmp_path / "scenes" / "manifest.json").read_text())
-    manifest["rirs"] = "of some rooms"
-    (tmp_path / "scenes" / "manifest.json").write_text(json.dumps(manifest))
-    opened, missing = open_conditions(
-        study(), open_scenes(tmp_path / "scenes"), tmp_path / "conditions", "synthetic", False
-    )
-    assert missing == ["reverberant", "wider"]
-    assert set(opened) == {"test", "unchanged", "noise-10", "new-phrases"}
-    assert not (tmp_path / "conditions").exists()
 
 
 def test_other_clips_are_refused_before_anything_is_rendered(done, tmp_path):
@@ -279,26 +348,25 @@ def test_a_damaged_file_of_tests_is_named(done, tmp_path):
         read_findings(path.parent, None)
 
 
-def test_scenes_of_other_clips_are_no_condition_of_these(done, tmp_path):
-    other = tmp_path / "study" / "scenes" / "wider"
-    shutil.copytree(done / "study" / "scenes" / "wider", other)
-    manifest = json.loads((other / "manifest.json").read_text())
-    manifest["source"]["fingerprint"] = "another"
-    (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"wider: rendered by .* other clips than the data"):
-        run_study(study(), done / "scenes", tmp_path / "study", seeds=1, progress=False)
-
-
-def test_scenes_of_another_recipe_are_no_condition_of_these(done, tmp_path):
+def test_scenes_of_other_clips_or_another_recipe_are_no_condition_of_these(done, tmp_path):
     shutil.copytree(done / "study" / "scenes", tmp_path / "study" / "scenes")
-    with pytest.raises(InputError, match="reverberant: rendered by another recipe"):
-        run_study(
-            replace(study(), singles=3),
-            done / "scenes",
-            tmp_path / "study",
-            seeds=1,
-            progress=False,
-        )
+
+    def refused(match, **changes):
+        with pytest.raises(InputError, match=match):
+            run_study(
+                replace(study(), **changes),
+                done / "scenes",
+                tmp_path / "study",
+                seeds=1,
+                progress=False,
+            )
+
+    refused("reverberant: rendered by another recipe, or from other clips", singles=3)
+    path = tmp_path / "study" / "scenes" / "wider" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["source"]["fingerprint"] = "another"
+    path.write_text(json.dumps(manifest))
+    refused("wider: rendered by another recipe, or from other clips than the data")
 
 
 def test_arguments_that_make_no_study(done, tmp_path):

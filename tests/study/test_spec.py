@@ -1,6 +1,7 @@
 """What a study may be made of, and the shipped ones."""
 
 import re
+import runpy
 from dataclasses import replace
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from tiny import tiny_experiment, tiny_recipe
 from tiny_seld import tiny_seld
 
-from spatial_clap_jax.acoustics.rooms import RoomRanges
+from spatial_clap_jax.acoustics.rooms import FloorRanges, RoomRanges
 from spatial_clap_jax.data.scenes import SceneRecipe
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.models.label_vectors import LabelsConfig
@@ -81,6 +82,30 @@ def test_a_condition_changes_what_it_says_and_nothing_else():
     assert same == recipe
 
 
+def test_no_condition_has_more_scenes_than_the_data():
+    given = study(singles=20, pairs=30)
+    assert given.held_to({"test_k1": 20, "test_k2": 99, "train_k1": 5}) == given
+    held = given.held_to({"test_k1": 7, "test_k3": 9})
+    assert held == replace(given, singles=7, pairs=0)
+    assert study(conditions=(Noise("n", "", 0.0),)).held_to({"test_k1": 7}).changes()["n"] == {
+        "Noise": {"snr_db": 0.0},
+        "singles": 7,
+        "pairs": 0,
+    }
+
+
+def test_a_condition_of_rooms_is_about_what_is_no_default():
+    wet = Rendered("wet", "", RoomRanges(absorption=(0.1, 0.2)))
+    assert wet.changes_besides(RoomRanges()) == []
+    assert wet.changes_besides(RoomRanges(absorption=(0.6, 0.7))) == []
+    other = RoomRanges(width_m=(3.0, 4.0), height_m=(2.5, 3.0))
+    assert wet.changes_besides(other) == ["width_m", "height_m"]
+    long = Rendered("long", "", RoomRanges(length_m=(20.0, 30.0)))
+    assert long.changes_besides(RoomRanges(length_m=(5.0, 6.0))) == []
+    assert wet.changes_besides(FloorRanges()) == ["length_m", "width_m", "height_m"]
+    assert Rendered("wide", "", spacing=1.2).changes_besides(other) == []
+
+
 def test_what_a_condition_does_is_told_apart_from_its_name():
     def changes(*conditions, **counts):
         return study(conditions=conditions, **counts).changes()
@@ -132,7 +157,9 @@ def test_shipped_studies_build_every_row(size):
         # The audio side moves slowly then, all of it and nothing else.
         *_, (slow, factor) = row.experiment.optimizer.rate_rules
         assert factor < 1
-        heard = {"content", "spatial", "fusion", "spatial_projection"} & params.keys()
+        read = {"text", "text_projection", "logit_scale", "logit_bias"}
+        heard = params.keys() - read
+        assert "content" in heard
         assert {name for name in params if re.search(slow, f"{name}/")} == heard
 
 
@@ -156,3 +183,18 @@ def test_the_findings_have_the_papers_rows_and_ours():
     unseen = [c.phrases for c in shipped.conditions if isinstance(c, Phrases)]
     assert unseen
     assert not trained & set(unseen)
+
+
+def test_half_is_small_with_half_the_steps():
+    sizes = runpy.run_path("configs/studies/spatial_clap_findings.py")["get_config"]
+    small, half = sizes("small"), sizes("half")
+    longer = tuple(
+        replace(
+            row,
+            before=replace(row.before, steps=2 * row.before.steps),
+            experiment=replace(row.experiment, steps=2 * row.experiment.steps),
+        )
+        for row in half.rows
+    )
+    assert replace(half, rows=longer) == small
+    assert {(row.before.steps, row.experiment.steps) for row in half.rows} == {(900, 400)}

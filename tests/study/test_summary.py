@@ -63,8 +63,8 @@ def test_what_a_condition_changes_is_told_by_pairs_of_the_same_scenes():
     assert results["rows"]["bad"]["changes"] == {}
     text = markdown(STUDY, results)
     assert "| row | as trained | loud noise |" in text
-    assert re.search(r"\| row good \| 75\.0 \(.*\) \| 60\.0, -20\.0 \(-.* - -.*\) \|", text)
-    assert "| row bad | - | 50.0 |" in text
+    assert re.search(r"\| row good \| 75\.0 \(.*\) \| 60\.0, -20\.0 \(-.* - -.*\) \(one", text)
+    assert "| row bad (one seed: scenes only) | - | 50.0 |" in text
 
 
 def test_rows_are_compared_under_each_condition():
@@ -118,9 +118,48 @@ def test_what_is_written_is_read_again(tmp_path):
 
 def test_findings_of_a_version_without_a_setting_are_findings_of_its_default(tmp_path):
     now = {"experiment": to_plain(tiny_experiment()), "data": "d"}
-    older = {**now, "experiment": {k: v for k, v in now["experiment"].items() if k != "keep"}}
-    write_findings(tmp_path, older, {"test": found_of(0.3)})
+    settings = {k: v for k, v in now["experiment"].items() if k != "ema_decay"}
+    write_findings(tmp_path, {**now, "experiment": settings}, {"test": found_of(0.3)})
     assert read_findings(tmp_path, now).keys() == {"test"}
-    other = {**now, "experiment": {**now["experiment"], "keep": 7}}
-    with pytest.raises(InputError, match="tells of a training with other settings"):
+    other = {**now, "experiment": {**now["experiment"], "ema_decay": 0.5}}
+    with pytest.raises(InputError, match=r"other settings .* experiment.ema_decay None there, 0.5"):
         read_findings(tmp_path, other)
+
+
+def test_findings_of_another_training_are_told_by_what_differs(tmp_path):
+    plain = to_plain(tiny_experiment())
+    now = {"experiment": plain, "before": plain, "data": "d", "gallery": 200}
+    write_findings(tmp_path, now, {"test": found_of(0.3)})
+
+    def refused(match, **changes):
+        with pytest.raises(InputError, match=match):
+            read_findings(tmp_path, {**now, **changes})
+
+    refused(r"tests\.npz: .* data: gallery 200 there, 50 here; take another", gallery=50)
+    refused("data: data 'd' there, 'e' here; take another", data="e")
+    refused(r"data: before\.steps 2 there, 3 here; take another", before={**plain, "steps": 3})
+    refused(r"data: before \{'name': 'tiny'.* there, None here", before=None)
+    others = {f"other{n}": n for n in range(12)}
+    refused("other7 None there, 7 here; and 4 more; take another", **others)
+    write_findings(tmp_path, {**now, "experiment": {**plain, "nonsense": 1}}, {})
+    refused("data: experiment: .*nonsense.*; take another")
+
+
+def test_tables_tell_where_fewer_seeds_than_the_studys_were_compared():
+    three = {seed: {"test": found_of(0.9 - seed / 10)} for seed in range(3)}
+    for seeds, told in ((3, ""), (2, " (2 seeds)"), (1, " (one seed: scenes only)")):
+        fewer = {seed: {"test": found_of(0.5)} for seed in range(seeds)}
+        text = markdown(STUDY, summarise(STUDY, {"good": three, "bad": fewer}))
+        line = next(line for line in text.splitlines() if line.startswith("| row good | row bad |"))
+        assert re.search(rf"p 0\.\d{{3}}{re.escape(told)} \|", line), line
+    # Under conditions of a row it is told once, and where it is not so of all of them.
+    text = markdown(STUDY, summarise(STUDY, TESTED))
+    assert re.search(r"60\.0, -20\.0 \(-.* - -.*\) \(one seed: scenes only\) \|", text)
+    found = {0: TESTED["good"][0]}
+    text = markdown(STUDY, summarise(STUDY, {"good": found, "bad": {**found, 1: found[0]}}))
+    assert re.search(
+        r"\| row good \(one seed: scenes only\) \| 80.* 60\.0, -20\.0 \([^(]*\) \|", text
+    )
+    assert re.search(r"\| row bad \| 80.* 60\.0, -20\.0 \([^(]*\) \|", text)
+    single = {row: {0: tests[0]} for row, tests in TESTED.items()}
+    assert "p 0.001 (one seed: scenes only) |" in markdown(STUDY, summarise(STUDY, single))

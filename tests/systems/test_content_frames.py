@@ -106,7 +106,7 @@ def test_what_is_pooled_is_what_moments_are(kind, audio):
     assert np.std(frames, axis=1).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["vit", "cnn"])
+@pytest.mark.parametrize("kind", [pytest.param("vit", marks=pytest.mark.slow), "cnn"])
 def test_a_moment_is_heard_when_it_is(kind, audio):
     # A gap in noise: its own moment changes most, though a ViT's tokens all attend to it.
     frames = compiled(kind)
@@ -131,6 +131,7 @@ def test_half_a_window_is_repeated_and_its_first_half_kept(audio):
     assert np.abs(whole[:, :16] - silent[:, :16]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_longer_audio_is_heard_window_by_window(audio):
     both, _ = of_window("htsat")
     long = np.concatenate([audio, audio[::-1, : SAMPLES // 4]], axis=1)

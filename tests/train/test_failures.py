@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from soak.kill_anywhere import CONFIG, TESTS, Started
+from soak.kill_anywhere import CONFIG, TESTS, Started, first_difference
 
 from spatial_clap_jax.train.metrics_log import read_metrics
 
@@ -86,15 +86,43 @@ def told(started: Started) -> list[str]:
     return [line for line in started.lines if line.startswith("spatial-clap: ")]
 
 
-def test_a_signal_in_the_first_seconds_of_one_ends_all_at_the_same_step(tiny_scenes, tmp_path):
-    processes = begun(tmp_path, [tiny_scenes] * 2)
-    assert processes[1].wait_for(processes[1].is_listening, 60)
-    processes[1].process.send_signal(signal.SIGTERM)
-    assert ended(processes, 600) == [75, 75], [started.lines for started in processes]
-    steps = {
-        re.findall(r"is saved at step (\d+) of", told(started)[-1])[0] for started in processes
-    }
-    assert len(steps) == 1
+@pytest.mark.parametrize(("which", "at"), [(1, "first"), (0, "late"), (1, "late")])
+def test_a_signal_to_one_that_starts_ends_all(tiny_scenes, tmp_path, which, at):
+    """Amid imports; and where it waits for the other one, which opens its data for long."""
+    code = "import os, pathlib, time\n"
+    code += f"pathlib.Path({str(tmp_path)!r}, os.environ['JAX_PROCESS_ID']).touch()\n"
+    code += f"if os.environ['JAX_PROCESS_ID'] == '{1 - which}': time.sleep(600)\n"
+    processes = begun(tmp_path, [tiny_scenes] * 2, code=code)
+    signalled = processes[which]
+    if at == "late":
+        assert signalled.wait_for(lambda: (tmp_path / "0").exists(), 300)
+        assert signalled.wait_for(lambda: (tmp_path / "1").exists(), 60)
+        time.sleep(3)
+    assert signalled.wait_for(signalled.is_listening, 60)
+    signalled.process.send_signal(signal.SIGTERM)
+    # Both must have come as far as to hear of each other.
+    within_s = 30 if at == "late" else 120
+    assert ended(processes, within_s) == [75, 75], [started.lines for started in processes]
+    line = "SIGTERM: nothing is left to save; the same command goes on"
+    assert told(signalled) == [f"spatial-clap: {line}"]
+    assert told(processes[1 - which]) == [f"spatial-clap: process {which} ended: {line}"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signal_to_one_amid_an_evaluation_saves_the_same_step_in_all(
+    tiny_scenes, tmp_path, which
+):
+    """Process 0 evaluates, the other one waits for it; the evaluation is given up."""
+    code = "import time\nfrom spatial_clap_jax.validation import Validation\n"
+    code += "Validation.__call__ = lambda *_: time.sleep(600)\n"
+    processes = begun(tmp_path, [tiny_scenes] * 2, code=code)
+    assert processes[0].wait_for(lambda: processes[0].has_said("step 6: evaluating"), 600)
+    # Not before the other one waits.
+    time.sleep(2)
+    processes[which].process.send_signal(signal.SIGTERM)
+    assert ended(processes, 30) == [75, 75], [started.lines for started in processes]
+    for started in processes:
+        assert "is saved at step 6 of 100000; the same command goes on" in told(started)[-1]
 
 
 def test_a_second_signal_ends_a_wait_for_others_that_never_come(tiny_scenes, tmp_path):
@@ -135,3 +163,54 @@ def test_a_process_that_is_killed_is_told_by_the_other(tiny_scenes, tmp_path):
     processes[1].process.kill()
     assert ended(processes, 300) == [4, -signal.SIGKILL], processes[0].lines
     assert re.search("processes: another one does not answer any more", told(processes[0])[0])
+
+
+@pytest.mark.parametrize(
+    ("which", "number", "within_s"),
+    # Process 0 holds the service that the others hear each other by. A process that is stopped is
+    # as one whose machine is lost: it closes no connection.
+    [(0, signal.SIGKILL, 30), (0, signal.SIGSTOP, 120), (1, signal.SIGSTOP, 120)],
+)
+def test_the_other_ends_where_one_is_gone(tiny_scenes, tmp_path, which, number, within_s):
+    processes = begun(tmp_path, [tiny_scenes] * 2)
+    assert processes[0].wait_for(lambda: processes[0].has_said("step 2/"), 600)
+    processes[which].process.send_signal(number)
+    try:
+        status = processes[1 - which].process.wait(within_s)
+    finally:
+        for started in processes:
+            started.process.kill()
+            started.process.wait()
+    # JAX's own end, unless an error of Gloo's is heard of before.
+    assert status in (-signal.SIGABRT, 4)
+    assert processes[1 - which].ended.wait(30)
+    said = "\n".join(processes[1 - which].lines)
+    assert re.search("JAX distributed service detected|does not answer any more", said)
+
+
+def test_a_data_worker_of_one_that_is_killed_ends_all(tiny_scenes, tmp_path):
+    processes = begun(tmp_path, [tiny_scenes] * 2)
+    assert processes[0].wait_for(lambda: processes[0].has_said("step 2/"), 600)
+    os.kill(processes[1].workers()[0], signal.SIGKILL)
+    assert ended(processes, 60) == [3, 3], [started.lines for started in processes]
+    reason = r"data.workers: worker 0 of 1, .* was killed by SIGKILL"
+    assert re.match(f"spatial-clap: {reason}", told(processes[1])[0])
+    assert re.match(f"spatial-clap: process 1 ended: {reason}", told(processes[0])[0])
+
+
+def test_a_run_of_two_of_which_one_was_killed_ends_like_one_that_was_left_alone(
+    tiny_scenes, tmp_path
+):
+    folders = [tmp_path / name for name in ("straight", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    processes = begun(folders[0], [tiny_scenes] * 2, steps=14)
+    assert ended(processes, 900) == [0, 0], [started.lines for started in processes]
+    processes = begun(folders[1], [tiny_scenes] * 2, steps=14)
+    assert processes[0].wait_for(lambda: processes[0].has_said("step 9/"), 600)
+    processes[1].process.kill()
+    assert ended(processes, 300) == [4, -signal.SIGKILL], processes[0].lines
+    processes = begun(folders[1], [tiny_scenes] * 2, steps=14)
+    assert ended(processes, 900) == [0, 0], [started.lines for started in processes]
+    assert processes[0].has_said("from step 4") or processes[0].has_said("from step 8")
+    assert first_difference(*(folder / "run" for folder in folders)) is None

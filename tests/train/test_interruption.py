@@ -16,9 +16,11 @@ NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 PROGRAM = """
 import hashlib, os, signal, sys, time
 from spatial_clap_jax.train.interruption import Interruption
-with Interruption({options}):
-    print("listens", flush=True)
-    {work}
+try:
+    with Interruption({options}) as interruption:
+        print("listens", flush=True)
+        {work}
+{after}
 """
 
 
@@ -28,10 +30,10 @@ def send(number: signal.Signals) -> None:
     time.sleep(0.2)
 
 
-def begun(work: str, options: str = "") -> subprocess.Popen:
+def begun(work: str, options: str = "", after: str = "finally: pass") -> subprocess.Popen:
     """A process that has begun to listen, and does some work."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(work=work, options=options)],
+        [sys.executable, "-c", PROGRAM.format(work=work, options=options, after=after)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -148,13 +150,34 @@ def test_a_command_that_starts_up_exits_at_the_first_signal(work):
 @pytest.mark.parametrize("other", [False, True], ids=["begun", "others wait"])
 def test_a_command_that_has_begun_does_not_exit(other):
     with Interruption(exits=True) as interruption:
+        assert interruption.starts_up
         if other:
             interruption.stay()
         else:
             with interruption.abandonable():
                 pass
+        assert not interruption.starts_up
         send(signal.SIGTERM)
         assert interruption.is_asked
+
+
+def test_another_process_may_ask():
+    with Interruption() as interruption:
+        threading.Timer(0.1, interruption.ask).start()
+        told = pytest.raises(Interrupted, match="a signal to another process: nothing is left")
+        with told, interruption.abandonable():
+            time.sleep(20)
+            pytest.fail("went on")
+        assert interruption.is_asked
+
+
+def test_an_echo_does_not_end_what_a_training_was_a_part_of():
+    work = "with interruption.abandonable(): time.sleep(60)"
+    process = begun(work, after="except KeyboardInterrupt: time.sleep(2); sys.exit(75)")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (75, "")
 
 
 def test_long_calls_return_raise_or_are_abandoned():

@@ -15,9 +15,14 @@ def fake_program(path: Path, *lines: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "again"), [(75, True), (0, False), (2, False), (3, False), (137, False)]
+    ("status", "starts", "again"),
+    [
+        *((75, starts, True) for starts in ("", "99", "100")),
+        *((4, starts, starts != "100") for starts in ("", "99", "100")),
+        *((status, "", False) for status in (0, 2, 3, 137)),
+    ],
 )
-def test_slurm_queues_a_job_again_that_was_interrupted(tmp_path, status, again):
+def test_slurm_queues_a_job_again_that_was_interrupted(tmp_path, status, starts, again):
     for name, code in (("srun", status), ("scontrol", 0)):
         fake_program(tmp_path / name, f'echo "{name} $@" >> "$NOTES"', f"exit {code}")
     notes = tmp_path / "notes"
@@ -27,6 +32,7 @@ def test_slurm_queues_a_job_again_that_was_interrupted(tmp_path, status, again):
             **os.environ,
             "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
             "SLURM_JOB_ID": "17",
+            "SLURM_RESTART_COUNT": starts,
             "NOTES": str(notes),
             "PYTHON": "python",
         },

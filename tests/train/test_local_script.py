@@ -84,6 +84,16 @@ def test_two_signals_are_two(tmp_path):
     assert err.count("heard") == 4
 
 
+def test_a_signal_amid_the_end_of_a_process_hides_no_status(tmp_path):
+    ends = "trap '' TERM; sleep 0.5; kill -TERM $PPID; exit 7"
+    does = f'if [ "$JAX_PROCESS_ID" = 1 ]; then {ends}; fi\n'
+    for _ in range(4):
+        started = begun(tmp_path, 2, does + SAVES)
+        _, err = started.communicate(timeout=30)
+        assert started.returncode == 7, err
+        assert "[0] is saved" in err
+
+
 def test_processes_end_with_a_script_that_is_killed(tmp_path):
     if subprocess.run(["setpriv", "--pdeathsig", "TERM", "true"], check=False).returncode:
         pytest.skip("the system cannot see to it")

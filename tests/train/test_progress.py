@@ -114,6 +114,12 @@ def test_without_a_terminal_it_prints_lines(capsys):
     )
 
 
+def test_a_name_is_shown_as_it_is(capsys):
+    with TrainProgress(4, clips_per_step=8) as bar:
+        bar.announce("runs/:warning:/[b]a: from step 0")
+    assert capsys.readouterr().err == "runs/:warning:/[b]a: from step 0\n"
+
+
 def test_it_can_be_silent(capsys):
     with TrainProgress(4, clips_per_step=8, show=False) as bar:
         bar.announce("hello")

@@ -21,6 +21,15 @@ def test_every_start_leaves_a_line(tmp_path, monkeypatch):
     assert {"numpy", "grain", "tokenizers", "array-record"} < set(rows[0]["versions"])
 
 
+def test_a_torn_last_line_takes_no_other_one_with_it(tmp_path):
+    (tmp_path / "starts.jsonl").write_text('{"from_step": 0}\n{"from_st', "utf-8")
+    provenance.note_start(tmp_path, 40, [])
+    provenance.note_start(tmp_path, 60, [])
+    lines = (tmp_path / "starts.jsonl").read_text().splitlines()
+    assert lines[:2] == ['{"from_step": 0}', '{"from_st']
+    assert [json.loads(line)["from_step"] for line in lines[2:]] == [40, 60]
+
+
 def test_a_folder_whose_name_is_no_utf8(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["spatial-clap", "train", "--workdir", "runs/\udcff"])
     provenance.note_start(tmp_path, 0, [])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -64,6 +65,17 @@ def test_a_checkpoint_that_was_gone_on_from_was_whole(tmp_path):
     checkpoints.restore_newest({"a": STATE["a"]}, print)
     checkpoints.close()
     assert first_saved_step(tmp_path) == 2
+
+
+def test_a_save_that_ends_is_noted_though_nobody_waits_for_it(tmp_path):
+    """A kill between the end of the first save and the next row of the log."""
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(2, STATE, {})
+    until = time.monotonic() + 30
+    while first_saved_step(tmp_path) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert first_saved_step(tmp_path) == 2
+    checkpoints.close()
 
 
 def test_a_note_that_cannot_be_written_follows_with_the_next_save(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ def no_notes(text: str) -> None:
     pytest.fail(text)
 
 
+@pytest.mark.slow
 def test_a_second_start_is_refused_by_name_until_the_first_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "_PATIENCE_S", 0.1)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

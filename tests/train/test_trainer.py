@@ -26,6 +26,7 @@ from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.train import feeds, run_lock, sharding, trainer
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError, load_params
+from spatial_clap_jax.train.checkpoint_files import JsonFile, _with_checksum
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.health import HealthConfig, read_incidents
 from spatial_clap_jax.train.interruption import Interrupted
@@ -279,6 +280,21 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_alone(straight, tiny_scenes
     assert (run / "set_aside" / "4").is_dir()
 
 
+@pytest.mark.slow
+def test_a_place_of_other_types_costs_its_steps_alone(straight, tiny_scenes, tmp_path):
+    """Its checksum is right."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    place = run / "checkpoints" / "4" / "data_state" / "value.json"
+    place.write_text(_with_checksum({"step": 4, "health": [1], "log": []}), "utf-8")
+    assert trainer.train(experiment(), tiny_scenes, run, progress=False).step == STEPS
+    ours, theirs = arrays_of(run), arrays_of(straight)
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
+    assert (run / "set_aside" / "4").is_dir()
+
+
 @pytest.fixture
 def poisoned(monkeypatch):
     """From some step on, for some steps, batches hold a sample that is not a number."""
@@ -425,6 +441,29 @@ def test_a_save_that_fails_stops_the_run_or_is_tried_again(tiny_scenes, tmp_path
     assert failed == [2]
     steps = [path.name for path in (tmp_path / "goes_on" / "checkpoints").iterdir()]
     assert steps == ["4"]
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_does_not_hide_why_a_run_ended(tiny_scenes, tmp_path, monkeypatch, capfd):
+    take, taken = TrainBatches.__next__, []
+
+    def dies(self):
+        if len(taken) == 2:
+            raise RunStopped("data.workers: process 7 was killed.")
+        taken.append(None)
+        return take(self)
+
+    async def full(self, directory):
+        async def write():
+            raise OSError(28, "No space left on device")
+
+        return write()
+
+    monkeypatch.setattr(TrainBatches, "__next__", dies)
+    monkeypatch.setattr(JsonFile, "save", full)
+    with pytest.raises(RunStopped, match="process 7 was killed"):
+        trainer.train(experiment(), tiny_scenes, tmp_path / "run")
+    assert "step 2 could not be saved ([Errno 28] No space left" in capfd.readouterr().err
 
 
 def test_a_last_save_that_fails_is_an_error_all_the_same(tiny_scenes, tmp_path, monkeypatch):
