@@ -25,6 +25,7 @@ import jax
 from jax._src import distributed
 
 from spatial_clap_jax import shown
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train.interruption import (
     EXIT_STATUS,
     Interrupted,
@@ -80,6 +81,15 @@ def failure() -> Failure | None:
         return None
     key, text = min(told)
     return Failure(int(key.rpartition("/")[2]), *json.loads(text))
+
+
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error is what JAX raises where another process no longer answers."""
+    # The same fault is a ValueError where a compiled function notices it when it is called.
+    kinds = (jax.errors.JaxRuntimeError, ValueError)
+    if client() is None or not isinstance(error, kinds) or isinstance(error, InputError):
+        return False
+    return _LOST.search(str(error)) is not None
 
 
 @contextlib.contextmanager
@@ -151,9 +161,7 @@ def _pass_on(interruption: Interruption) -> None:
 
 def _end(error: Exception, told: tuple[int, str] | None) -> NoReturn:
     """Ends this process, after it has told the others, or heard from them what led to its error."""
-    # The same fault is a ValueError where a compiled function notices it when it is called.
-    kinds = (jax.errors.JaxRuntimeError, ValueError)
-    is_lost = told is None and isinstance(error, kinds) and _LOST.search(str(error))
+    is_lost = told is None and is_loss(error)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         found = failure() if is_lost else None
         if found is not None:

@@ -18,7 +18,7 @@ from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.data.pipeline import TrainBatches
 from spatial_clap_jax.errors import InputError, RunStopped
 from spatial_clap_jax.systems.base import Variables, in_use
-from spatial_clap_jax.train import processes, sharding
+from spatial_clap_jax.train import failures, processes, sharding
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, SaveError
 from spatial_clap_jax.train.chips import chip
 from spatial_clap_jax.train.description import (
@@ -211,6 +211,9 @@ def _close(
     trace: TracebackType | None,
 ) -> None:
     """Ends the last save; one that fails must not hide why the run ends already."""
+    if failures.is_loss(error):
+        # A save that is under way waits for that process, too.
+        return
     try:
         checkpoints.close()
     except InputError as failed:
