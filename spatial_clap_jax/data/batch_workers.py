@@ -141,8 +141,14 @@ class BatchWorkers(Iterator[Built]):
             raise message
         layout, size, skipped = message
         self._wait(worker, deadline)
-        memory = _mapped(reduction.recv_handle(worker.connection), size)
-        worker.connection.send_bytes(b"taken")
+        try:
+            file = reduction.recv_handle(worker.connection)
+        except (EOFError, OSError):
+            raise self._ended(worker) from None
+        memory = _mapped(file, size)
+        # The batch is whole, though its worker has ended: whoever wants the next one is told.
+        with contextlib.suppress(OSError):
+            worker.connection.send_bytes(b"taken")
         worker.due += len(self._workers)
         self._turn = (self._turn + 1) % len(self._workers)
         return Built(_arrays(memory, layout), skipped)

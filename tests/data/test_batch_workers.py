@@ -127,6 +127,23 @@ def test_workers_live_through_signals_and_their_end_is_told():
     assert not multiprocessing.active_children()
 
 
+def test_a_batch_of_a_worker_that_was_killed_is_taken_and_its_end_is_told():
+    batches = started(build, 1)
+    try:
+        worker = batches._workers[0]
+        assert int(next(batches).batch["step"][0]) == 0
+        # It sends the next one and then hears nothing more, not even that this one was taken.
+        assert worker.connection.poll(LONG_S)
+        time.sleep(1.0)
+        worker.process.kill()
+        worker.process.join()
+        assert int(next(batches).batch["step"][0]) == 1
+        with pytest.raises(RunStopped, match=r"worker 0 of 1, .* was killed by SIGKILL"):
+            collections.deque(batches, 0)
+    finally:
+        batches.close()
+
+
 def test_what_is_larger_than_a_pipe_arrives_however_long_the_wait_may_be(monkeypatch):
     # Several waits, of which none is longer than the system allows.
     monkeypatch.setattr(batch_workers, "_LONGEST_WAIT_S", 0.2)
