@@ -64,3 +64,30 @@ def fault_of_the_machine(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
+
+
+def not_read_now(place: object, error: BaseException) -> InputError | None:
+    """What to raise where the machine kept something from being read that may be whole.
+
+    Args:
+      place: where it lies.
+      error: what was raised while it was read.
+
+    Returns:
+      The error, with what to do about the machine; None where the file itself is at fault, or a
+      library is missing.
+    """
+    fault = fault_of_the_machine(error)
+    if fault is None or isinstance(fault, ImportError):
+        return None
+    told = fault.strerror if isinstance(fault, OSError) else None
+    reason = " ".join((told or str(fault)).split())[:300] or type(fault).__name__
+    remedy = "mend that"
+    if "Too many open files" in reason:
+        remedy = "raise `ulimit -n`, or give fewer data.workers"
+    elif isinstance(fault, MemoryError):
+        remedy = "give more memory, or fewer data.workers"
+    return InputError(
+        f"{place}: could not be read now ({reason}), which does not tell that it is bad; {remedy}, "
+        "then start again."
+    )

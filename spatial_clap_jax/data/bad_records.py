@@ -13,7 +13,7 @@ from typing import Literal, SupportsIndex, TypeVar
 import numpy as np
 
 from spatial_clap_jax.data.scenes import SceneGroup
-from spatial_clap_jax.errors import InputError, fault_of_the_machine
+from spatial_clap_jax.errors import InputError, fault_of_the_machine, not_read_now
 
 BadRecords = Literal["stop", "skip"]
 # Draws of a stand-in. Where half of all records are bad, one in a million of them needs more.
@@ -48,22 +48,9 @@ def unread(record: str, place: str, message: str, error: BaseException) -> Input
       A `BadRecord`; or, where the machine is at fault and the record may be good, an `InputError`,
       which ends a run whatever becomes of bad records.
     """
-    fault = fault_of_the_machine(error)
-    if fault is None:
+    if fault_of_the_machine(error) is None:
         return BadRecord(message, record)
-    if isinstance(fault, ImportError):
-        return InputError(message)
-    told = fault.strerror if isinstance(fault, OSError) else None
-    reason = " ".join((told or str(fault)).split()) or type(fault).__name__
-    remedy = "mend that"
-    if "Too many open files" in reason:
-        remedy = "raise `ulimit -n`, or give fewer data.workers"
-    elif isinstance(fault, MemoryError):
-        remedy = "give more memory, or fewer data.workers"
-    return InputError(
-        f"{place}: could not be read now ({reason}), which does not tell that it is bad; {remedy}, "
-        "then start again."
-    )
+    return not_read_now(place, error) or InputError(message)
 
 
 @dataclasses.dataclass(frozen=True)

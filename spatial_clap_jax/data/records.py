@@ -19,7 +19,7 @@ from spatial_clap_jax.data.scene_descriptions import builder_of, described
 from spatial_clap_jax.data.scene_manifests import read_scene_manifest
 from spatial_clap_jax.data.scenes import SceneGroup
 from spatial_clap_jax.data.shard_marks import mark_of, read_marks
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, not_read_now
 from spatial_clap_jax.small_files import check_regular
 
 MANIFEST = "manifest.json"
@@ -133,7 +133,7 @@ class SceneSource(Sequence[SceneGroup]):
                 self._check(shard)
             except OSError as error:
                 what = f"lacks {shard.name}" if not shard.exists() else f"{shard.name}: {error}"
-                raise InputError(
+                raise not_read_now(shard, error) or InputError(
                     f"{self.data_dir}: {what}; copy the whole folder or render the scenes again."
                 ) from error
             except ValueError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, not_read_now
 from spatial_clap_jax.small_files import check_regular, json_of
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
@@ -76,7 +76,8 @@ def described(data_dir: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{data_dir}: {reason}; {_REMEDY}.") from error
+        bad = InputError(f"{data_dir}: {reason}; {_REMEDY}.")
+        raise not_read_now(data_dir, error) or bad from error
 
 
 def builder_of(data_dir: Path) -> Any:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, not_read_now
 from spatial_clap_jax.small_files import json_of
 
 _SPLIT = re.compile(r"(train|validation|test)_k\d+")
@@ -57,7 +57,7 @@ def read_scene_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         reason = f"lacks {reason}" if isinstance(error, KeyError) else reason
-        raise InputError(
+        raise not_read_now(path, error) or InputError(
             f"{path}: is not readable as a manifest of scenes ({reason}); copy the whole folder or "
             "render them again."
         ) from error

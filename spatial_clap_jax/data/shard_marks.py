@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, not_read_now
 from spatial_clap_jax.small_files import json_of
 
 MARKS = "shards.json"
@@ -74,7 +74,7 @@ def read_marks(folder: Path, fingerprint: str) -> dict[str, str]:
         known, marks = header["format"] == FORMAT, dict(header["shards"])
         same = header["fingerprint"] == fingerprint
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
+        raise not_read_now(path, error) or InputError(
             f"{path}: is not readable as marks of shards ({' '.join(str(error).split())}); copy "
             "the whole folder again."
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.errors import InputError, not_read_now
 from spatial_clap_jax.evaluate import Evaluation, Outcome
 from spatial_clap_jax.shown import plain
 from spatial_clap_jax.small_files import bytes_of, parsed_json
@@ -132,7 +132,7 @@ def read_findings(folder: Path, identity: dict[str, Any] | None) -> dict[str, Fi
     # Archives, array headers and JSON each have errors of their own.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(
+        raise not_read_now(path, error) or InputError(
             f"{path}: is damaged ({reason}); remove it to have it made anew."
         ) from error
     if identity is not None:

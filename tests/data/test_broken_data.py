@@ -1,9 +1,12 @@
 """Data that are damaged, swapped or gone: named, or skipped in the same way by all that build."""
 
+import builtins
 import collections
 import dataclasses
 import errno
+import io
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -204,6 +207,30 @@ def test_what_the_machine_lacks_is_no_fault_of_a_record(scenes, monkeypatch, err
         groups[0]
     assert not isinstance(caught.value, BadRecord)
     assert str(caught.value).startswith(str(shard_of(scenes, number=0)))
+
+
+def test_a_folder_that_cannot_be_opened_now_is_called_no_bad_one(scenes, monkeypatch):
+    """Whichever of its files is the first that the system gives no handle for."""
+    opened, opens = [], builtins.open
+
+    def scarce(file, *args, **kwargs):
+        if str(file).startswith(str(scenes)):
+            if len(opened) == allowed:
+                raise OSError(errno.EMFILE, "Too many open files", str(file))
+            opened.append(file)
+        return opens(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", scarce)
+    monkeypatch.setattr(io, "open", scarce)
+    for allowed in itertools.count():
+        opened.clear()
+        try:
+            open_scenes(scenes)
+            break
+        except InputError as error:
+            told = f"{scenes}.* could not be read now \\(Too many open files\\), which does not tell"
+            assert re.match(told, str(error))
+    assert len({Path(file).name for file in opened}) >= 4
 
 
 def spoil(folder: Path, other: Path) -> set[int]:

@@ -1,5 +1,6 @@
 """Tables of hand-made tests."""
 
+import errno
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from tiny import tiny_experiment, tiny_recipe
 from spatial_clap_jax.configs_io import to_plain
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.evaluate import Outcome
-from spatial_clap_jax.study import Noise, Row, Study
+from spatial_clap_jax.study import Noise, Row, Study, outcomes
 from spatial_clap_jax.study.outcomes import Findings, SceneMap, read_findings, write_findings
 from spatial_clap_jax.study.summary import markdown, summarise, table
 
@@ -114,6 +115,17 @@ def test_what_is_written_is_read_again(tmp_path):
     assert found["test"].map.categories == ["a", "b", ""]
     assert found["loud"].map is None
     assert (found["test"].changes, found["loud"].changes) == ({"singles": 3}, {})
+
+
+def test_findings_that_cannot_be_read_now_are_not_called_damaged(tmp_path, monkeypatch):
+    write_findings(tmp_path, {}, {"test": found_of(0.3)})
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(outcomes, "bytes_of", failing)
+    with pytest.raises(InputError, match=r"npz: could not be read now \(Input/output error\), which"):
+        read_findings(tmp_path, None)
 
 
 def test_findings_of_a_version_without_a_setting_are_findings_of_its_default(tmp_path):
