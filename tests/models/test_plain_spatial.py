@@ -1,12 +1,20 @@
 """The plain spatial encoder: lags by hand and end to end, and what it cannot hear."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.features import LogMelConfig, mel_cross, mel_filterbank
-from spatial_clap_jax.models.plain_spatial import PlainSpatial, PlainSpatialConfig, lag_matrix
+from spatial_clap_jax.models.plain_spatial import (
+    PlainSpatial,
+    PlainSpatialConfig,
+    lag_matrix,
+    peaks_of,
+)
 
 MEL = LogMelConfig(sample_rate_hz=16_000, n_fft=512, hop=160, mels=16, low_hz=50.0, high_hz=8_000.0)
 # A lag every sixteenth of a millisecond: one sample at 16 kHz.
@@ -90,6 +98,43 @@ def test_which_band_is_louder_on_which_side_is_not_heard(encoder):
     exchanged = planes.copy()
     exchanged[..., 3] = planes[:, :, ::-1, 3]
     np.testing.assert_allclose(embed(exchanged), embed(planes), atol=1e-6)
+
+
+def planes_of(*delays_s):
+    """Frames in which one source after another sounds, each alone."""
+    planes = np.zeros((1, len(delays_s), 16, 4), np.float32)
+    for frame, delay_s in zip(planes[0], delays_s, strict=True):
+        frame[:, 1], frame[:, 2] = np.split(cross_of(delay_s), 2)
+    return planes
+
+
+def test_peaks_alone_tell_where_and_neither_how_long_nor_at_which_frequencies():
+    config = dataclasses.replace(CONFIG, peaks_above=0.3)
+    module = PlainSpatial(config, MEL)
+    here, there = LAGS_S[3], LAGS_S[12]
+    planes = planes_of(*[here] * 10, *[there] * 10)
+    variables = module.init(jax.random.key(0), planes, False)
+    embed = jax.jit(lambda planes: module.apply(variables, planes, False))
+    both = embed(planes)
+    # A short and a lasting one, either way round.
+    for count in (4, 16):
+        planes = planes_of(*[here] * count, *[there] * (20 - count))
+        np.testing.assert_allclose(embed(planes), both, atol=1e-6)
+    # One that sounds in every other band alone, and levels.
+    planes[0, :4, ::2, 1:3] = 0.0
+    planes[..., (0, 3)] = 5.0
+    np.testing.assert_allclose(embed(planes), both, atol=1e-6)
+    for delays in ([here] * 20, [there] * 20, [here] * 10 + [LAGS_S[8]] * 10):
+        assert np.abs(embed(planes_of(*delays)) - both).max() > 1e-3
+    # Fewer frames than are averaged, and a bump of known shape.
+    bumps = np.asarray(peaks_of(cross_of(here)[None, None] @ lag_matrix(config, MEL), 0.3))[0]
+    np.testing.assert_allclose(bumps, np.exp(-0.5 * np.square(np.arange(17) - 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -0.3])
+def test_a_threshold_that_no_peak_or_all_noise_passes(threshold):
+    with pytest.raises(InputError, match=f"peaks_above {threshold}: must lie between 0, .* give"):
+        PlainSpatialConfig(peaks_above=threshold)
 
 
 def test_parameters_stay_float32_in_half_precision():
