@@ -4,8 +4,8 @@
 
 It has the front end of configs/seld.py, no other tower, and as many steps. `base` is the public
 baseline's network on its log-mel planes, 734,261 parameters for 13 classes, and has not been
-trained by us. Its output layers are ours: GELU and dropout after the hidden one, and what they
-give bounded (direction) or positive (distance), where the baseline is linear.
+trained by us. Its output layers are ours: GELU and dropout after the hidden one, and a softplus
+of the distance, where the baseline has a ReLU.
 """
 
 from dataclasses import replace

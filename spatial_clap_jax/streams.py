@@ -101,14 +101,17 @@ def keep_standard_files_open() -> None:
     """Opens the null device in place of each standard stream that the process was started without.
 
     The next file that is opened would take its number, and what native code has to say would go
-    into that file.
+    into that file. Python's own `print` would write to stdout what is for a stderr that is None.
     """
-    for number in range(3):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             # The lowest number that is free, and those below are taken.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _settle(stream: TextIO) -> None:

@@ -156,3 +156,9 @@ def test_no_file_takes_the_number_of_a_stream(tmp_path):
     done = subprocess.run(["sh", "-c", shell, "sh", program], stdout=subprocess.PIPE, timeout=120)
     assert int(done.stdout) > 2
     assert Path(path).read_bytes() == b""
+
+
+def test_what_is_for_a_stderr_that_is_not_there_goes_nowhere(tmp_path):
+    shell = f'exec "{sys.executable}" -m spatial_clap_jax nosuch 2>&- > "{tmp_path}/out"'
+    assert subprocess.run(["sh", "-c", shell], timeout=120).returncode == 2
+    assert (tmp_path / "out").read_bytes() == b""

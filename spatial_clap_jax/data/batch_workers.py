@@ -145,6 +145,12 @@ class BatchWorkers(Iterator[Built]):
             file = reduction.recv_handle(worker.connection)
         except (EOFError, OSError):
             raise self._ended(worker) from None
+        except RuntimeError:
+            # The system sends none where this process may open no more.
+            raise RunStopped(
+                f"data.workers: the batch of step {worker.due + 1} could not be taken, since too "
+                "many files are open; raise `ulimit -n`, then start again."
+            ) from None
         memory = _mapped(file, size)
         # The batch is whole, though its worker has ended: whoever wants the next one is told.
         with contextlib.suppress(OSError):

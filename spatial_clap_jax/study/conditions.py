@@ -65,6 +65,7 @@ class ChangedScenes:
 
     @property
     def splits(self) -> Collection[str]:
+        """Names of the splits that are seen."""
         return list(self.counts)
 
     def source(self, split: str) -> Sequence[SceneGroup]:

@@ -6,6 +6,8 @@ import os
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Set to 'auto', JAX asks whatever started the processes.
 AUTOMATIC = "SPATIAL_CLAP_PROCESSES"
+# How long the others are waited for.
+PATIENCE = "SPATIAL_CLAP_JOIN_TIMEOUT_S"
 
 
 def names_others() -> bool:

@@ -79,8 +79,8 @@ def failure() -> Failure | None:
     told = client().key_value_dir_get(_PLACE)
     if not told:
         return None
-    key, text = min(told)
-    return Failure(int(key.rpartition("/")[2]), *json.loads(text))
+    number, text = min((int(key.rpartition("/")[2]), text) for key, text in told)
+    return Failure(number, *json.loads(text))
 
 
 def is_loss(error: BaseException | None) -> bool:

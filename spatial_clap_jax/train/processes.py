@@ -1,8 +1,12 @@
 """The processes of one training: how they find each other and wait for each other."""
 
+import contextlib
 import itertools
+import math
 import os
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,10 +17,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import failures
-from spatial_clap_jax.train.environment import AUTOMATIC, BY_HAND
+from spatial_clap_jax.train.environment import AUTOMATIC, BY_HAND, PATIENCE
+from spatial_clap_jax.train.interruption import EXIT_STATUS, Interruption, end_at_once
 
 # How often others are looked for that have not come to the same point yet.
 _ASKED_EVERY_S = 0.1
+_PATIENCE_S = 300.0
+# Where a signal comes while the others are waited for: those that come soon are told of it.
+_LATECOMERS_S = 15.0
+# JAX ends the process with a trace of C++ where its own time is over, so ours must come before.
+_JAX_PATIENCE_S = 10**6
 _points = itertools.count()
 
 
@@ -27,11 +37,15 @@ def join_processes() -> bool:
     tell all, or SPATIAL_CLAP_PROCESSES=auto lets JAX ask Slurm, Open MPI, Kubernetes or the TPU's
     metadata. The scripts in `launch/` set them. Must come before anything that looks at devices.
 
+    The others are waited for during SPATIAL_CLAP_JOIN_TIMEOUT_S, 300 seconds if it is not set;
+    where they do not come by then, the process ends with status 4 and a line. After a signal it
+    waits 15 s more, for others that have to be told of it, and ends with status 75.
+
     Returns:
       Whether there is more than one process.
 
     Raises:
-      InputError: variables are missing or make no sense, or the others do not answer.
+      InputError: variables are missing or make no sense, or JAX cannot use them.
     """
     given = {name: os.environ[name] for name in BY_HAND if os.environ.get(name)}
     automatic = os.environ.get(AUTOMATIC, "")
@@ -52,18 +66,60 @@ def join_processes() -> bool:
             raise InputError(f"{name}: {value!r} is no number; set it to one, from 0.")
         numbers[name] = None if value is None else int(value)
     try:
-        jax.distributed.initialize(
-            coordinator_address=given.get(BY_HAND[0]),
-            num_processes=numbers[BY_HAND[1]],
-            process_id=numbers[BY_HAND[2]],
-        )
-    # JAX raises ValueError for what is not told and RuntimeError for what does not answer.
+        with _watched(_patience_s()):
+            jax.distributed.initialize(
+                coordinator_address=given.get(BY_HAND[0]),
+                num_processes=numbers[BY_HAND[1]],
+                process_id=numbers[BY_HAND[2]],
+                initialization_timeout=_JAX_PATIENCE_S,
+            )
+    except InputError:
+        raise
+    # JAX raises ValueError for what is not told, RuntimeError for an address that cannot be used.
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"processes: cannot join the training ({reason}); start it with a script of launch/."
         ) from error
     return jax.process_count() > 1
+
+
+def _patience_s() -> float:
+    told = os.environ.get(PATIENCE) or _PATIENCE_S
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(told)) < math.inf:
+            return min(seconds, _JAX_PATIENCE_S / 2)
+    raise InputError(f"{PATIENCE}: {told!r} is no number of seconds above 0; set it to one.")
+
+
+@contextlib.contextmanager
+def _watched(patience_s: float) -> Iterator[None]:
+    """Ends the process where the others do not come in time, or a signal comes before them."""
+    has_joined, interruption = threading.Event(), Interruption.current()
+
+    def watch() -> None:
+        began, asked = time.monotonic(), math.inf
+        while not has_joined.wait(_ASKED_EVERY_S):
+            now = time.monotonic()
+            if interruption.is_asked:
+                asked = min(asked, now)
+            if now - asked > _LATECOMERS_S:
+                end_at_once(EXIT_STATUS, f"spatial-clap: {interruption.interrupted()}\n")
+            if now - began > patience_s:
+                end_at_once(
+                    failures.LOST_STATUS,
+                    f"spatial-clap: processes: not all of them came within {patience_s:g} s; see "
+                    "whether each was started and reaches the first one, or set "
+                    f"{PATIENCE} to more, then start again.\n",
+                )
+
+    watching = threading.Thread(target=watch, name="others", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        has_joined.set()
+        watching.join()
 
 
 def wait_for_all(what: str) -> None:

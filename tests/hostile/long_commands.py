@@ -21,7 +21,7 @@ from tiny import tiny_experiment
 
 
 def get_config(size):
-    return replace(tiny_experiment(), steps=2)
+    return replace(tiny_experiment(), steps=3, checkpoint_every=1)
 """
 _STUDY = """
 from tiny import tiny_experiment, tiny_recipe
@@ -64,7 +64,7 @@ def _make_for_going_on(folder: Path) -> None:
     with captured():
         _go_on(folder)
     # As it was before its last step.
-    shutil.rmtree(folder / "run" / "checkpoints" / "2")
+    shutil.rmtree(folder / "run" / "checkpoints" / "3")
 
 
 def _go_on(folder: Path) -> None:
@@ -98,7 +98,8 @@ def _train_on(folder: Path) -> None:
 def _saved(folder: Path) -> set[str]:
     """All content in a run's checkpoints, wherever it stands, and what is known of the data."""
     files = digest_of(folder).items()
-    return {held for name, held in files if "checkpoints" in name or not name.startswith("run")}
+    kept = ("run/checkpoints/", "run/set_aside/")
+    return {held for name, held in files if name.startswith(kept) or not name.startswith("run/")}
 
 
 def _make_for_study(folder: Path) -> None:

@@ -19,9 +19,10 @@ from mutations import spoiled_json
 from spatial_clap_jax.errors import InputError
 
 # Those that compile programs are left to the long run.
+LONG = ("command train", "command train, going on", "command study")
 SLOW = (
     *("run", "export, safetensors", "export, stablehlo", "command embed", "command embed, sound"),
-    *("command evaluate", "command train", "command train, going on", "command study"),
+    *("command evaluate", *LONG),
 )
 QUICK = [kind for kind in ALL_KINDS if kind.name not in SLOW]
 SEEDS = 5
@@ -29,11 +30,24 @@ SEEDS = 5
 
 @pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.name)
 def test_spoiled_inputs_are_taken_or_refused(kind: Kind, tmp_path):
+    spoil(kind, tmp_path, SEEDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ALL_KINDS if kind.name in LONG], ids=lambda kind: kind.name
+)
+def test_spoiled_inputs_of_long_commands(kind: Kind, tmp_path):
+    spoil(kind, tmp_path, SEEDS)
+
+
+def spoil(kind: Kind, tmp_path: Path, seeds: int) -> None:
+    """Reads an input of a kind as it is, and then spoiled by some seeds."""
     good = tmp_path / "good"
     good.mkdir()
     kind.make(good)
     wanted = kind.read(Path(shutil.copytree(good, tmp_path / "input")))
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         spoiled = Path(shutil.copytree(good, tmp_path / f"input-{seed}"))
         anew = kind.spoil(spoiled, random.Random(f"{kind.name}/{seed}"))
         outcome, reason = _outcome(kind, spoiled, wanted if kind.same and not anew else None)

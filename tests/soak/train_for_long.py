@@ -18,6 +18,7 @@ numbers exchanged at evaluations: what a few of an hour's leave is soon seen of 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -148,7 +149,9 @@ def main() -> int:
             ended = process.poll()
             tree = gauges.tree_of(process.pid)
             process.send_signal(signal.SIGTERM)
-            status = process.wait(END_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
+            status = process.poll()
         finally:
             process.kill()
             print("\n".join(told.read_text().splitlines()[-4:]))

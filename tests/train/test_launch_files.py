@@ -18,8 +18,8 @@ def fake_program(path: Path, *lines: str) -> None:
     ("status", "starts", "again"),
     [
         *((75, starts, True) for starts in ("", "99", "100")),
-        *((4, starts, starts != "100") for starts in ("", "99", "100")),
-        *((status, "", False) for status in (0, 2, 3, 137)),
+        *((lost, at, at != "100") for lost in (4, 134, 137) for at in ("", "99", "100")),
+        *((status, "", False) for status in (0, 1, 2, 3, 143)),
     ],
 )
 def test_slurm_queues_a_job_again_that_was_interrupted(tmp_path, status, starts, again):

@@ -7,15 +7,22 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train.processes import join_processes
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SPATIAL_CLAP_PROCESSES")
+PATIENCE = "SPATIAL_CLAP_JOIN_TIMEOUT_S"
 
 
 @pytest.fixture
 def joined(monkeypatch):
     """Arguments of `jax.distributed.initialize`, which is not called."""
-    for name in NAMES:
+    for name in (*NAMES, PATIENCE):
         monkeypatch.delenv(name, raising=False)
     calls: list[dict] = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
+
+    def initialize(*, initialization_timeout: int, **given):
+        # JAX would end the process then, with a trace of C++.
+        assert initialization_timeout > 3600
+        calls.append(given)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     return calls
 
 
@@ -44,6 +51,13 @@ def test_the_cluster_is_asked(joined, monkeypatch):
             {"JAX_COORDINATOR_ADDRESS": "a:1"},
             "JAX_NUM_PROCESSES, JAX_PROCESS_ID: not set, but JAX_COORDINATOR_ADDRESS is; set all",
         ),
+        *(
+            (
+                {"SPATIAL_CLAP_PROCESSES": "auto", "SPATIAL_CLAP_JOIN_TIMEOUT_S": value},
+                f"SPATIAL_CLAP_JOIN_TIMEOUT_S: '{value}' is no number of seconds above 0; set it",
+            )
+            for value in ("soon", "0", "nan", "inf", "-3")
+        ),
         (
             {"SPATIAL_CLAP_PROCESSES": "4"},
             "SPATIAL_CLAP_PROCESSES: '4' is unknown; set it",
@@ -66,7 +80,7 @@ def test_what_makes_no_sense_is_refused(joined, monkeypatch, given, message):
     assert joined == []
 
 
-def test_others_that_do_not_answer(joined, monkeypatch):
+def test_what_jax_cannot_use_is_told(joined, monkeypatch):
     monkeypatch.setenv("SPATIAL_CLAP_PROCESSES", "auto")
 
     def fails(**_):

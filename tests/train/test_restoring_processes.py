@@ -73,14 +73,15 @@ if index == 1:
 restore(run)
 # A file that is cut between the look at it and the load.
 checkpoint.check_arrays = lambda *_: None
-multihost._DEFAULT_BARRIER_TIMEOUT = 5
+usual, multihost._DEFAULT_BARRIER_TIMEOUT = multihost._DEFAULT_BARRIER_TIMEOUT, 5
 restore(folder / "halved")
+multihost._DEFAULT_BARRIER_TIMEOUT = usual
 checkpoint.check_arrays = check
 restore(run)
 """
 
 SAVES = """
-checkpoints = RunCheckpoints(folder / "run", save_timeout_s=6)
+checkpoints = RunCheckpoints(folder / "run", save_timeout_s=20)
 limit = resource.RLIM_INFINITY
 for step, small in ((10, None), (20, 1), (30, 0), (40, None)):
     if index == small:
@@ -105,7 +106,7 @@ def both(script: str, folder: Path, *arguments: Any) -> list[list[dict]]:
         port = probe.getsockname()[1]
     running = [start(PAIR + script, folder, port, index, *arguments) for index in range(2)]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in running]
+        outputs = [process.communicate(timeout=300)[0] for process in running]
     finally:
         for process in running:
             # JAX takes SIGTERM for a notice.
