@@ -355,12 +355,13 @@ def _roofline(step: _Compiled, mesh: Mesh, experiment: Experiment) -> dict[str, 
         results[("dcn-" if exchange.between_slices else "") + exchange.kind] += exchange.bytes
     moved = hlo.memory_bytes(program)
     known = chip(mesh.devices.flat[0].device_kind)
-    if known is not None:
+    exchanging = None if known is None else _exchange_seconds(exchanges, known)
+    if known is not None and exchanging is not None:
         peak = known.flops_per_s(experiment.precision)
         seconds = {
             "compute": step.flops / mesh.size / peak,
             "hbm": moved / known.hbm_bytes_per_s,
-            "interconnect": _exchange_seconds(exchanges, known),
+            "interconnect": exchanging,
         }
         bound_by = max(seconds, key=lambda part: seconds[part])
         bounds = {
@@ -372,10 +373,15 @@ def _roofline(step: _Compiled, mesh: Mesh, experiment: Experiment) -> dict[str, 
     return {"bytes_per_step": moved, "collectives": dict(results), **bounds}
 
 
-def _exchange_seconds(exchanges: list[hlo.Collective], known: Chip) -> float:
-    """The time of all exchanges, those within slices beside those between them."""
+def _exchange_seconds(exchanges: list[hlo.Collective], known: Chip) -> float | None:
+    """The time of all exchanges, those within slices beside those between them.
+
+    None where something is sent between slices and how fast is not known.
+    """
     inside = sum(e.sent_bytes for e in exchanges if not e.between_slices)
     between = sum(e.sent_bytes for e in exchanges if e.between_slices)
+    if between and known.network_bytes_per_s is None:
+        return None
     network = between / known.network_bytes_per_s if known.network_bytes_per_s else 0.0
     # What is sent fills one direction of the links.
     return max(inside / (known.interconnect_bytes_per_s / 2), network)

@@ -191,9 +191,11 @@ class Vote:
         if jax.process_count() == 1:
             return wish
         before = self._asked
-        votes = jax.make_array_from_callback(
-            self._shape, self._place, lambda index: np.full(self._shape, wish)[index]
-        )
+        # To a guard, what is made of each process' part is unasked.
+        with jax.transfer_guard("allow"):
+            votes = jax.make_array_from_callback(
+                self._shape, self._place, lambda index: np.full(self._shape, wish)[index]
+            )
         self._asked = self._any(votes)
         return before is not None and bool(jax.device_get(before))
 

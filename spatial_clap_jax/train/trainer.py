@@ -279,40 +279,44 @@ class _Run:
         # Process 0 alone has the log, and an evaluation needs them all.
         if self.done and self._evaluates() and processes.as_first(not self._has_scores()):
             self._evaluate()
-        for batch in self._batches():
-            with jax.transfer_guard("disallow"):
+        # Nothing moves between host and devices unasked, and so unnoticed.
+        with jax.transfer_guard("disallow"):
+            for batch in self._batches():
                 self.state, metrics = self.program(self.state, batch)
-            self.bar.at_work(metrics)
-            self.done, self.skipped = self.done + 1, self.batches.skipped
-            last = self.done == experiment.steps
-            self.bar.advance(self.done)
-            logs = self.done % experiment.log_every == 0 or last
-            saves = self.done % experiment.checkpoint_every == 0 or last
-            # The step before is waited for, so that the host runs one step ahead, no more; and this
-            # one where what is known of it is written.
-            self._see_step_before()
-            self.unseen = (self.done, metrics)
-            if logs or saves:
+                self.bar.at_work(metrics)
+                self.done, self.skipped = self.done + 1, self.batches.skipped
+                last = self.done == experiment.steps
+                self.bar.advance(self.done)
+                logs = self.done % experiment.log_every == 0 or last
+                saves = self.done % experiment.checkpoint_every == 0 or last
+                # The step before is waited for, so that the host runs one step ahead, no more; and
+                # this one where what is known of it is written.
                 self._see_step_before()
-                self._bear(lambda: self.health.see_records(self.done, self.skipped))
-            if logs:
-                row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                row |= {
-                    "skipped": self.health.skipped,
-                    "skipped_records": self.health.skipped_records,
-                    **self.bar.rates(),
-                }
-                self._write(row)
-                self.bar.show(self.done, row)
-                self._bear(self.checkpoints.check)
-            if self.health.is_hopeless:
-                raise self._stopped()
-            if saves:
-                self._save(wait=last)
-            if self._evaluates():
-                self._evaluate()
-            if vote.cast(self.interruption.is_asked):
-                raise self.interruption.interrupted()
+                self.unseen = (self.done, metrics)
+                if logs or saves:
+                    self._see_step_before()
+                    self._bear(lambda: self.health.see_records(self.done, self.skipped))
+                if logs:
+                    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    row |= {
+                        "skipped": self.health.skipped,
+                        "skipped_records": self.health.skipped_records,
+                        **self.bar.rates(),
+                    }
+                    self._write(row)
+                    self.bar.show(self.done, row)
+                    self._bear(self.checkpoints.check)
+                if self.health.is_hopeless:
+                    with jax.transfer_guard("allow"):
+                        raise self._stopped()
+                # Orbax and JAX's own means of telling other processes move what they want to.
+                with jax.transfer_guard("allow"):
+                    if saves:
+                        self._save(wait=last)
+                    if self._evaluates():
+                        self._evaluate()
+                if vote.cast(self.interruption.is_asked):
+                    raise self.interruption.interrupted()
         return row
 
     def _has_scores(self) -> bool:
@@ -347,7 +351,9 @@ class _Run:
             began = time.perf_counter()
             with self.interruption.abandonable(alone):
                 batch = next(self.batches)
-            placed = sharding.put_batch(batch, self.mesh, rows)
+            # To the guard of the loop, what JAX makes of each process' part is unasked as well.
+            with jax.transfer_guard("allow"):
+                placed = sharding.put_batch(batch, self.mesh, rows)
             self.bar.waited(began)
             yield placed
 

@@ -392,6 +392,19 @@ def test_skipped_records_are_counted_once_whatever_signal_comes(
 
 
 @pytest.mark.slow
+def test_what_moves_to_the_devices_unasked_ends_the_run(tiny_scenes, tmp_path, monkeypatch):
+    see = trainer.HealthWatch.see
+
+    def unasked(self, step, metrics):
+        jax.block_until_ready(metrics["loss"] + np.float32(1.0))
+        return see(self, step, metrics)
+
+    monkeypatch.setattr(trainer.HealthWatch, "see", unasked)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        trainer.train(experiment(), tiny_scenes, tmp_path / "run", progress=False)
+
+
+@pytest.mark.slow
 def test_scores_are_rows_of_the_log_and_a_resumed_run_has_each_once(tiny_scenes, tmp_path):
     def validation(feed):
         assert feed.tokenizer is not None
