@@ -33,7 +33,7 @@ if __name__ == "__main__":
 def config(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("config") / "config.py"
     path.write_text(
-        kill_anywhere.CONFIG.format(tests=str(kill_anywhere.TESTS), steps=30), encoding="utf-8"
+        kill_anywhere.CONFIG.format(tests=str(kill_anywhere.TESTS), steps=60), encoding="utf-8"
     )
     return path
 
