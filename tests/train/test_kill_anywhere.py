@@ -173,5 +173,5 @@ def test_differences_are_told(straight, tmp_path):
     (run / "incidents.jsonl").unlink()
     assert "lines of incidents, 0" in (kill_anywhere.first_difference(straight, run) or "")
     run = copied("behind")
-    shutil.rmtree(run / "checkpoints" / "30")
-    assert "last checkpoint of step 30" in (kill_anywhere.first_difference(straight, run) or "")
+    shutil.rmtree(run / "checkpoints" / "60")
+    assert "last checkpoint of step 60" in (kill_anywhere.first_difference(straight, run) or "")
