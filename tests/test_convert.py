@@ -1,6 +1,8 @@
 """From published weights to a folder that opens, and what the command line says of it."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +43,14 @@ def test_a_text_encoder_becomes_a_folder_of_its_own(bert, converted):
     assert here.arrays.keys() == there.arrays.keys()
     for path, array in there.arrays.items():
         np.testing.assert_array_equal(here.arrays[path], array, err_msg=path)
+
+
+def test_a_text_encoder_whose_tokenizer_is_gone_is_not_whole(converted, tmp_path):
+    """Its words could be read by another one, and mean nothing."""
+    copied = Path(shutil.copytree(converted[0], tmp_path / "copied"))
+    (copied / "text-encoder" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json: is missing from this export; copy the"):
+        read_text_tower(copied)
 
 
 def test_a_text_encoder_embeds_wherever_it_lies(bert, converted):

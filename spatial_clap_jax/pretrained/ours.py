@@ -108,7 +108,7 @@ def read_exported_text(folder: Path) -> TextTower:
     """The text encoder of an export, with its tokenizer.
 
     Raises:
-      InputError: it has none.
+      InputError: it has none, or its tokenizer is gone.
     """
     text = _model(folder).get("text")
     plain = dict(text) if isinstance(text, dict) else {"kind": None}
@@ -122,6 +122,10 @@ def read_exported_text(folder: Path) -> TextTower:
     tensors = read_tensors(folder / TENSORS)
     arrays, report = take_part(str(folder), tensors, "text", shapes)
     tokenizer = Tokenizer.from_folder(folder, config.max_tokens)
+    if tokenizer is None and TOKENIZER in (read_json(folder / MANIFEST).get("files") or ()):
+        raise InputError(
+            f"{folder / TOKENIZER}: is missing from this export; copy the export again."
+        )
     return TextTower(config, arrays, tokenizer, report)
 
 
