@@ -244,7 +244,8 @@ def _ignore_abandoned_reads() -> None:
     """Keeps stderr clean of the reads that Orbax abandons, from now on and only of them.
 
     When one read of many fails, Orbax closes its event loop under the others, and each of
-    them says so when it ends: seconds later for a large checkpoint.
+    them says so when it ends: seconds later for a large checkpoint. One that failed too has its
+    error logged by asyncio, whenever it is collected.
     """
     report = sys.unraisablehook
     complaints = ("Event loop is closed", "Encountered error while reading array index")
@@ -253,4 +254,9 @@ def _ignore_abandoned_reads() -> None:
         if not str(unraisable.exc_value).startswith(complaints):
             report(unraisable)
 
+    def is_other(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "never retrieved" not in text or "tensorstore_spec" not in text
+
     sys.unraisablehook = report_others
+    logging.getLogger("asyncio").addFilter(is_other)

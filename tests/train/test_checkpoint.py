@@ -1,6 +1,8 @@
 """Checkpoints: bit for bit, on any devices, whole or refused."""
 
+import asyncio
 import errno
+import gc
 import os
 import shutil
 import socket
@@ -19,7 +21,7 @@ import pytest
 
 import spatial_clap_jax
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train import checkpoint
+from spatial_clap_jax.train import checkpoint, checkpoint_files
 from spatial_clap_jax.train.checkpoint import RunCheckpoints, load_params
 from spatial_clap_jax.train.checkpoint_files import DamagedCheckpoint
 
@@ -625,3 +627,24 @@ def test_what_two_processes_saved_one_restores(tmp_path):
     assert_same_bits(state, make_state(5))
     assert data_state == {"step": 5}
     checkpoints.close()
+
+
+def test_reads_that_orbax_abandons_are_not_told_when_they_are_collected(caplog):
+    checkpoint_files._ignore_abandoned_reads()
+
+    async def fails(error: Exception) -> None:
+        raise error
+
+    def abandon(error: Exception) -> None:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(fails(error))
+        loop.run_until_complete(asyncio.wait([task]))
+        loop.close()
+        del task
+        gc.collect()
+
+    damage = 'DATA_LOSS: Error opening "zarr3" driver: CRC-32C [tensorstore_spec=\'{"driver":1}\']'
+    abandon(ValueError(damage))
+    assert not caplog.records
+    abandon(ValueError("of another kind"))
+    assert ["never retrieved" in record.getMessage() for record in caplog.records] == [True]
