@@ -410,7 +410,7 @@ class OwlVit(nn.Module):
           queries: what `embed_text` gave.
           tokens: of these queries.
         """
-        patches = map.reshape(len(map), -1, map.shape[-1])
+        patches = map.reshape(map.shape[0], -1, map.shape[-1])
         logits, embeddings = self.class_head(patches, queries)
         logits = jnp.where((tokens[..., 0] > 0)[..., None, :], logits, _NO_QUERY)
         return OwlVitOutput(map, logits, self.box_head(map), embeddings)

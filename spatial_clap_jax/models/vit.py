@@ -296,7 +296,7 @@ class Vit(nn.Module):
     def with_cls(self, patches: Float[Array, "b k d"]) -> Float[Array, "b k_and_cls d"]:
         """Patches after the classification token, whose position is zero."""
         cls = jnp.broadcast_to(
-            self.cls_token.astype(patches.dtype), (len(patches), 1, self.config.width)
+            self.cls_token.astype(patches.dtype), (patches.shape[0], 1, self.config.width)
         )
         return jnp.concatenate([cls, patches], axis=1)
 

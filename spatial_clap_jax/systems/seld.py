@@ -311,7 +311,7 @@ class SeldModule(nn.Module):
             found = self.image.merged(tokens)
         else:
             assert config.image is not None
-            found = tokens[:, 1:].reshape(len(tokens), *config.image.grid, -1)
+            found = tokens[:, 1:].reshape(tokens.shape[0], *config.image.grid, -1)
         return found.reshape(*frames.shape[:2], *found.shape[1:])
 
     def _where(self, seen: Float[Array, "b v h w e"]) -> Float[Array, "b l d"]:
