@@ -183,7 +183,7 @@ def small() -> tuple[Experiment, SceneRecipe]:
     """`small` of configs/spatial_clap.py in half the time a step: 800 of 32 captions.
 
     Frames are half as dense. With 1,800 steps by labels before, 36 such trainings and their tests
-    take two cores about six hours, in two processes that each do some of the rows (`--rows`).
+    take two cores six hours and a half, in two processes that each do some of the rows (`--rows`).
     """
     experiment = load_config("spatial_clap", "small")
     model = _model(experiment)

@@ -144,6 +144,19 @@ def test_a_batch_of_a_worker_that_was_killed_is_taken_and_its_end_is_told():
         batches.close()
 
 
+def test_a_process_that_may_open_no_more_is_told_so(monkeypatch):
+    def none_sent(connection):
+        raise RuntimeError("received 0 items of ancdata")
+
+    batches = started(build, 1)
+    try:
+        monkeypatch.setattr(batch_workers.reduction, "recv_handle", none_sent)
+        with pytest.raises(RunStopped, match=r"batch of step 1 could not .* raise `ulimit -n`"):
+            next(batches)
+    finally:
+        batches.close()
+
+
 def test_what_is_larger_than_a_pipe_arrives_however_long_the_wait_may_be(monkeypatch):
     # Several waits, of which none is longer than the system allows.
     monkeypatch.setattr(batch_workers, "_LONGEST_WAIT_S", 0.2)

@@ -275,3 +275,16 @@ def test_sizes_and_times_in_words():
         "2.10 ms",
         "3.00 us",
     ]
+
+
+def test_what_is_sent_over_an_unknown_network_takes_nobody_knows_how_long():
+    known = chip("TPU v5 lite")
+    assert known is not None
+    inside, between = (
+        planning.hlo.Collective("all-reduce", 8.0, 1e9, over) for over in (False, True)
+    )
+    unknown = replace(known, network_bytes_per_s=None)
+    seconds = planning._exchange_seconds([inside], unknown)
+    assert seconds == 1e9 / (known.interconnect_bytes_per_s / 2)
+    assert planning._exchange_seconds([inside, between], unknown) is None
+    assert planning._exchange_seconds([inside, between], known) is not None
