@@ -51,6 +51,7 @@ from spatial_clap_jax.train.checkpoint_files import (
 from spatial_clap_jax.train.description import run_folder, write_atomically
 from spatial_clap_jax.train.digests import digests
 from spatial_clap_jax.train.metrics_log import has_metrics
+from spatial_clap_jax.train.tensorstore_leaks import mend_tensorstore
 
 PyTree = Any
 T = TypeVar("T")
@@ -119,6 +120,7 @@ class RunCheckpoints:
         self._saving = 0
         self._response: Any = None
         quieten_orbax()
+        mend_tensorstore()
 
     def save(self, step: int, state: PyTree, data_state: dict, *, wait: bool = False) -> None:
         """Saves a step in the background; a step that is already saved is left as it is.
