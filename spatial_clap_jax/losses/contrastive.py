@@ -83,9 +83,36 @@ class ContrastiveConfig:
 def clamped_scale(logit_scale: Float[Array, ""], config: ContrastiveConfig) -> Float[Array, ""]:
     """Temperature scale exp(logit_scale), held in the config's range.
 
-    The clamp lets the gradient through at the bounds only inwards, as jnp.clip does.
+    Outside of it a gradient that leads back passes and none that leads farther: with no gradient
+    at all, as of jnp.clip, a scale that one step has carried over a bound would stay there.
     """
-    return jnp.clip(jnp.exp(logit_scale), config.min_scale, config.max_scale)
+    return _held(logit_scale, config.min_scale, config.max_scale)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _held(logit_scale: Float[Array, ""], low: float, high: float) -> Float[Array, ""]:
+    return jnp.clip(jnp.exp(logit_scale), low, high)
+
+
+def _held_forward(
+    logit_scale: Float[Array, ""], low: float, high: float
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+    return (scale := _held(logit_scale, low, high)), (logit_scale, scale)
+
+
+def _held_backward(
+    low: float,
+    high: float,
+    kept: tuple[Float[Array, ""], Float[Array, ""]],
+    gradient: Float[Array, ""],
+) -> tuple[Float[Array, ""]]:
+    logit_scale, scale = kept
+    # What descends goes against the gradient.
+    leaves = jnp.where(gradient < 0, jnp.exp(logit_scale) > high, jnp.exp(logit_scale) < low)
+    return (jnp.where(leaves, 0.0, gradient * scale),)
+
+
+_held.defvjp(_held_forward, _held_backward)
 
 
 def same_meaning(meaning: Int[Array, "b"]) -> Bool[Array, "b b"]:

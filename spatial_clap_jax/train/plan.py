@@ -121,9 +121,7 @@ def plan(
       InputError: no such topology, no compiler or device for it, or a batch that does not
         divide by the chips.
     """
-    devices, slices = devices_of(topology)
-    if slices > 1 and experiment.mesh.replica == 1:
-        experiment = replace(experiment, mesh=replace(experiment.mesh, replica=slices))
+    devices, _ = devices_of(topology)
     mesh = sharding.make_mesh(devices, experiment.mesh)
     batch = experiment.data.rows if global_batch is None else global_batch
     if batch < 1 or batch % mesh.size:

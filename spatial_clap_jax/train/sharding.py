@@ -31,8 +31,9 @@ class MeshShape:
     """How many devices along each axis; a batch is split over all three.
 
     Attributes:
-      replica: copies that only gradients and blocks of embeddings pass between: slices of a pod
-        that are linked by a slower network (DCN), each with a fast one of its own (ICI).
+      replica: copies that only gradients and blocks of embeddings pass between: slices of a TPU pod
+        that are linked by a slower network (DCN), each with a fast one of its own (ICI). On
+        several slices 1 stands for their number.
       data: devices that hold the same parameters; None takes all that the others leave.
       fsdp: devices that parameters and the state of the optimiser are split over.
       rules: (regular expression, axes) on '/'-joined paths of parameters; the first one found
@@ -62,31 +63,42 @@ def make_mesh(
 ) -> Mesh:
     """Lays the devices out along `AXES`; one device gives a mesh of 1 x 1 x 1.
 
+    Of GPUs those of a host are neighbours, fsdp before data before replica.
+
     Args:
       devices: which ones; all of all processes when None.
       shape: how many along each axis.
 
     Raises:
-      InputError: the axes do not multiply to the number of devices.
+      InputError: the axes do not multiply to the number of devices, or a copy would lie in two
+        slices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    data = count // max(shape.replica * shape.fsdp, 1) if shape.data is None else shape.data
-    sizes = (shape.replica, data, shape.fsdp)
+    # Hosts of GPUs have numbers of slices too, but any axis may leave them.
+    of_tpu = devices[0].platform == "tpu"
+    slices = sorted({getattr(device, "slice_index", 0) for device in devices}) if of_tpu else [0]
+    replicas = len(slices) if shape.replica == 1 else shape.replica
+    data = count // max(replicas * shape.fsdp, 1) if shape.data is None else shape.data
+    sizes = (replicas, data, shape.fsdp)
     if math.prod(sizes) != count or min(sizes) < 1:
         raise InputError(
             f"mesh: {shape} does not fit {count} devices; replica x data x fsdp must be "
             f"{count} (data None takes what the others leave)."
         )
-    types = (AxisType.Auto,) * len(AXES)
-    slices = sorted({getattr(device, "slice_index", 0) for device in devices})
-    if len(slices) > 1:
-        return Mesh(_sliced(devices, slices, sizes), AXES, axis_types=types)
-    return jax.make_mesh(sizes, AXES, types, devices=devices)
+    if of_tpu:
+        laid_out = _along_wires(devices, slices, sizes)
+    else:
+        laid_out = np.array(sorted(devices, key=_host_and_number), object).reshape(sizes)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _sliced(devices: Sequence[Any], slices: list[int], sizes: tuple[int, ...]) -> np.ndarray:
-    """Devices of several slices: only the first axis leaves a slice."""
+def _host_and_number(device: Any) -> tuple[int, int, int]:
+    return getattr(device, "slice_index", None) or 0, device.process_index, device.id
+
+
+def _along_wires(devices: Sequence[Any], slices: list[int], sizes: tuple[int, ...]) -> np.ndarray:
+    """Chips of one slice or of several, of which only the first axis leaves one."""
     replicas, data, fsdp = sizes
     if replicas % len(slices):
         raise InputError(
@@ -96,7 +108,12 @@ def _sliced(devices: Sequence[Any], slices: list[int], sizes: tuple[int, ...]) -
     inside = (replicas // len(slices), data, fsdp)
     return np.concatenate(
         [
-            mesh_utils.create_device_mesh(inside, [d for d in devices if d.slice_index == index])
+            mesh_utils.create_device_mesh(
+                inside,
+                [d for d in devices if getattr(d, "slice_index", 0) == index],
+                # An axis of the mesh may take a part of a side of the slice.
+                allow_split_physical_axes=True,
+            )
             for index in slices
         ]
     )
@@ -111,7 +128,7 @@ def parameter_rules(shape: MeshShape) -> Rules:
     """The rules of a mesh, and the default for the rest.
 
     Raises:
-      InputError: a rule's axes are not words of `AXES`.
+      InputError: a rule's axes are not words of `AXES`, or one is there twice.
     """
     named = [(rule, _spec(rule, axes)) for rule, axes in shape.rules]
     return (*named, ("", LARGEST)) if shape.fsdp > 1 else tuple(named)
@@ -128,6 +145,12 @@ def _spec(rule: str, axes: str) -> PartitionSpec | str:
         raise InputError(
             f"mesh.rules: {rule!r} asks for the axis {unknown[0]!r}; the axes are "
             f"{', '.join(AXES)}, and '-' for none."
+        )
+    named = [axis for names in dimensions for axis in names or ()]
+    if twice := next((axis for axis in named if named.count(axis) > 1), None):
+        raise InputError(
+            f"mesh.rules: {rule!r} gives the axis {twice!r} twice; an axis splits one dimension, "
+            "leave one out."
         )
     return PartitionSpec() if dimensions == [None] else PartitionSpec(*dimensions)
 
@@ -209,9 +232,11 @@ def rows_here(mesh: Mesh, total: int) -> np.ndarray:
       InputError: the global batch does not divide by the devices.
     """
     if total % mesh.size:
+        nearest = max(round(total / mesh.size), 1) * mesh.size
         raise InputError(
-            f"batch: {total} rows for {mesh.size} devices; "
-            "take a batch size that is a multiple of the devices."
+            f"batch: {total} rows do not divide by {mesh.size} devices; give "
+            f"data.captions_per_batch (of SELD data.clips_per_batch) a multiple of them, as "
+            f"{nearest}."
         )
     places = batch_sharding(mesh).addressable_devices_indices_map((total,))
     rows = [np.arange(total)[index] for index in places.values() if index is not None]

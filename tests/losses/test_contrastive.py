@@ -74,6 +74,29 @@ def test_scale_is_clamped_at_both_ends():
     assert clamped_scale(jnp.float32(-50.0), config) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize(
+    ("logit", "upwards", "downwards"),
+    [(2.0, True, True), (4.7, False, True), (89.0, False, True), (-5.0, True, False)],
+)
+def test_a_scale_beyond_its_bounds_comes_back(logit, upwards, downwards):
+    """Descent on a loss that falls with the scale, and on one that rises."""
+    config = ContrastiveConfig()
+
+    def moved(sign):
+        loss = lambda x: sign * clamped_scale(x, config)  # noqa: E731
+        return -float(jax.grad(loss)(jnp.float32(logit)))
+
+    assert (moved(-1.0) > 0) == upwards
+    assert (moved(1.0) < 0) == downwards
+    assert np.isfinite([moved(1.0), moved(-1.0)]).all()
+
+
+def test_the_gradient_of_a_scale_within_its_bounds_is_its_own():
+    config = ContrastiveConfig()
+    gradient = jax.grad(lambda x: clamped_scale(x, config) ** 2)(jnp.log(20.0))
+    assert gradient == pytest.approx(2 * 20.0**2, rel=1e-5)
+
+
 def test_assignment_compares_within_groups_only():
     # Rows 0 and 1 are one group with its captions swapped; rows 2 and 3 are right.
     audio = jnp.eye(4)

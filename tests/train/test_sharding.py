@@ -78,6 +78,9 @@ def test_rules_of_a_command_line():
     assert audio[1] == rest[1] == "largest"
     with pytest.raises(InputError, match=r"rules: '\^text/' asks for the axis 'model'; the"):
         parameter_rules(MeshShape(rules=(("^text/", "model"),)))
+    for axes in ("fsdp,fsdp", "data+data,-"):
+        with pytest.raises(InputError, match=r"mesh.rules: '\^text/' gives the axis .* twice"):
+            parameter_rules(MeshShape(rules=(("^text/", axes),)))
     with pytest.raises(InputError, match=r"mesh.rules: '\(' is no regular expression"):
         MeshShape(rules=(("(", "fsdp"),))
 
@@ -105,20 +108,63 @@ class Chip:
 
     id: int
     slice_index: int
-    platform: str = "cpu"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    platform: str = "tpu"
     device_kind: str = "fake"
     process_index: int = 0
+    core_on_chip: int = 0
+
+
+def slices_of(count: int, rows: int, columns: int) -> list[Chip]:
+    """Chips of slices, each a rectangle of them."""
+    places = [(x, y, 0) for y in range(rows) for x in range(columns)]
+    return [
+        Chip(index * len(places) + i, index, place)
+        for index in range(count)
+        for i, place in enumerate(places)
+    ]
 
 
 def test_only_the_first_axis_leaves_a_slice():
-    chips = [Chip(i, i // 4) for i in range(8)]
+    chips = slices_of(2, 2, 2)
     mesh = make_mesh(chips, MeshShape(replica=2, fsdp=2))
     for replica in (0, 1):
         assert {chip.slice_index for chip in mesh.devices[replica].flat} == {replica}
     mesh = make_mesh(chips, MeshShape(replica=4, fsdp=2))
     assert [len({c.slice_index for c in part.flat}) for part in mesh.devices] == [1] * 4
-    with pytest.raises(InputError, match=r"mesh.replica: 1 copies on 2 slices; .* multiple of 2"):
-        make_mesh(chips, MeshShape())
+    three = slices_of(3, 2, 2)
+    with pytest.raises(InputError, match=r"mesh.replica: 2 copies on 3 slices; .* multiple of 3"):
+        make_mesh(three, MeshShape(replica=2, data=6))
+
+
+def test_one_copy_stands_for_as_many_as_there_are_slices():
+    mesh = make_mesh(slices_of(2, 2, 2), MeshShape(fsdp=2))
+    assert mesh.devices.shape == (2, 2, 2)
+    assert [{c.slice_index for c in part.flat} for part in mesh.devices] == [{0}, {1}]
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8, 16])
+def test_an_axis_may_take_a_part_of_a_side_of_a_slice(fsdp):
+    for count in (1, 2):
+        mesh = make_mesh(slices_of(count, 4, 4), MeshShape(fsdp=fsdp))
+        assert mesh.devices.shape == (count, 16 // fsdp, fsdp)
+        assert len(set(mesh.devices.flat)) == 16 * count
+
+
+def test_hosts_of_gpus_are_no_slices():
+    """Each has a number of its own, and any axis may leave it."""
+    cards = [
+        Chip(8 * host + i, host, platform="gpu", process_index=host)
+        for host in (0, 1)
+        for i in range(8)
+    ]
+    mesh = make_mesh(cards[::-1], MeshShape())
+    assert mesh.devices.shape == (1, 16, 1)
+    assert [card.id for card in mesh.devices.flat] == list(range(16))
+    mesh = make_mesh(cards, MeshShape(fsdp=16))
+    assert mesh.devices.shape == (1, 1, 16)
+    mesh = make_mesh(cards, MeshShape(replica=2, fsdp=4))
+    assert [{card.process_index for card in part.flat} for part in mesh.devices] == [{0}, {1}]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +265,7 @@ def test_eight_devices():
         [sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "batch: 12 rows for 8 devices; take a batch size" in done.stdout
+    assert "batch: 12 rows do not divide by 8 devices; give data.captions_per_batch" in done.stdout
     assert "runs on CPU (8 x cpu)" in done.stdout
 
 
