@@ -35,8 +35,6 @@ from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train.experiment import load_config
 
-# Grain's workers keep `prefetch` batches in their queue, as many before it, and some between.
-GRAIN_AHEAD = 3
 PLAIN: dict[str, Any] = {"gain_db": (0.0, 0.0), "swap": False, "shift": False, "redraw": False}
 
 
@@ -76,8 +74,7 @@ def main(
             config = dataclasses.replace(config, workers=count)
             ours = train_batches(scenes, config, tokenizer, scl=True, seed=0)
             loader = torch_batches(peer, tokenizer, config)
-            ready = config.prefetch * (GRAIN_AHEAD * count or 1)
-            peer_ready = config.prefetch * count
+            ready, peer_ready = batches_ready(config), config.prefetch * count
             found.append(
                 compare(
                     functools.partial(take, ours, batches + ready),
@@ -93,6 +90,14 @@ def main(
             ours.close()
             del loader
     report(found, {"batches": batches, "repeats": repeats, "clip_s": peer.clip_s}, json)
+
+
+def batches_ready(config: PipelineConfig) -> int:
+    """Batches of ours that may lie built before they are asked for."""
+    if config.workers:
+        # Each has sent `prefetch` batches, and one more lies with each of its threads.
+        return config.workers * (config.prefetch + config.threads)
+    return max(config.prefetch, config.threads)
 
 
 def rendered(folder: Path, singles: int, mixtures: int) -> SceneData:

@@ -17,14 +17,14 @@ import re
 import time
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from side_by_side import Spread, compare, machine, report, use_threads
+from side_by_side import Spread, compare, machine, machine_line, report, use_threads
 
 from spatial_clap_jax.losses import contrastive
 from spatial_clap_jax.train.sharding import batch_sharding, make_mesh
@@ -67,13 +67,12 @@ def main(
                 sizes["dense"] = temporaries(kind, batch, width, mesh, None)
             told = {"pairs": batch, "topology": topology, "devices": mesh.size, **settings}
             if json:
-                found = {**told, "temp_bytes": sizes["ours"], "machine": machine()}
-                if with_dense:
-                    found |= {"peer_temp_bytes": sizes["dense"]}
-                print(json_module.dumps(found))
+                print(json_module.dumps({**told, **planned(**sizes), "machine": machine()}))
             else:
                 text = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in sizes.items())
                 print(f"{topology}, {batch:,} pairs: temporaries a chip: {text}", flush=True)
+        if not json:
+            print(machine_line())
         return
     use_threads(threads)
     mesh = make_mesh(jax.devices()[:1])
@@ -95,6 +94,7 @@ def main(
                     f"{temporary['peer_temp_bytes'] / 1e9:.1f} GB and is not run",
                     flush=True,
                 )
+                print(machine_line(), flush=True)
             continue
         ours = call_of(kind, batch, width, block)
         dense = call_of(kind, batch, width, None)
@@ -123,6 +123,17 @@ def temporaries(kind: str, batch: int, width: int, mesh: Mesh, block: int | None
     function = jax.jit(gradients_of(kind, mesh, block), out_shardings=(whole, (rows, rows, whole)))
     program = function.lower(embeddings, embeddings, scale).compile()
     return program.memory_analysis().temp_size_in_bytes
+
+
+def planned(ours: int, dense: int | None = None) -> dict[str, Any]:
+    """Bytes of temporaries as a benchmark tells them; what a compiler plans has no spread."""
+    sides = {"ours": ours, "peer": dense, "ratio": ours / dense if dense else None}
+    spreads = {
+        name: None if value is None else dataclasses.asdict(Spread.of([value]))
+        for name, value in sides.items()
+    }
+    sizes = {"temp_bytes": ours, "peer_temp_bytes": dense}
+    return {**spreads, "unit": "bytes of temporaries", **sizes}
 
 
 def call_of(kind: str, batch: int, width: int, block: int | None):

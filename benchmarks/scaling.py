@@ -40,7 +40,7 @@ def main(
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rich.console import Console
     from rich.table import Table
-    from side_by_side import Spread, machine
+    from side_by_side import Spread, machine, machine_line
 
     columns = ("devices", "loss", "GFLOPs each", "temporaries, MB", "collectives, MB", "in a ring")
     table = Table(*columns, title=f"{size}, {captions_per_device} captions a device")
@@ -69,7 +69,9 @@ def main(
                 f"{exchanged.get('collective-permute', 0) / 1e6:.2f}",
             )
     if not json:
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        console.print(machine_line(), markup=False, highlight=False)
 
 
 def cost(count: int, captions: int, size: str, fsdp: bool, *, dense: bool) -> dict[str, Any]:

@@ -169,6 +169,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_line() -> str:
+    """What `machine` tells, as a line to print below figures."""
+    where = machine()
+    versions = where.pop("versions")
+    return ", ".join(_words(where | versions))
+
+
 def report(comparisons: Sequence[Comparison], settings: Mapping[str, Any], as_json: bool) -> None:
     """Prints a table for each comparison, or a line of JSON for each.
 
@@ -177,8 +184,8 @@ def report(comparisons: Sequence[Comparison], settings: Mapping[str, Any], as_js
       settings: what else the figures depend on, such as sizes.
       as_json: print JSON, with the keys of `Comparison`, the settings and `machine`.
     """
-    where = machine()
     if as_json:
+        where = machine()
         for one in comparisons:
             print(json.dumps({**dataclasses.asdict(one), **settings, "machine": where}))
         return
@@ -192,10 +199,12 @@ def report(comparisons: Sequence[Comparison], settings: Mapping[str, Any], as_js
         ):
             table.add_row(label, *(f"{value:.3g}" for value in dataclasses.astuple(spread)))
         console.print(table)
-    told = {**settings, **where, **where["versions"]}
-    del told["versions"]
-    line = ", ".join(f"{key} {value}" for key, value in told.items())
+    line = ", ".join([*_words(settings), machine_line()])
     console.print(line, markup=False, highlight=False)
+
+
+def _words(told: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {value}" for key, value in told.items()]
 
 
 def _cores_used() -> int | None:

@@ -81,6 +81,7 @@ def main(
         "threads": threads,
         "repeats": repeats,
         "precision": str(jnp.dtype(compute_dtype(precision))),
+        "peer_tf32": torch.backends.cuda.matmul.allow_tf32,
         "device": device.device_kind,
         "clips_per_s": batch / found.ours.median,
         "gflops_per_step": flops / 1e9,
@@ -140,6 +141,9 @@ def our_step(batch: int, seconds: float, tokens: int, precision: str, layers: in
 def peer_step(batch: int, tokens: int, precision: str, compiled: bool, layers: int):
     """A call that takes one step of ClapModel from features."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # As JAX multiplies float32 on a GPU; PyTorch by itself does so in convolutions alone.
+    torch.backends.cuda.matmul.allow_tf32 = device == "cuda"
+    torch.backends.cudnn.allow_tf32 = device == "cuda"
     text = transformers.ClapTextConfig(num_hidden_layers=layers)
     model = transformers.ClapModel(transformers.ClapConfig(text_config=text.to_dict())).to(device)
     model.train()

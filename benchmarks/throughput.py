@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
-from side_by_side import Spread, machine
+from side_by_side import Spread, machine, machine_line
 
 from spatial_clap_jax.train.chips import chip
 from spatial_clap_jax.train.experiment import Experiment, load_config
@@ -87,7 +87,9 @@ def main(
         )
         fastest = max(filter(None, (fastest, (speed.median, batch))))
     if not json:
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        console.print(machine_line(), markup=False, highlight=False)
     if trace is not None and fastest is not None:
         call = step_of(experiment, fastest[1])[0]
         call()

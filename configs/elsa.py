@@ -1,8 +1,14 @@
 """ELSA (arXiv 2409.11369): first-order ambisonics and text; directions, distances and rooms.
 
     spatial-clap render configs/elsa_scenes.py --sources esc10.csv --out data/elsa
-    spatial-clap train configs/elsa.py --size small --data data/elsa --workdir runs/elsa
+    spatial-clap train configs/elsa_attributes.py --size small --data data/elsa \
+        --workdir runs/branch
+    spatial-clap train configs/elsa.py --size small --data data/elsa --workdir runs/elsa \
+        --init.branch runs/branch
     spatial-clap evaluate runs/elsa --data data/elsa --split test --out results.json
+
+The branch first learns by itself what configs/elsa_attributes.py asks of it; without `--init.branch`
+training begins from nothing and tells distances and rooms less well.
 
 Rows of the paper's ablation, and a CLAP that hears W alone, are one option of `train` each:
 
@@ -45,7 +51,9 @@ def small() -> Experiment:
     """2.6 M parameters, half an hour on two cores.
 
     Mel bands and a stem of patches make the branch cheap enough for that. Its intensity vectors are
-    divided by the energy, so that they tell how diffuse the field is.
+    divided by the energy, so that they tell how diffuse the field is. It hears how loud recordings
+    are, as scenes are rendered; where recordings are not calibrated alike,
+    `--model.attributes.level-reference-db None --data.gain-db -6 6` trains one that does not.
     """
     model = ElsaConfig(
         sample_rate_hz=16_000,
@@ -57,6 +65,8 @@ def small() -> Experiment:
             channels=(32, 64, 64),
             pools=((1, 2), (1, 2), (1, 2)),
             hears_level=True,
+            # Scenes are calibrated: a farther source is softer, more so in a large room.
+            level_reference_db=-20.0,
             pooling="attention",
             dropout=0.1,
         ),
@@ -76,13 +86,21 @@ def small() -> Experiment:
         joint_width=256,
         spec_augment=SpecAugmentConfig(2, 24, 2, 8),
         equaliser_db=6.0,
+        # Distance and floor area are learned later than directions.
+        regression_weights=(1.0, 2.0, 2.0),
     )
     return Experiment(
         name="elsa_small",
         model=model,
         loss=ContrastiveConfig(initial_scale=20.0),
         data=PipelineConfig(
-            captions_per_batch=64, mixture_share=0.125, plain_share=0.125, swap=False, rotate=True
+            captions_per_batch=64,
+            mixture_share=0.125,
+            plain_share=0.125,
+            swap=False,
+            rotate=True,
+            # Levels tell distances.
+            gain_db=(0.0, 0.0),
         ),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,

@@ -4,7 +4,8 @@
 #   launch/local.sh N COMMAND ARGUMENTS...
 #   launch/local.sh 2 train configs/spatial_clap.py --data data/mine --workdir runs/mine
 #
-# On CPUs, DEVICES (default 1) is how many devices each process has. On GPUs, process i takes GPU i.
+# On CPUs, DEVICES (default 1) is how many devices each process has. On GPUs, process i takes GPU i,
+# or the i-th of CUDA_VISIBLE_DEVICES where that is set.
 # A signal to this script, or to its whole process group, reaches each process once.
 set -euo pipefail
 
@@ -22,7 +23,12 @@ export JAX_NUM_PROCESSES=$processes
 if [[ -n ${DEVICES:-} ]]; then
     export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
 fi
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+else
+    count=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+    mapfile -t gpus < <(seq 0 $((count - 1)))
+fi
 
 # In a group of their own, the processes do not hear a signal to this one's twice; they end with
 # this script where the system can see to that.
@@ -45,7 +51,7 @@ numbered() {
 for ((i = 0; i < processes; i++)); do
     (
         export JAX_PROCESS_ID=$i
-        if ((gpus >= processes)); then export CUDA_VISIBLE_DEVICES=$i; fi
+        if ((${#gpus[@]} >= processes)); then export CUDA_VISIBLE_DEVICES=${gpus[i]}; fi
         exec "${apart[@]}" "$python" -m spatial_clap_jax "$@"
     ) > >(numbered "$i") 2> >(numbered "$i" >&2) &
     pids+=($!)

@@ -90,6 +90,16 @@ spatial-clap train configs/spatial_clap_from_labels.py --data DATA --workdir RUN
 
 """
 
+_BRANCH_USE = """\
+## Use
+
+It tells place and room alone, and reads no texts. A training of ELSA starts from it:
+
+```
+spatial-clap train configs/elsa.py --data DATA --workdir RUN --init.branch this/folder
+```
+
+"""
 
 _PUBLIC_USE = """\
 ## Use with the public code of M2D (nttcslab/m2d)
@@ -234,12 +244,16 @@ def model_card(model: TrainedModel, format: str, width: int) -> str:
     }
     if isinstance(system, SpatialClap) and not system.reads:
         facts["embeds"] = "and labels"
+    if isinstance(system, AttributeRegression):
+        facts["embeds"] = "alone"
     if format == HF_CLAP:
         use = _TRANSFORMERS_USE.format(**facts)
     elif format == M2D_CLAP:
         use = _PUBLIC_USE.format(**facts)
     elif isinstance(system, SpatialClap) and not system.reads:
         use = _LABELS_USE
+    elif isinstance(system, AttributeRegression):
+        use = _BRANCH_USE
     elif model.tokenizer is None:
         use = _SENTENCES_USE
     else:

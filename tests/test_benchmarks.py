@@ -136,16 +136,21 @@ def run(script, *options):
 
 def told(script, *options):
     """The lines that a script prints as JSON."""
+    return [json.loads(line) for line in printed(script, *options, "--json").splitlines()]
+
+
+def printed(script, *options):
+    """What a script prints."""
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
-        [sys.executable, str(FOLDER / script), *options, "--json"],
+        [sys.executable, str(FOLDER / script), *options],
         env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
 
 
 def assert_compared(line, unit):
@@ -203,6 +208,29 @@ def test_loss_runs():
     assert large["temp_bytes"] < large["resident_bytes"] < large["peer_temp_bytes"]
 
 
+@pytest.fixture
+def tpu():
+    pytest.importorskip("libtpu", reason="XLA's compiler for TPUs is not installed (extra `tpu`)")
+
+
+def test_loss_for_chips_that_are_not_here(tpu):
+    (line,) = told("loss.py", "--topology", "v5e:2x2", "--pairs", "2048", "--width", "64")
+    assert_compared(line, "bytes of temporaries")
+    for side, key in (("ours", "temp_bytes"), ("peer", "peer_temp_bytes")):
+        assert line[side] == dict.fromkeys(("min", "median", "max"), line[key])
+    assert line["ratio"]["median"] == line["temp_bytes"] / line["peer_temp_bytes"]
+
+
+def test_a_chip_of_256_holds_the_pairs_of_a_quarter_of_a_million(tpu):
+    (line,) = told(
+        *("loss.py", "--topology", "v5e:16x16", "--pairs", "262144", "--width", "512"),
+        "--no-with-dense",
+    )
+    assert line["devices"] == 256
+    assert 0 < line["ours"]["max"] == line["temp_bytes"] <= 150e6
+    assert (line["peer"], line["ratio"], line["peer_temp_bytes"]) == (None, None, None)
+
+
 @pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")),
     reason="the peer is ClapModel in PyTorch",
@@ -212,6 +240,7 @@ def test_step_runs():
     assert_compared(line, "s")
     assert line["clips_per_s"] == pytest.approx(1 / line["ours"]["median"])
     assert line["gflops_per_step"] > 1
+    assert line["peer_tf32"] == importlib.import_module("torch").cuda.is_available()
 
 
 def test_scaling_runs():
@@ -230,6 +259,20 @@ def test_scaling_runs():
     assert passed[0] > 2 * passed[1]
     assert gathered[0] < gathered[1]
     assert two["ours_flops_per_device"] == pytest.approx(one["ours_flops_per_device"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("scaling.py", "--devices", "1", "--captions-per-device", "16"),
+        ("throughput.py", "--size", "quickstart", "--batches", "4", "--repeats", "1"),
+        ("loss.py", "--pairs", "20480", "--width", "8", "--repeats", "1"),
+    ],
+)
+def test_figures_without_a_comparison_tell_of_the_machine_too(command):
+    told_of = printed(*command).replace("\n", " ")
+    for word in ("cores_used", "load_average_at_start", "jax 0."):
+        assert word in told_of
 
 
 def test_throughput_runs():

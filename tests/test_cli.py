@@ -167,6 +167,14 @@ def test_mistakes_in_words(place, capsys):
             ("evaluate", place / "run", "--data", place / "data", "--plain", True),
             "--plain True: is said of recordings, --scenes; leave it out",
         ),
+        (
+            ("embed", place / "run", "x.wav", "--kind", "scene", "--plain", True, "--out", "x.npz"),
+            "--plain True: is said to a model of first-order ambisonics, and --kind scene is of",
+        ),
+        (
+            ("embed", place / "run", place, "--kind", "frames", "--foa-format", "fuma"),
+            "--foa-format fuma: is said to a model of first-order ambisonics, and --kind frames",
+        ),
         (("rewrite", place / "data", "--url", "here", "--model", "m"), "url 'here': must start"),
         (
             ("rewrite", place / "data", "--url", "http://127.0.0.1:9", "--model", "m"),
@@ -178,6 +186,22 @@ def test_mistakes_in_words(place, capsys):
     ):
         assert expected in refused(capsys, *arguments)
     assert not (place / "other").exists()
+
+
+def test_a_map_that_cannot_be_drawn_is_refused_before_anything_is_embedded(
+    place, capsys, monkeypatch
+):
+    def embed(*_, **__):
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr("spatial_clap_jax.evaluate.evaluate_in_detail", embed)
+    monkeypatch.setattr("spatial_clap_jax.report.check_map_extra", lambda: None)
+    evaluate = ("evaluate", place / "run", "--data", place / "data", "--umap", "map.png")
+    refusal = refused(capsys, *evaluate, "--split", "train")
+    assert "--umap map.png: is fitted on scenes of train_k1" in refusal
+    assert "give --split validation or test" in refusal
+    refusal = refused(capsys, *evaluate)
+    assert "ambisonic scenes of one source, train_k1 and test_k1 (--split test)" in refusal
 
 
 def test_recordings_that_cannot_be_embedded(place, tmp_path, capsys):

@@ -68,7 +68,7 @@ def as_acn_sn3d(
       The converted audio; `audio` itself where it is in ACN order with SN3D gains already.
 
     Raises:
-      InputError: an unknown convention, or other than four channels.
+      InputError: an unknown convention, other than four channels, or samples that are no floats.
 
     Reference: Malham 2003 (FuMa weights); Nachbar et al. 2011 (AmbiX).
     """
@@ -79,6 +79,7 @@ def as_acn_sn3d(
             f"audio: {channels} channels where first-order ambisonics have 4; give a recording in "
             "B-format, or declare a mono one as such (mono_as_foa)."
         )
+    _check_floating(audio)
     if declared == "acn-sn3d":
         return audio
     gains = {"acn-n3d": [1, 3**-0.5, 3**-0.5, 3**-0.5], "fuma": [2**0.5, 1, 1, 1]}[declared]
@@ -125,7 +126,11 @@ def cardioids(foa: Float[np.ndarray, "*b c t"]) -> Float[np.ndarray, "*b c t"]:
 
     Returns:
       The cardioids in the order of `TETRAHEDRON`, with gain 1 straight ahead of each.
+
+    Raises:
+      InputError: samples that are no floats.
     """
+    _check_floating(foa)
     return np.einsum("ac,...ct->...at", 0.5 * foa_gains(TETRAHEDRON), foa).astype(foa.dtype)
 
 
@@ -139,8 +144,12 @@ def a_to_b(cardioid: Float[np.ndarray, "*b c t"]) -> Float[np.ndarray, "*b c t"]
     Args:
       cardioid: capsules in the order of `TETRAHEDRON`.
 
+    Raises:
+      InputError: samples that are no floats.
+
     Reference: Gerzon 1975.
     """
+    _check_floating(cardioid)
     # The sum over capsules of u u^T is 4/3, so that the figures-of-eight take three times W's
     # share.
     matrix = 0.5 * foa_gains(TETRAHEDRON).T * np.array([1, 3, 3, 3])[:, None]
@@ -160,11 +169,24 @@ def rotate_foa(
     Returns:
       A new array.
 
+    Raises:
+      InputError: samples that are no floats.
+
     Example:
       A source ahead has Y = 0 and X = W; turned by 90 degrees, Y = W and X = 0.
     """
+    _check_floating(foa)
     w, y, z, x = np.moveaxis(foa, -2, 0)
     y = -y if mirror else y
     angle = np.radians(np.float64(yaw_deg))
     sine, cosine = foa.dtype.type(np.sin(angle)), foa.dtype.type(np.cos(angle))
     return np.stack([w, y * cosine + x * sine, z, x * cosine - y * sine], axis=-2)
+
+
+def _check_floating(audio: np.ndarray) -> None:
+    """Refuses integers, which gains below one would turn into zeros."""
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise InputError(
+            f"audio: holds {audio.dtype}; samples must be floats of full scale 1: divide "
+            "integers by their full scale (32768 for 16 bits)."
+        )

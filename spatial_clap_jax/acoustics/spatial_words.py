@@ -20,6 +20,8 @@ ELEVATIONS = ("up", "down")
 DISTANCES = ("near", "far")
 ROOM_SIZES = ("small", "mid-sized", "large")
 REVERBERATIONS = ("acoustically dampened", "highly reverberant")
+# Nearer to the zenith or the nadir a few degrees there are all azimuths; our choice.
+STEEPEST_DEG = 75.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def spatial_words(
       elevation_deg: up positive.
       distance_m: from the receiver.
       floor_area_m2: of the room; 0 where it is unknown.
-      t30_s: reverberation time, measured from the response; NaN where it is unknown.
+      t30_s: reverberation time, measured from the response; NaN where it is unknown, 0 where no
+        decay could be measured.
 
     Returns:
       A word or None for each.
@@ -59,7 +62,8 @@ def spatial_words(
     Raises:
       InputError: an angle is no angle.
 
-    Reference: ELSA, arXiv 2409.11369 (ranges, as takamichi-lab/disentangle cites them).
+    Reference: ELSA, arXiv 2409.11369 (ranges, as takamichi-lab/disentangle cites them); that steep
+      places have no direction is our choice.
 
     Example:
       >>> spatial_words(90.0, 10.0, 0.7, 120.0, 0.5)
@@ -67,7 +71,7 @@ def spatial_words(
 reverberation=None)
     """
     return SpatialWords(
-        direction_word(azimuth_deg),
+        direction_word(azimuth_deg, elevation_deg),
         elevation_word(elevation_deg),
         distance_word(distance_m),
         room_size_word(floor_area_m2),
@@ -75,14 +79,15 @@ reverberation=None)
     )
 
 
-def direction_word(azimuth_deg: float) -> str | None:
+def direction_word(azimuth_deg: float, elevation_deg: float = 0.0) -> str | None:
     """Front within 35 degrees of ahead, left and right from 55 to 125, back beyond 145.
 
     Args:
       azimuth_deg: any angle, counter-clockwise, 0 ahead, +90 left.
+      elevation_deg: beyond 75 degrees up or down an azimuth says nothing.
 
     Returns:
-      One of `DIRECTIONS`, or None between the ranges.
+      One of `DIRECTIONS`, or None between the ranges and for steep places.
 
     Raises:
       InputError: the azimuth is NaN or infinite.
@@ -93,6 +98,8 @@ def direction_word(azimuth_deg: float) -> str | None:
     """
     azimuth_deg = wrap_deg(azimuth_deg)
     aside = abs(azimuth_deg)
+    if abs(elevation_deg) > STEEPEST_DEG:
+        return None
     if aside <= 35:
         return "front"
     if 55 <= aside <= 125:
@@ -152,7 +159,12 @@ def room_size_word(floor_area_m2: float) -> str | None:
 
 
 def reverberation_word(t30_s: float) -> str | None:
-    """Acoustically dampened below 200 ms, highly reverberant above 1000 ms, else None."""
+    """Acoustically dampened below 200 ms, highly reverberant above 1000 ms, else None.
+
+    0, which `measure_t60_s` gives where there is no decay, is no reverberation time.
+    """
+    if not t30_s > 0:
+        return None
     dampened, reverberant = REVERBERATIONS
     return dampened if t30_s < 0.2 else reverberant if t30_s > 1.0 else None
 

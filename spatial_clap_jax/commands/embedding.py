@@ -52,6 +52,12 @@ def embed_command(arguments: list[str]) -> None:
         from spatial_clap_jax.embedding_files import save_embedding, save_features
         from spatial_clap_jax.inference import load
 
+        if kind != "joint" and (plain or foa_format != "acn-sn3d"):
+            option = "--plain True" if plain else f"--foa-format {foa_format}"
+            raise InputError(
+                f"embed: {option}: is said to a model of first-order ambisonics, and --kind {kind} "
+                "is of mono models; leave it out"
+            )
         if audio.is_dir():
             from spatial_clap_jax.embed_clips import embed_clips
 

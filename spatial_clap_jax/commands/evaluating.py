@@ -1,7 +1,7 @@
 """The command that scores a model."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -9,6 +9,9 @@ from spatial_clap_jax.arguments import call
 from spatial_clap_jax.commands.detecting import detect_and_score
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.streams import tell, unbroken_stdout
+
+if TYPE_CHECKING:
+    from spatial_clap_jax.data.pipeline import Scenes
 
 
 def evaluate_command(arguments: list[str]) -> None:
@@ -109,9 +112,12 @@ def evaluate_command(arguments: list[str]) -> None:
         )
         confusion = None
         if data is not None:
+            opened = open_scenes(data)
+            if umap is not None:
+                _check_map(umap, split, opened, model.reads_texts)
             found = evaluate_in_detail(
                 model,
-                open_scenes(data),
+                opened,
                 split=split,
                 gallery=gallery,
                 localise=localise,
@@ -134,11 +140,26 @@ def evaluate_command(arguments: list[str]) -> None:
         if plot is not None:
             report.plot_results(results, plot, confusion)
         if umap is not None:
-            if found is None or found.learnt is None:
-                raise InputError(
-                    f"--umap {umap}: needs ambisonic scenes of one source, train_k1 among "
-                    "them; give --data with such scenes."
-                )
+            assert found is not None
+            assert found.learnt is not None
             report.plot_map(found.learnt, found.embedded[1], umap)
 
     call(run, arguments, "evaluate")
+
+
+def _check_map(umap: Path, split: str, scenes: "Scenes", reads_texts: bool) -> None:
+    """Refuses a map that could not be drawn, before anything is embedded."""
+    if split == "train":
+        raise InputError(
+            f"--umap {umap}: is fitted on scenes of train_k1 and shows others, which --split train "
+            "has not; give --split validation or test."
+        )
+    if not reads_texts:
+        raise InputError(f"--umap {umap}: shows captions, and this model reads none; leave it out.")
+    for name in ("train_k1", f"{split}_k1"):
+        source = scenes.source(name) if name in scenes.splits else []
+        if not len(source) or source[0].words != "elsa":
+            raise InputError(
+                f"--umap {umap}: needs ambisonic scenes of one source, train_k1 and {split}_k1 "
+                f"(--split {split}), and the data have no such {name}; give --data with them."
+            )

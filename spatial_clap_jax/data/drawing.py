@@ -232,8 +232,9 @@ def _draw_places(
             # A single source may stand where there is no word.
             return room, [int(rng.integers(len(room.azimuth_deg)))]
         by_class: dict[int | str, list[int]] = {}
-        for place, azimuth in enumerate(room.azimuth_deg.tolist()):
-            told = _told_apart(azimuth, words)
+        angles = zip(room.azimuth_deg.tolist(), room.elevation_deg.tolist(), strict=True)
+        for place, (azimuth, elevation) in enumerate(angles):
+            told = _told_apart(azimuth, elevation, words)
             if told is not None:
                 by_class.setdefault(told, []).append(place)
         if len(by_class) >= k:
@@ -246,10 +247,10 @@ def _draw_places(
     )
 
 
-def _told_apart(azimuth_deg: float, words: Words) -> int | str | None:
+def _told_apart(azimuth_deg: float, elevation_deg: float, words: Words) -> int | str | None:
     """The class or word of a direction; None where it has none."""
     if words == "elsa":
-        return direction_word(azimuth_deg)
+        return direction_word(azimuth_deg, elevation_deg)
     return direction_index(azimuth_deg) if abs(azimuth_deg) <= 90 else None
 
 

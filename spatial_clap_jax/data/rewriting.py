@@ -31,31 +31,94 @@ from spatial_clap_jax.errors import InputError
 
 MOST_WORDS = 40
 
+# A side of the listener, before its name; 'the left' alone may be what is left.
+_AT = (
+    r"(?:from|on|to|at|in|into|towards?|near|by) (?:the|your|my|our|the listener['\u2019]s) "
+    r"(?:(?:far|near|immediate|extreme|upper|lower|front|back|rear|left|right) )?"
+)
+# What stands behind, above, ... something else than the listener is told of no direction.
+_OF_LISTENER = (
+    r"(?! (?!(?:the listener|the microphones?)\b)(?:the|an?|all|it|him|her|them|some|closed)\b)"
+)
+# A small dog is no small room: sizes are those of a room, with adjectives between.
+_ROOM = "(?:room|hall|space|place|chamber|interior|enclosure|environment)s?"
+_QUALIFIED = (
+    r"(?:,? (?:and )?(?:very|quite|open|empty|bare|dry|dead"
+    r"|\w+(?:ly|ed|ing|ant|ent|ous|ive|y)\b)){0,3}"
+)
+
+
+def _of_room(*sizes: str) -> tuple[str, ...]:
+    """A size before a room, or said of one."""
+    size = f"(?:{'|'.join(sizes)})"
+    return (
+        rf"{size}{_QUALIFIED},? {_ROOM}",
+        rf"{_ROOM} (?:is|was|sounds|feels|seems){_QUALIFIED},? (?:and )?{size}",
+    )
+
+
 # What each word may be said as; case makes no difference, and a match is of whole words, to which
 # a hyphen belongs unless a direction stands at it: 'high-pitched' is one word, 'far-left' two.
 ACCEPTED: dict[str, dict[str, tuple[str, ...]]] = {
     "direction": {
-        "front": ("front", "ahead", "forwards?"),
-        "left": ("left", "leftwards?"),
-        "back": ("back", "behind", "rear", "backwards?"),
-        # 'right behind' says nothing of the right.
+        "front": (
+            f"{_AT}front(?! (?:door|yard|porch|row|seat|desk|gate|steps?))",
+            "front side",
+            r"in front(?! of (?!(?:you|me|us|the listener)\b))",
+            "(?<!go )(?<!goes )(?<!going )ahead",
+        ),
+        "left": (
+            f"{_AT}left",
+            "left (?:hand )?side",
+            "left of (?:you|me|us|the listener)",
+            "leftwards?",
+        ),
+        "back": (
+            f"{_AT}(?:back|rear)(?! (?:door|yard|porch|row|seat|desk|gate|steps?|room|alley))",
+            "(?:back|rear) side",
+            f"behind{_OF_LISTENER}",
+        ),
         "right": (
-            "right(?! (?:behind|ahead|in front|next|now|at|there|here|above|below|beside|by))",
+            f"{_AT}right(?! (?:moment|time|place|way|speed|pitch|note|tempo|volume))",
+            "right (?:hand )?side(?! up)",
+            "right of (?:you|me|us|the listener)",
             "rightwards?",
         ),
     },
     "elevation": {
-        "up": ("up", "above", "overhead", "upper", "upwards?", "elevated", "high(?!-)"),
-        "down": ("down", "below", "beneath", "underneath", "lower", "downwards?", "low(?!-)"),
+        "up": (
+            f"above{_OF_LISTENER}",
+            "overhead",
+            "upper (?:left|right|front|back|rear)",
+            "up (?:high|there|in the air)",
+            "high (?:up|in the air)",
+            "(?:further|farther|higher) up",
+            "elevated (?:place|position|spot|point|location)",
+        ),
+        "down": (
+            f"(?:below|beneath|underneath){_OF_LISTENER}",
+            "lower (?:left|right|front|back|rear)",
+            "down (?:low|there)",
+            "low (?:down|to the ground)",
+            "(?:further|farther|lower) down",
+        ),
     },
     "distance": {
-        "near": ("near", "nearby", "close", "close-by", "short distance"),
+        "near": (
+            r"near(?! (?!(?:the listener|the (?:left|right|front|back|rear))\b)(?:the|an?|some)\b)",
+            "nearby",
+            "close-by",
+            "close (?:by|at hand|behind|ahead|in front|above|below|range)",
+            "close (?:to|on) (?:you|me|us|the listener|(?:your|my|our|the) (?:left|right))",
+            "(?:very|quite|really|up) close",
+            "short distance",
+        ),
         "far": ("far", "far-off", "faraway", "afar", "distant", "(?<!short )distance", "remote"),
     },
     "room_size": {
-        "small": ("small", "small-sized", "tiny", "little", "compact", "cramped"),
-        "mid-sized": ("mid-sized?", "midsized?", "medium", "medium-sized?", "moderately sized"),
-        "large": ("large", "large-sized", "big", "spacious", "huge", "vast"),
+        "small": _of_room("small", "small-sized", "tiny", "little", "compact", "cramped"),
+        "mid-sized": _of_room("mid-?sized?", "medium", "medium-sized?", "moderately sized"),
+        "large": (*_of_room("large", "large-sized", "big", "huge", "vast"), "spacious"),
     },
     "reverberation": {
         "acoustically dampened": ("dampened", "damped", "deadened", "acoustically (?:dead|dry)"),
@@ -70,29 +133,35 @@ ACCEPTED: dict[str, dict[str, tuple[str, ...]]] = {
 # What tells of a word without saying it: allowed where the word is true, and not enough there.
 HINTS: dict[str, dict[str, str]] = {
     "direction": {
-        "front": "frontal(?:ly)?, facing, before (?:you|me|us|the listener)",
-        "left": "leftmost, lefthand",
-        "back": "rearwards?, backmost, hindmost, at your heels",
-        "right": "rightmost, righthand",
+        "front": "front, ahead, forwards?, frontal(?:ly)?, facing, "
+        "before (?:you|me|us|the listener)",
+        "left": "left, leftmost, lefthand",
+        "back": "back, behind, rear, backwards?, rearwards?, backmost, hindmost, at your heels",
+        # 'right behind' says nothing of the right.
+        "right": "right(?! (?:behind|ahead|in front|next|now|at|there|here|above|below|beside"
+        "|by)), rightmost, righthand",
     },
     "elevation": {
-        "up": "higher, highest, raised, top, atop, aloft, airborne, sky, ceiling, roof, rooftop, "
-        "upstairs, over (?:you|me|us|the listener)",
-        "down": "lowest, lowered, bottom, under, underfoot, ground, floor, downstairs, basement, "
-        "cellar",
+        "up": "up, above, upper, upwards?, elevated, high, higher, highest, raised, top, atop, "
+        "aloft, airborne, sky, ceiling, roof, rooftop, upstairs, "
+        "over (?:you|me|us|the listener)",
+        "down": "down, below, beneath, underneath, lower, downwards?, low, lowest, lowered, "
+        "bottom, under, underfoot, ground, floor, downstairs, basement, cellar",
     },
     "distance": {
-        "near": "nearer, nearest, closer, closest, closely, close-up, adjacent, alongside, beside, "
-        "next to, proximity, vicinity, within reach, at hand",
+        "near": "near, close, nearer, nearest, closer, closest, closely, close-up, adjacent, "
+        "alongside, beside, next to, proximity, vicinity, within reach, at hand",
         "far": "farther, farthest, further(?! (?:up|down)), furthest, distantly, away, yonder, "
-        "horizon",
+        "horizon, (?:met(?:er|re)s|feet|yards|miles|steps|paces) off",
     },
     "room_size": {
-        "small": "smaller, smallest, smallish, narrow, confined, co[sz]y, closet, cupboard, booth, "
-        "cubicle, miniature",
-        "mid-sized": "average, average-sized, moderate, normal-sized",
-        "large": "larger, largest, bigger, biggest, enormous, immense, massive, giant, gigantic, "
-        "expansive, roomy, wide, wide-open, halls?, auditorium, warehouse, hangar, cathedral, "
+        "small": "small, small-sized, tiny, little, compact, cramped, tight, smaller, smallest, "
+        "smallish, narrow, confined, co[sz]y, closet, cupboard, booth, cubicle, miniature",
+        "mid-sized": "mid-?sized?, medium, medium-sized?, moderately sized, average, "
+        "average-sized, moderate, normal-sized",
+        "large": "large, large-sized, big, huge, vast, larger, largest, bigger, biggest, enormous, "
+        "immense, massive, giant, gigantic, expansive, roomy, wide, wide-open, "
+        "open (?:space|area|room|hall)s?, halls?, auditorium, warehouse, hangar, cathedral, "
         "cavern(?:s|ous)?",
     },
     "reverberation": {
@@ -100,7 +169,8 @@ HINTS: dict[str, dict[str, str]] = {
         "anechoic, echo-?(?:less|free), sound-?proof(?:ed)?, absorb(?:s|ed|ent|ing)",
         "highly reverberant": "reverb(?:y|s), reverberantly, resonan(?:t|tly|ces?), "
         "resonat(?:e[sd]?|ing), resound(?:s|ed|ing|ingly)?, echo-filled, boomy, reflections?, "
-        "reflective, cathedral, cavern(?:s|ous)?",
+        "reflective, cathedral, cavern(?:s|ous)?, "
+        f"(?:ringing|live|lively) (?:acoustics?|{_ROOM})",
     },
 }
 # What no caption of ours says. A side is only that of a direction.
@@ -109,7 +179,10 @@ ELSEWHERE = (
     "cent(?:er|re)(?:ed)?, middle, corner, opposite, beyond, diagonal(?:ly)?, north(?:ern)?, "
     "south(?:ern)?, east(?:ern)?, west(?:ern)?, o.clock, degrees?, bathroom, kitchen, bedroom, "
     "garage, attic, studio, office, corridor, hallway, stair(?:s|well|case), tunnel, cave, lobby, "
-    "chamber, church, gym(?:nasium)?, stadium, arena, theat(?:er|re), "
+    "chamber, church, gym(?:nasium)?, stadium, arena, theat(?:er|re), across, open air, "
+    "(?:ear|eye|head)[ -](?:level|height), gardens?, (?:back|front|court)?yards?, streets?, "
+    "roads?, alley(?:way)?, parks?, plaza, market, fields?, meadow, forest, woods, beach, valley, "
+    "hills?, mountains?, porch, patio, balcony, neighbou?r(?:s|hood|ing)?, next door, "
     "(?<!left )(?<!right )(?<!front )(?<!back )(?<!rear )(?<!hand )sides?"
 )
 
@@ -140,6 +213,16 @@ _JOINTS = re.compile(
 _NEGATION = re.compile(
     r"\b(?:not|no|never|without|nor|neither|hardly|barely|scarcely)\b|n['\u2019]t\b|\bnon-",
     re.IGNORECASE,
+)
+# Both words of reverberation are strong ones.
+_LITTLE = (
+    r"(?:slight(?:ly)?|mild(?:ly)?|somewhat|a (?:bit|little|touch|hint|trace)(?: of)?|faint(?:ly)?"
+    r"|light(?:ly)?|moderate(?:ly)?|fairly|rather|partly|partially|subtl[ey]|gentl[ey]|weak(?:ly)?"
+    r"|some|little|less|minimal(?:ly)?)"
+)
+_OF_REVERBERATION = "(?:dampened|damped|deadened|dead|dry|reverb\\w*|echo\\w*)"
+_SOFTENED = _whole_words(
+    rf"{_LITTLE} (?:acoustically |highly )?{_OF_REVERBERATION}", rf"{_OF_REVERBERATION} {_LITTLE}"
 )
 # Fields of `SpatialWords` whose names are not what a person would say.
 _FIELDS = {"room_size": "size of the room"}
@@ -279,10 +362,11 @@ def clean(answer: str) -> str:
 def fault_of(rewrite: str, words: SpatialWords, content: str) -> str | None:
     """Why a rewrite is not taken.
 
-    A word stands where the rewrite says it, by a word of `ACCEPTED`, more often than the content
-    does ('a car backs up' says nothing of where the car is). Where a word is not true, nothing may
-    tell of it more often than in the content, neither by `ACCEPTED` nor by `HINTS`; nor may a word
-    of `ELSEWHERE`, which is never true.
+    A word stands where the rewrite says it, by a phrase of `ACCEPTED`, more often than the content
+    does ('a car backs up' says nothing of where the car is): 'on the left' and not 'left', 'a small
+    room' and not 'small'. Words of reverberation are strong ones, and none is 'slightly' so. Where
+    a word is not true, nothing may tell of it more often than in the content, neither by `ACCEPTED`
+    nor by `HINTS`; nor may a word of `ELSEWHERE`, which is never true.
 
     Args:
       rewrite: of a caption of one source.
@@ -310,6 +394,8 @@ def fault_of(rewrite: str, words: SpatialWords, content: str) -> str | None:
         return "negation"
     if not _mentions(rewrite, content):
         return "content lost"
+    if _adds([_SOFTENED], rewrite, content):
+        return "reverberation softened"
     said, content = (_JOINTS.sub(" ", text) for text in (rewrite, content))
     for (field, word), says in _SAYS.items():
         if getattr(words, field) == word:

@@ -13,6 +13,7 @@ from spatial_clap_jax.acoustics.spatial_words import (
     DISTANCES,
     ELEVATIONS,
     REVERBERATIONS,
+    STEEPEST_DEG,
     direction_word,
     direction_word_8,
     distance_word,
@@ -65,11 +66,16 @@ def answers(places: Places) -> dict[str, Int[np.ndarray, "s"]]:
       places: of scenes of one source.
 
     Returns:
-      By attribute, an index into its words a scene; -1 where no word is true.
+      By attribute, an index into its words a scene; -1 where no word is true. Steep places have no
+      direction, neither of four nor of eight.
     """
+    angles = list(zip(places.azimuth_deg.tolist(), places.elevation_deg.tolist(), strict=True))
     said = {
-        "direction_4": [direction_word(value) for value in places.azimuth_deg.tolist()],
-        "direction_8": [direction_word_8(value) for value in places.azimuth_deg.tolist()],
+        "direction_4": [direction_word(azimuth, elevation) for azimuth, elevation in angles],
+        "direction_8": [
+            direction_word_8(azimuth) if abs(elevation) <= STEEPEST_DEG else None
+            for azimuth, elevation in angles
+        ],
         "elevation": [elevation_word(value) for value in places.elevation_deg.tolist()],
         "distance": [distance_word(value) for value in places.distance_m.tolist()],
         "room": [room_size_word(value) for value in places.floor_area_m2.tolist()],

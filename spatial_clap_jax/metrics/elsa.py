@@ -48,8 +48,9 @@ def zero_shot_attributes(
 
     Only scenes that have a word are asked: between the ranges no answer is right. Words are not
     equally frequent, so chance is the share of the most frequent one, which the best constant
-    answer reaches. Scenes of one room share its size and its reverberation: what is asked of the
-    room has the room as its cluster, what is asked of the source the scene.
+    answer reaches. Scenes of one room share its size and its reverberation, those of one place its
+    response: what is asked of the room has the room as its cluster, what is asked of the source the
+    place.
 
     Args:
       part: the scenes.
@@ -67,7 +68,7 @@ def zero_shot_attributes(
         vectors = prototypes[name]
         chosen = choose(similarity(part.identities[asked], vectors), true[asked])
         chance = float(np.bincount(true[asked]).max() / len(asked))
-        cluster = part.room[asked] if ATTRIBUTES[name].of_room else asked
+        cluster = (part.room if ATTRIBUTES[name].of_room else part.place)[asked]
         outcomes[f"{name}/1"] = Outcome(chosen == true[asked], cluster, chance)
         if name == "direction_4":
             confusion = confusion_matrix(true[asked], chosen, len(vectors))
@@ -108,7 +109,7 @@ def direction_swap(
     rows = np.flatnonzero(true >= 0)
     if not len(rows):
         return {}, {}
-    old = true[rows]
+    old, place = true[rows], part.place[rows]
     # Three queries a scene: its other directions.
     turns = np.concatenate([(old + turn) % len(directions) for turn in (1, 2, 3)])
     again = np.tile(np.arange(len(rows)), 3)
@@ -117,17 +118,17 @@ def direction_swap(
     removed = remove(embeddings, directions[old])
     chance = 1 / len(directions)
     outcomes = {
-        "direction_4/swapped": _heard_at(swapped, directions, turns, rows[again], chance),
-        "direction_4/removed": _heard_at(removed, directions, old, rows, chance),
+        "direction_4/swapped": _heard_at(swapped, directions, turns, place[again], chance),
+        "direction_4/removed": _heard_at(removed, directions, old, place, chance),
     }
     if localiser is not None:
-        for what, vectors, wanted, scene in (
-            ("1", embeddings, old, rows),
-            ("swapped", swapped, turns, rows[again]),
-            ("removed", removed, old, rows),
+        for what, vectors, wanted, cluster in (
+            ("1", embeddings, old, place),
+            ("swapped", swapped, turns, place[again]),
+            ("removed", removed, old, place),
         ):
             hits = _nearest_of_four(localiser, vectors) == wanted
-            outcomes[f"direction_4_localised/{what}"] = Outcome(hits, scene, chance)
+            outcomes[f"direction_4_localised/{what}"] = Outcome(hits, cluster, chance)
     relevant = _says(part, contents)[rows]
     before = relevant_ranks(similarity(embeddings, content_vectors), relevant)
     results: Results = {}
@@ -169,7 +170,7 @@ def localisation(localiser: Localiser, train: EmbeddedSplit, test: EmbeddedSplit
       beside the error of the best constant answer; and the mean angular error of parts of the
       scenes, `angular_error_deg/azimuth: left`, `.../T30: 0.2 to 0.4 s`, `.../category: rain`.
     """
-    learnt, asked = _places(train), _places(test)
+    learnt, asked, place = _places(train), _places(test), test.place
     known = unit_vectors(learnt.azimuth_deg, learnt.elevation_deg)
     directions, distance_m = localiser.predict(test.identities)
     target = unit_vectors(asked.azimuth_deg, asked.elevation_deg)
@@ -178,14 +179,16 @@ def localisation(localiser: Localiser, train: EmbeddedSplit, test: EmbeddedSplit
     distance_error = np.abs(distance_m - asked.distance_m)
     blind_m = np.abs(np.median(learnt.distance_m) - asked.distance_m)
     results = {
-        "angular_error_deg/1": measure_of(error, float(blind.mean())),
-        "angular_error_median_deg/1": measure_of(error, float(np.median(blind)), np.median),
-        "distance_error_m/1": measure_of(distance_error, float(blind_m.mean())),
+        "angular_error_deg/1": measure_of(error, float(blind.mean()), cluster=place),
+        "angular_error_median_deg/1": measure_of(
+            error, float(np.median(blind)), np.median, cluster=place
+        ),
+        "distance_error_m/1": measure_of(distance_error, float(blind_m.mean()), cluster=place),
     }
     for name, rows in _parts(test):
         if rows.any():
             results[f"angular_error_deg/{name}"] = measure_of(
-                error[rows], float(blind[rows].mean())
+                error[rows], float(blind[rows].mean()), cluster=place[rows]
             )
     return results
 
@@ -239,11 +242,11 @@ def _heard_at(
     embeddings: Float[np.ndarray, "n d"],
     directions: Float[np.ndarray, "4 d"],
     wanted: Int[np.ndarray, "n"],
-    scene: Int[np.ndarray, "n"],
+    place: Int[np.ndarray, "n"],
     chance: float,
 ) -> Outcome:
     chosen = choose(similarity(embeddings, directions), wanted)
-    return Outcome(chosen == wanted, scene, chance)
+    return Outcome(chosen == wanted, place, chance)
 
 
 def _nearest_of_four(

@@ -85,6 +85,17 @@ class EmbeddedSplit:
         """Audio embeddings of the identity members, one a scene."""
         return self.audio[self.starts[:-1]]
 
+    @property
+    def place(self) -> Int[np.ndarray, "s"]:
+        """Which place of which room each scene's source stands at, where `places` tells.
+
+        Scenes of one place have one response, so that a question about it is not asked anew.
+        """
+        assert self.places is not None, "scenes of one source in ELSA's words have places"
+        known = (self.places.azimuth_deg, self.places.elevation_deg, self.places.distance_m)
+        table = np.stack([self.room.astype(np.float64), *known], axis=1)
+        return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+
 
 def embed_split(
     embedder: Embedder, name: str, groups: Sequence[SceneGroup], batch_size: int, bar: Progress

@@ -113,18 +113,20 @@ def bootstrap_interval(
     statistic: Callable[..., Float[np.ndarray, "..."]] = np.mean,
     draws: int = 2000,
     seed: int = 0,
+    cluster: Int[np.ndarray, "n"] | None = None,
 ) -> tuple[float, float]:
-    """95 % interval of a statistic of n independent values, by the percentile bootstrap.
+    """95 % interval of a statistic of n values, by the percentile bootstrap.
 
     Args:
       values: one number a scene.
       statistic: such as `np.mean` or `np.median`; it is called with `axis=1`.
       draws: resamplings.
       seed: of the resampling.
+      cluster: equal integers of values that are drawn together; None where all are independent.
 
     Returns:
-      Percentiles 2.5 and 97.5 of the statistic of n values drawn with replacement, widened to
-      hold its value of the data themselves.
+      Percentiles 2.5 and 97.5 of the statistic of as many values (or clusters) drawn with
+      replacement, widened to hold its value of the data themselves.
 
     Raises:
       ValueError: there is no value.
@@ -133,8 +135,13 @@ def bootstrap_interval(
     """
     if not len(values):
         raise ValueError("bootstrap_interval: no value; a statistic of nothing has no interval.")
-    rng = np.random.default_rng(seed)
-    drawn = statistic(values[rng.integers(len(values), size=(draws, len(values)))], axis=1)
+    if cluster is None:
+        rng = np.random.default_rng(seed)
+        drawn = statistic(values[rng.integers(len(values), size=(draws, len(values)))], axis=1)
+    else:
+        names, index = np.unique(cluster, return_inverse=True)
+        times, _ = _resamplings(len(names), 1, draws, seed)
+        drawn = [float(statistic(np.repeat(values, one[index])[None], axis=1)[0]) for one in times]
     low, high = np.percentile(drawn, [2.5, 97.5])
     value = float(statistic(values[None], axis=1)[0])
     return min(float(low), value), max(float(high), value)

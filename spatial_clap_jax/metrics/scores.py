@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       hits: whether each succeeded.
-      cluster: the scene that it belongs to; the room, where it asks about the room.
+      cluster: the scene or the place that it belongs to; the room, where it asks about the room.
       chance: the share that chance alone reaches.
     """
 
@@ -64,6 +64,7 @@ def measure_of(
     values: Float[np.ndarray, "n"],
     chance: float,
     statistic: Callable[..., Float[np.ndarray, "..."]] = np.mean,
+    cluster: Int[np.ndarray, "n"] | None = None,
 ) -> Score:
     """The score of a number a scene, such as an error in degrees.
 
@@ -71,8 +72,9 @@ def measure_of(
       values: one number a scene.
       chance: what the statistic is by chance alone.
       statistic: `np.mean` or `np.median`.
+      cluster: which scenes are not independent, see `bootstrap_interval`.
     """
-    low, high = bootstrap_interval(values, statistic)
+    low, high = bootstrap_interval(values, statistic, cluster=cluster)
     value = float(statistic(values[None], axis=1)[0])
     return Score(value=value, low=low, high=high, chance=chance, n=len(values))
 

@@ -134,6 +134,11 @@ class AttributeRegression:
         return "repeat"
 
     @property
+    def reads(self) -> bool:
+        """No: there is a method for texts, as of every system, which refuses them."""
+        return False
+
+    @property
     def labels(self) -> tuple[str, ...]:
         return ("has_place", "direction", "attributes")
 

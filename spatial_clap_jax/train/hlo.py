@@ -19,7 +19,7 @@ class Collective:
     """One exchange between devices, as often as a step runs it.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: one of `KINDS`; between slices the runtime's own word where it stands for none of them.
       bytes: of its result on one device, over all runs.
       sent_bytes: what one device must send for it, over all runs, by the best algorithm
         (a ring: twice its own share of all others for an all-reduce).
@@ -195,21 +195,28 @@ def _collective(instruction: _Instruction, devices: int) -> Collective | None:
     opcode, attributes = instruction.opcode.removesuffix("-start"), instruction.attributes
     arrays = [array.bytes for array in _arrays(instruction.shape)]
     # Between slices a TPU's program hands its share to the network's own runtime.
-    between = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
-    if between and opcode == "recv":
-        opcode, arrays = between[1].lower().replace("_", "-"), arrays[:1]
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
+    between = transfer if opcode == "recv" else None
+    if between:
+        word = between[1].lower().replace("_", "-")
+        opcode, arrays = _BETWEEN_SLICES.get(word, word), arrays[:1]
         slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}x', attributes)
         size = len(slices[1].split(",")) if slices else devices
     else:
         size = _group_size(attributes, devices)
-        if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-            # First come the operands, last what waits for the end.
+        if instruction.opcode.endswith("-start") and opcode != "all-reduce":
+            # First come the operands, last what waits for the end; an all-reduce has its result.
             count = len(instruction.operands)
             arrays = arrays[count : 2 * count]
-    if opcode not in KINDS or size < 2:
+    if (opcode not in KINDS and not between) or size < 2:
         return None
-    return Collective(opcode, sum(arrays), _SENT[opcode](size) * sum(arrays), bool(between))
+    # Of a word that is new here no algorithm is known; what arrives was sent.
+    share = _SENT[opcode](size) if opcode in KINDS else 1
+    return Collective(opcode, sum(arrays), share * sum(arrays), bool(between))
 
+
+# Words of the network's runtime that are not a kind's name.
+_BETWEEN_SLICES = {"one-to-one": "collective-permute"}
 
 # What a device sends over what it gets, in a group of n.
 _SENT: dict[str, Callable[[int], float]] = {

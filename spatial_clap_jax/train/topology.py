@@ -62,6 +62,10 @@ def devices_of(topology: str) -> tuple[list[Any], int]:
     sides = tuple(int(side) for side in shape.split("x"))
     _check_sides(topology, sides, example)
     slices = int(count or 1)
+    if slices < 1:
+        raise InputError(
+            f"--topology {topology}: {slices} slices are too few; give 1 or more, like {example}*2."
+        )
     if slices > 1:
         options = {**options, "num_slices": slices}
     if max(sides) == 1:

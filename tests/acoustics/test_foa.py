@@ -1,5 +1,7 @@
 """Ambisonics: gains, conventions, the tetrahedron and rotation, against the definitions."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,22 @@ def test_what_is_no_foa_is_refused():
     for channels in (1, 2, 9):
         with pytest.raises(InputError, match=rf"audio: {channels} channels where .* have 4"):
             as_acn_sn3d(np.zeros((channels, 5)))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments"),
+    [
+        *((as_acn_sn3d, (declared,)) for declared in ("acn-sn3d", "acn-n3d", "fuma")),
+        (cardioids, ()),
+        (a_to_b, ()),
+        (rotate_foa, (45.0,)),
+    ],
+)
+def test_integers_are_refused_in_place_of_being_cut_to_zeros(change, arguments):
+    # Without the check of signatures, which nobody has outside of these tests.
+    change = inspect.unwrap(change)
+    with pytest.raises(InputError, match=r"audio: holds int16; .* divide integers .* \(32768"):
+        change(np.full((4, 5), 1000, np.int16), *arguments)
 
 
 def test_mono_stands_in_all_four_channels():

@@ -133,11 +133,31 @@ def test_t60_of_decaying_noise_is_found(t60_s):
     assert measure_t60_s(rir[::2], RATE_HZ // 2) == pytest.approx(t60_s, rel=0.06)
 
 
-def test_t60_of_an_exact_decay_is_exact_also_where_only_t20_is_left():
+@pytest.mark.parametrize(
+    ("cut_db", "share"), [(24.0, 0.06), (30.0, 0.02), (36.0, 0.02), (45.0, 0.02)]
+)
+@pytest.mark.parametrize("t60_s", [0.2, 0.5, 2.0])
+def test_t60_of_a_decay_that_is_cut_off_is_found_from_what_the_cut_leaves(t60_s, cut_db, share):
+    time_s = np.arange(int(t60_s * cut_db / 60 * RATE_HZ)) / RATE_HZ
+    noise = np.random.default_rng(0).standard_normal((20, time_s.size))
+    measured = [measure_t60_s(one, RATE_HZ) for one in noise * 10 ** (-3 * time_s / t60_s)]
+    np.testing.assert_allclose(measured, t60_s, rtol=0.1 if cut_db > 24 else 0.14)
+    assert np.mean(measured) == pytest.approx(t60_s, rel=share)
+
+
+def test_t60_is_read_down_to_35_db_where_the_response_goes_on_below_45():
+    # Energy that falls by 1 dB a sample for 24 samples and by 0.5 dB from then on.
+    level_db = np.concatenate([-np.arange(24.0), -24 - 0.5 * np.arange(60)])
+    decay = np.sqrt(-np.diff(10 ** (level_db / 10), append=0.0))
+    of_t30 = -60 / np.polyfit(np.arange(5, 47), level_db[5:47], 1)[0] / 100
+    assert measure_t60_s(decay, 100) == pytest.approx(of_t30, rel=1e-6)
+
+
+def test_t60_of_an_exact_decay_is_exact_also_where_little_of_it_is_left():
     # Energy falls by 1 dB a sample for ever: 60 samples.
     decay = 10 ** (-np.arange(400) / 20)
     assert measure_t60_s(decay, 100) == pytest.approx(0.6, rel=1e-6)
-    # The curve ends at -29 dB and is flatter below -26 dB, where T20 does not look.
+    # The curve ends at -29 dB and is flatter below -26 dB, where nothing looks.
     level_db = np.concatenate([-np.arange(26.0), -26 - 0.25 * np.arange(13)])
     energy = 10 ** (level_db / 10)
     short = np.sqrt(energy - np.append(energy[1:], 0))

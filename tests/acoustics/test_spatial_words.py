@@ -74,9 +74,22 @@ def test_the_ranges_of_the_other_words():
     assert [room_size_word(a) for a in (0.0, 49.9, 50.0, 100.0, 100.1)] == [
         *(None, "small", "mid-sized", "mid-sized", "large")
     ]
-    assert [reverberation_word(t) for t in (0.199, 0.2, 1.0, 1.001, math.nan)] == [
-        *("acoustically dampened", None, None, "highly reverberant", None)
+    assert [reverberation_word(t) for t in (0.199, 0.2, 1.0, 1.001)] == [
+        *("acoustically dampened", None, None, "highly reverberant")
     ]
+
+
+def test_a_time_that_could_not_be_measured_says_nothing_of_the_room():
+    assert [reverberation_word(t) for t in (0.0, -0.1, math.nan)] == [None] * 3
+    assert spatial_words(0.0, 0.0, 1.5, 0.0, 0.0) == SpatialWords("front")
+
+
+def test_at_the_zenith_and_the_nadir_there_is_no_direction():
+    for azimuth_deg in range(-180, 180, 15):
+        for elevation_deg, word in ((90.0, "up"), (75.1, "up"), (-75.1, "down"), (-90.0, "down")):
+            said = spatial_words(float(azimuth_deg), elevation_deg, 1.5, 0.0, math.nan)
+            assert said == SpatialWords(elevation=word)
+    assert direction_word(90.0, 75.0) == direction_word(90.0, -75.0) == "left"
 
 
 def test_all_words_of_a_place_and_none():

@@ -13,13 +13,12 @@ from fakes import FakeScenes, fake_foa_group, fake_group
 from spatial_clap_jax.acoustics.captions import compose_caption
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.acoustics.foa import unit_vectors
-from spatial_clap_jax.acoustics.spatial_words import SpatialWords
 from spatial_clap_jax.data.labels import LABELS
 from spatial_clap_jax.data.pipeline import PipelineConfig, collate, train_batches
 from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.data.transforms import draw_member_among_rivals
-from spatial_clap_jax.data.wording import meanings, member_directions
+from spatial_clap_jax.data.wording import meanings, member_directions, member_words
 from spatial_clap_jax.errors import InputError
 
 SCENES = FakeScenes()
@@ -615,7 +614,8 @@ def test_captions_of_a_language_model_are_told_in_their_share(tokenizer):
     scenes = FakeScenes(splits=("train_k1",), foa=True)
     source = scenes.source("train_k1")
     rewrites = {
-        (source[i].scene_id, 0): Rewritten(SpatialWords(), ("zebra",)) for i in range(len(source))
+        (source[i].scene_id, 0): Rewritten(member_words(source[i])[0][0], ("zebra",))
+        for i in range(len(source))
     }
     zebra, _ = tokenizer.encode(["zebra"])
     settings = {"mixture_share": 0.0, "swap": False, "rotate": True}

@@ -70,6 +70,13 @@ def test_a_template_is_its_own_rewrite():
         ("A dog barks close on your left-side.", LEFT_NEAR, "a dog barks"),
         ("A dog's bark echoes through a large room.", ROOM, "a dog barks"),
         ("A dog's bark, with much reverb, fills a big room.", ROOM, "a dog barks"),
+        ("From up above comes a dog's bark.", SpatialWords(elevation="up"), "a dog barks"),
+        ("A dog barks low down.", SpatialWords(elevation="down"), "a dog barks"),
+        ("A dog barks to your left.", SpatialWords("left"), "a dog barks"),
+        ("In front of you, a dog barks.", SpatialWords("front"), "a dog barks"),
+        ("A dog barks very close to you.", SpatialWords(distance="near"), "a dog barks"),
+        ("A dog barks in a tiny room.", SpatialWords(room_size="small"), "a dog barks"),
+        ("A dog barks; the room is large and echoes.", ROOM, "a dog barks"),
         # What a true word implies may be told beside it.
         ("A dog barks in a large, cavernous and echoing hall.", ROOM, "a dog barks"),
         ("A distant dog barks, far away.", SpatialWords(distance="far"), "a dog barks"),
@@ -117,10 +124,39 @@ def test_true_rewrites_pass(rewrite, words, content):
         ("A dog isn\u2019t barking near the left.", LEFT_NEAR, "negation"),
         ("A dog's bark barely echoes in a large room.", ROOM, "negation"),
         ("A dog barks " * 20, SpatialWords(), "too short or too long"),
+        # Words that are of a place only in a phrase.
+        ("A little dog barks.", SpatialWords(room_size="small"), "room_size small lost"),
+        ("A big dog barks.", SpatialWords(room_size="large"), "room_size large lost"),
+        ("A big dog barks in a room.", SpatialWords(room_size="large"), "room_size large lost"),
+        ("A dog barks in a low voice.", SpatialWords(elevation="down"), "elevation down lost"),
+        ("A dog barks in a high voice.", SpatialWords(elevation="up"), "elevation up lost"),
+        ("A dog barks to wake you up.", SpatialWords(elevation="up"), "elevation up lost"),
+        ("A dog barks back.", SpatialWords("back"), "direction back lost"),
+        ("A dog barks behind a door.", SpatialWords("back"), "direction back lost"),
+        ("A dog barks after everyone left.", SpatialWords("left"), "direction left lost"),
+        ("A dog barks, all right.", SpatialWords("right"), "direction right lost"),
+        ("A dog barks at the right moment.", SpatialWords("right"), "direction right lost"),
+        ("A dog barks in front of a house.", SpatialWords("front"), "direction front lost"),
+        ("A dog barks as doors close.", SpatialWords(distance="near"), "distance near lost"),
     ],
 )
 def test_untrue_rewrites_are_told(rewrite, words, fault):
     assert fault_of(rewrite, words, "a dog barks") == fault
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        *("slightly reverberant room", "mildly reverberant room", "somewhat reverberant room"),
+        *("room that is a bit reverberant", "room with a hint of echo", "room that echoes a bit"),
+    ],
+)
+def test_what_is_slightly_so_is_not_highly_so(room):
+    words = SpatialWords(reverberation="highly reverberant")
+    assert fault_of(f"A dog barks in a {room}.", words, "a dog barks") == "reverberation softened"
+    dry = SpatialWords(reverberation="acoustically dampened")
+    rewrite = "A dog barks in a slightly dampened room."
+    assert fault_of(rewrite, dry, "a dog barks") == "reverberation softened"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +180,17 @@ def test_untrue_rewrites_are_told(rewrite, words, fault):
         ("facing us", "direction front invented"),
         ("in a closet", "room_size small invented"),
         ("outdoors", "another place invented"),
+        ("in the garden", "another place invented"),
+        ("across the street", "another place invented"),
+        ("at ear level", "another place invented"),
+        ("in an open space", "room_size large invented"),
+        ("in a tight room", "room_size small invented"),
+        ("in a ringing room", "reverberation highly reverberant invented"),
+        ("several metres off", "distance far invented"),
+        ("to wake you up", "elevation up invented"),
+        ("in a low voice", "elevation down invented"),
+        ("back", "direction back invented"),
+        ("as doors close", "distance near invented"),
     ],
 )
 def test_each_word_of_a_place_is_known_where_the_content_does_not_hold_it(told, fault):

@@ -322,6 +322,11 @@ def test_a_plain_clip_is_the_mono_signal_in_all_channels_and_its_content():
 def test_two_sources_need_words_to_tell_them_apart():
     with pytest.raises(InputError, match=r"no room of split 'test' has places in 2 direction cla"):
         draw_group(FOA_RECIPE, FoaTones([0.0, 45.0, 135.0]), "test", 2, 0)
+    overhead = FoaTones([0.0, 90.0])
+    for room in overhead.rooms["test"]:
+        room.elevation_deg[1] = 80.0
+    with pytest.raises(InputError, match=r"no room of split 'test' has places in 2 direction cla"):
+        draw_group(FOA_RECIPE, overhead, "test", 2, 0)
 
 
 @pytest.mark.parametrize(

@@ -389,7 +389,8 @@ def test_redrawn_elsa_captions_are_true_and_of_many_templates(k, rng):
 
 def test_a_rewritten_caption_stays_with_its_field(rng):
     group, others = fake_foa_group("train", 1, 0), [fake_foa_group("train", 2, 0), *GROUPS]
-    rewrites = {(group.scene_id, 0): Rewritten(SpatialWords(), ("hark, a dog", "a dog, there"))}
+    words = member_words(group)[0][0]
+    rewrites = {(group.scene_id, 0): Rewritten(words, ("hark, a dog", "a dog, there"))}
     told = [transforms.tell_rewritten(group, rng, rewrites, 0.5) for _ in range(400)]
     rewritten = [one for one in told if one is not group]
     assert {one.captions for one in rewritten} == {("hark, a dog",), ("a dog, there",)}
@@ -400,3 +401,20 @@ def test_a_rewritten_caption_stays_with_its_field(rng):
     for other in others:
         assert transforms.tell_rewritten(other, rng, rewrites, 1.0) is other
     assert transforms.tell_rewritten(group, rng, {}, 1.0) is group
+
+
+def test_a_rewrite_of_other_words_than_the_scenes_is_not_told(rng):
+    group = fake_foa_group("train", 1, 0)
+    words = member_words(group)[0][0]
+    for said, told in (
+        (words, ("hark",)),
+        (dataclasses.replace(words, direction=None), group.captions),
+        (dataclasses.replace(words, room_size="large"), group.captions),
+        (SpatialWords(), group.captions),
+    ):
+        rewrites = {(group.scene_id, 0): Rewritten(said, ("hark",))}
+        assert transforms.tell_rewritten(group, rng, rewrites, 1.0).captions == told
+    # A clip without a place has no words.
+    plain = fake_foa_group("train", 0, 0)
+    rewrites = {(plain.scene_id, 0): Rewritten(SpatialWords(), ("hark",))}
+    assert transforms.tell_rewritten(plain, rng, rewrites, 1.0).captions == ("hark",)

@@ -152,6 +152,19 @@ def test_the_interval_of_a_mean_is_that_of_its_normal_law():
     assert bootstrap_interval(values) == (low, high)
 
 
+@pytest.mark.parametrize("statistic", [np.mean, np.median])
+def test_values_of_a_cluster_are_drawn_together(statistic):
+    values = np.random.default_rng(2).normal(5.0, 2.0, 100)
+    repeated, cluster = np.repeat(values, 4), np.repeat(np.arange(100), 4)
+    low, high = bootstrap_interval(repeated, statistic, cluster=cluster)
+    alone = bootstrap_interval(values, statistic)
+    assert (low, high) == pytest.approx(alone, abs=0.15)
+    by_itself = bootstrap_interval(values, statistic, cluster=np.arange(100))
+    assert by_itself == pytest.approx(alone, abs=0.15)
+    narrow = bootstrap_interval(repeated, statistic)
+    assert high - low > 1.4 * (narrow[1] - narrow[0])
+
+
 def test_the_interval_of_a_median_holds_it_and_equal_values_have_none():
     values = np.random.default_rng(1).exponential(1.0, 101)
     low, high = bootstrap_interval(values, np.median)

@@ -14,6 +14,7 @@ from spatial_clap_jax.export import export
 from spatial_clap_jax.losses.regression import normalised_attributes
 from spatial_clap_jax.stored import flatten
 from spatial_clap_jax.systems.attributes import AttributesConfig
+from spatial_clap_jax.systems.base import reads_texts
 from spatial_clap_jax.systems.elsa import ElsaConfig
 from spatial_clap_jax.train.experiment import Experiment, InitConfig
 from spatial_clap_jax.train.warm_start import adopt
@@ -48,6 +49,7 @@ def test_loss_by_hand():
 
 def test_it_reads_nothing():
     system = tiny_attributes().build_system()
+    assert not reads_texts(system)
     with pytest.raises(InputError, match=r"have no text encoder; train ELSA from them by --init"):
         system.embed_text({}, jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool))
 
@@ -81,6 +83,9 @@ def test_elsa_starts_from_a_run_and_from_its_export(run, tmp_path):
     for path, array in own.items():
         np.testing.assert_array_equal(towers.arrays[path], array, err_msg=path)
     export(run, tmp_path, "safetensors")
+    card = (tmp_path / "safetensors" / "README.md").read_text()
+    assert "--init.branch this/folder" in card
+    assert "embed_text" not in card
     again, same = adopt(from_branch(tmp_path / "safetensors"))
     assert again.model.attributes.channels == held.attributes.channels
     for path, array in own.items():

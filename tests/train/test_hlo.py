@@ -1,10 +1,16 @@
 """Compiled programs, written by hand and by XLA: exchanges and memory traffic, loops and all."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from spatial_clap_jax.train.hlo import Collective, collectives, memory_bytes, parse
+from spatial_clap_jax.losses.contrastive import ring_info_nce
+from spatial_clap_jax.train.hlo import KINDS, Collective, collectives, memory_bytes, parse
+from spatial_clap_jax.train.sharding import MeshShape, batch_sharding, make_mesh
+from spatial_clap_jax.train.topology import devices_of
 
 SUM = """
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -119,6 +125,21 @@ def test_a_loop_runs_as_often_as_it_says(text, times):
             32,
             48,
         ),
+        (
+            "%r = ((f32[32]{0}), f32[8]{0}) reduce-scatter-start(%p), replica_groups={{0,1,2,3}}\n"
+            "  %d = f32[8]{0} reduce-scatter-done(%r)",
+            "reduce-scatter",
+            32,
+            96,
+        ),
+        (
+            "%r = ((f32[16]{0}, f32[16]{0}), (f32[16]{0}, f32[16]{0}), u32[]) "
+            "all-to-all-start(%p, %q), replica_groups=[2,2]<=[4]\n"
+            "  %d = (f32[16]{0}, f32[16]{0}) all-to-all-done(%r)",
+            "all-to-all",
+            128,
+            64,
+        ),
     ],
 )
 def test_every_kind_of_exchange(line, kind, size, sent):
@@ -130,18 +151,45 @@ def test_a_device_alone_exchanges_nothing():
     assert collectives(parse(text), 2) == []
 
 
-def test_between_slices():
+@pytest.mark.parametrize(
+    ("target", "word", "kind", "sent"),
+    [
+        # Two slices: half of the result is sent, twice.
+        ('"{1,2}x{0:3}"', "ALL_REDUCE", "all-reduce", 32),
+        ("{{7->15},{15->7}}", "ONE_TO_ONE", "collective-permute", 32),
+        # What nobody knows yet is told by its name.
+        ('"{1,2}x{0:3}"', "MANY_TO_ONE", "many-to-one", 32),
+    ],
+)
+def test_between_slices(target, word, kind, sent):
     attributes = (
-        'channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x'
-        '{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
+        f"channel_id=1, is_host_transfer=true, frontend_attributes={{_xla_megascale_target={target}"
+        f',_xla_megascale_transfer_type="{word}"}}'
     )
     text = entry(
         "%p = f32[8]{0} parameter(0)",
         f"%s = (f32[8]{{0}}, u32[], token[]) send(%p, %t), {attributes}",
         f"%r = (f32[8]{{0}}, u32[], token[]) recv(%t), {attributes}",
     )
-    # Two slices: half of the result is sent, twice.
-    assert only(text, devices=8) == Collective("all-reduce", 32, 32, True)
+    assert only(text, devices=8) == Collective(kind, 32, sent, True)
+
+
+@pytest.mark.slow
+def test_a_ring_over_two_slices_crosses_the_network():
+    """As XLA's compiler for TPUs writes it."""
+    pytest.importorskip("libtpu", reason="XLA's compiler for TPUs is not installed (extra `tpu`)")
+    devices, slices = devices_of("v5e:2x2*2")
+    mesh = make_mesh(devices, MeshShape(replica=slices))
+    rows, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    embeddings = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=rows)
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    loss = jax.jit(partial(ring_info_nce, mesh=mesh), out_shardings=whole)
+    text = loss.lower(embeddings, embeddings, scale).compile().as_text() or ""
+    found = [one for one in collectives(parse(text), mesh.size) if one.between_slices]
+    passed = [one.bytes for one in found if one.kind == "collective-permute"]
+    # A chip's eight rows of text.
+    assert max(passed) >= 8 * 16 * 4
+    assert {one.kind for one in found} <= set(KINDS)
 
 
 def test_pieces_of_one_exchange_count_once():

@@ -116,3 +116,25 @@ def test_gke_ends_a_job_that_would_fail_again():
     }
     # Kubernetes takes such a policy of pods that are never restarted in place alone.
     assert pods["template"]["spec"]["restartPolicy"] == "Never"
+
+
+@pytest.mark.parametrize(("of_pip", "of_ours", "status"), [(2, 0, 1), (0, 2, 2), (0, 0, 0)])
+def test_gke_tells_a_failed_install_from_a_mistake(tmp_path, of_pip, of_ours, status):
+    yaml = pytest.importorskip("yaml")
+    (job,) = yaml.safe_load((LAUNCH / "gke.yaml").read_text())["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    notes = tmp_path / "notes"
+    fake_program(tmp_path / "pip", f"exit {of_pip}")
+    fake_program(tmp_path / "spatial-clap", 'echo "$@" > "$NOTES"', f"exit {of_ours}")
+    done = subprocess.run(
+        [*container["command"], *container["args"]],
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "NOTES": str(notes),
+        },
+    )
+    assert done.returncode == status
+    assert notes.exists() == (of_pip == 0)
+    if of_pip == 0:
+        assert notes.read_text().endswith("--data /data/mine --workdir /runs/mine\n")

@@ -45,6 +45,32 @@ def begun(folder: Path, processes: int, does: str, *before: str) -> subprocess.P
         signal.signal(signal.SIGINT, at_first)
 
 
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, ["0", "1"]),
+        ("2,3", ["2", "3"]),
+        ("3,1,0", ["3", "1"]),
+        ("GPU-8a,MIG-5c", ["GPU-8a", "MIG-5c"]),
+        # Too few for one each, and none: as the caller has it.
+        ("5", ["5", "5"]),
+        ("", ["", ""]),
+    ],
+)
+def test_each_process_takes_a_gpu_of_those_that_are_visible(tmp_path, monkeypatch, visible, seen):
+    cards = tmp_path / "nvidia-smi"
+    cards.write_text("#!/bin/sh\nfor card in 0 1 2 3; do echo GPU $card; done\n", "utf-8")
+    cards.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    started = begun(tmp_path, 2, 'printf %s "$CUDA_VISIBLE_DEVICES" > "$NOTES/$JAX_PROCESS_ID"\n')
+    _, err = started.communicate(timeout=30)
+    assert started.returncode == 0, err
+    assert [(tmp_path / name).read_text() for name in "01"] == seen
+
+
 def wait_for_ready(started: subprocess.Popen, processes: int) -> None:
     assert started.stderr is not None
     for _ in range(processes):

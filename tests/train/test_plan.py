@@ -138,6 +138,10 @@ def test_slices_and_their_chips(tpu, name, devices, slices):
         ("v5e:5x7", "--topology v5e:5x7: the first two sides must be even"),
         ("v5e:0x4", "--topology v5e:0x4: the first two sides must be even"),
         ("v6e:32x32", "at most 16 x 16 chips; give v6e:16x16, or several of them (v6e:16x16*2)"),
+        (
+            "v5e:4x4*0",
+            "--topology v5e:4x4*0: 0 slices are too few; give 1 or more, like v5e:16x16*2.",
+        ),
         ("gpu", "--topology gpu: JAX has no such device here"),
     ],
 )

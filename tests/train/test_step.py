@@ -1,7 +1,11 @@
 """One step by hand: gradient descent on a system of one parameter, and the moving average."""
 
 import functools
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -9,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.losses.contrastive import ContrastiveConfig
@@ -18,6 +23,7 @@ from spatial_clap_jax.models.text import TextConfig, TextEncoder
 from spatial_clap_jax.systems.base import Encoded
 from spatial_clap_jax.systems.two_towers import TwoTowers
 from spatial_clap_jax.train.flops import count_flops
+from spatial_clap_jax.train.sharding import MeshShape, batch_sharding, make_mesh
 from spatial_clap_jax.train.step import Execution, TrainStep, init_state, jit_step
 
 
@@ -198,7 +204,13 @@ def mini_batch(rows: int = 16) -> dict[str, np.ndarray]:
 
 @functools.cache
 def gradients_of(
-    execution: Execution, frozen: tuple[str, ...] = (), kind="info_nce", dropout: float = 0.0
+    execution: Execution,
+    frozen: tuple[str, ...] = (),
+    kind="info_nce",
+    dropout: float = 0.0,
+    *,
+    rows: int = 16,
+    mesh: Mesh | None = None,
 ):
     """Gradients, metrics and running statistics of a step."""
     system = Mini(None, ContrastiveConfig(kind=kind, block=5), jnp.float32, dropout)
@@ -213,8 +225,12 @@ def gradients_of(
     # As loud as a trained table: LayerNorm of next to nothing would magnify rounding.
     table = state.variables["params"]["text"]["tokens"]
     table["embedding"] = 50 * table["embedding"]
-    step = TrainStep(system, optimizer, jax.random.key(1), frozen=frozen, execution=execution)
-    after, metrics = jax.device_get(jax.jit(step.__call__)(state, mini_batch()))
+    step = TrainStep(
+        system, optimizer, jax.random.key(1), frozen=frozen, mesh=mesh, execution=execution
+    )
+    place = None if mesh is None else batch_sharding(mesh)
+    program = jax.jit(step.__call__, in_shardings=(None, place))
+    after, metrics = jax.device_get(program(state, mini_batch(rows)))
     return after.optimizer, metrics, after.variables["batch_stats"]
 
 
@@ -271,6 +287,44 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(kind):
     still = ("^norm/",)
     whole = gradients_of(Execution(), still, kind)
     assert_same_gradients(gradients_of(Execution(micro_batches=4), still, kind), whole)
+
+
+EIGHT = "--xla_force_host_platform_device_count=8"
+ON_EIGHT = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import test_step
+test_step.check_parts_on_a_mesh(2, 2, 2)
+print("all equal")
+"""
+
+
+def check_parts_on_a_mesh(*sizes: int) -> None:
+    """Loss and gradients of a batch in parts, beside those of the whole one."""
+    mesh = make_mesh(jax.devices(), MeshShape(replica=sizes[0], fsdp=sizes[2]))
+    assert mesh.devices.shape == sizes
+    still = ("^norm/",)
+    # A multiple of 2 and of 3 parts for each device.
+    whole, metrics, _ = gradients_of(Execution(), still, rows=48, mesh=mesh)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole))
+    for count in (2, 3):
+        in_parts = Execution(micro_batches=count)
+        found, its_metrics, _ = gradients_of(in_parts, still, rows=48, mesh=mesh)
+        np.testing.assert_allclose(its_metrics["loss"], metrics["loss"], rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * scale)
+
+
+@pytest.mark.slow
+def test_micro_batches_on_eight_devices_give_the_gradients_of_the_whole_batch():
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT, str(folder), str(folder.parent)],
+        env={**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "all equal", done.stderr
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ from spatial_clap_jax.systems.attributes import AttributesConfig
 from spatial_clap_jax.train import feeds, sharding
 from spatial_clap_jax.train.description import read_description
 from spatial_clap_jax.train.experiment import InitConfig
+from spatial_clap_jax.train.feeds import open_feed
 from spatial_clap_jax.train.metrics_log import read_metrics
 from spatial_clap_jax.train.trainer import train
+from spatial_clap_jax.validation import Validation
 
 pytestmark = pytest.mark.slow
 
@@ -46,14 +48,17 @@ def scenes(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def branch(scenes, tmp_path_factory):
+def branch_experiment():
     elsa = tiny_elsa()
     names = ("sample_rate_hz", "window_s", "attributes", "intensity", "intensity_scale")
     model = AttributesConfig(**{name: getattr(elsa.model, name) for name in names})
+    return dataclasses.replace(elsa, name="tiny_branch", model=model, steps=1)
+
+
+@pytest.fixture(scope="module")
+def branch(scenes, tmp_path_factory):
     run = tmp_path_factory.mktemp("branch") / "run"
-    pretraining = dataclasses.replace(elsa, name="tiny_branch", model=model, steps=1)
-    train(pretraining, scenes, run, progress=False)
+    train(branch_experiment(), scenes, run, progress=False)
     return run
 
 
@@ -68,6 +73,12 @@ def run(scenes, branch, tmp_path_factory):
     run = tmp_path_factory.mktemp("elsa") / "run"
     train(elsa, scenes, run, progress=False)
     return run
+
+
+def test_scores_of_a_branch_that_reads_nothing_are_refused_at_the_start(scenes):
+    pretraining = dataclasses.replace(branch_experiment(), evaluate_every=1)
+    with pytest.raises(InputError, match=r"evaluate_every: 1, but this model reads no texts"):
+        Validation(open_feed(pretraining, scenes))
 
 
 def test_both_trainings_log_what_they_regress(branch, run):
