@@ -3,8 +3,9 @@
 Paper: M2D-CLAP, arXiv 2503.22104: 16 kHz, at most 10 s, as recorded. The rest is our choice. Every
 usable clip of a split is in it, in training as often as -train_k0 says. In `quickstart` and `small`
 clips are brought to one active level, -30 dB, then each time to another speed and up to 3 dB up or
-down; `base` leaves speed and level as they are. A model hears recordings in use at the level that
-its clips had (--model.active-level-db).
+down; `base` leaves speed and level as they are. That is what is rendered: trainings of those sizes
+add a gain of up to 6 dB and a circular shift in time (--data.gain-db, --data.shift). A model hears
+recordings in use at the level that its clips had (--model.active-level-db).
 
 Silence at both ends is cut off. Of clips that are longer than a record, records hold places drawn
 at random where there is sound; shorter ones are repeated: crops of a training out of clips that

@@ -36,9 +36,12 @@ What is ours:
   InfoNCE, which `base` has.
 - In `quickstart` and `small` clips have one active level, and so have recordings in use
   (`--model.active-level-db`): some hundred clips are too few to learn that loudness is no content.
+  Training changes their gain by up to 6 dB and shifts them circularly in time as well.
 - The length of `base`: an epoch counts as 1,000 batches of 2,048 clips, near AudioSet's two
   million; the paper adds VGGSound and WavCaps. Other data need other `--steps` and
   `--optimizer.warmup-steps`: clips / 2,048 times 300 and 20.
+- The learning rate does not follow the batch: who gives `base` another `--data.captions-per-batch`
+  gives `--optimizer.learning-rate` 3e-4 x batch / 256 with it, the paper's rule.
 - CLS, mask and learned tokens are free of weight decay like biases and norms, which are all that
   the paper frees.
 - The linear layer from sentence embeddings of another width than the joint space's.

@@ -14,20 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spatial_clap_jax.data.sentences import (
     SHARD,
+    VECTORS,
     WIDEST,
     Sentences,
     captions_of,
     write_sentences,
 )
-from spatial_clap_jax.data.tokens import Tokenizer
+from spatial_clap_jax.data.tokens import Tokenizer, shortened
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.inference import load
-from spatial_clap_jax.pretrained.mapping import weights_digest
 from spatial_clap_jax.pretrained.read import read_text_tower
 from spatial_clap_jax.small_files import check_regular
 from spatial_clap_jax.stored import flatten, read_trained
 from spatial_clap_jax.systems.base import in_use
-from spatial_clap_jax.text_embeddings import text_model
+from spatial_clap_jax.text_embeddings import encoder_digest, text_model
 
 # Captions that are embedded between two steps of the progress bar.
 _AT_ONCE = 256
@@ -53,11 +53,12 @@ def embed_sentences(
       The opened folder: unit vectors by caption.
 
     Raises:
-      InputError: no captions, no text encoder, a caption that is too long for it, or `out` holds
+      InputError: no captions, no text encoder, captions that are too long for it, or `out` holds
         something else.
     """
     told = captions_of(captions, split)
-    embed, fingerprint = _encoder(text_encoder)
+    embed, tokenizer, fingerprint = _encoder(text_encoder)
+    _check_lengths(captions, told, tokenizer)
     width = embed(told[:1]).shape[1]
     name = Path(text_encoder).expanduser().name
     return _written(out, told, name, fingerprint, width, embed, progress)
@@ -102,7 +103,8 @@ def store_vectors(
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     width = rows.shape[1]
-    return _written(out, told, path.name, digest.hexdigest(), width, unit_vectors, progress)
+    name = path.name if path.suffix == VECTORS else path.name + VECTORS
+    return _written(out, told, name, digest.hexdigest(), width, unit_vectors, progress)
 
 
 def _written(
@@ -185,19 +187,30 @@ def progress_bar(shown: bool) -> Progress:
     )
 
 
-def _encoder(source: str | Path) -> tuple[Callable[[list[str]], np.ndarray], str]:
-    """What embeds texts, and a digest that tells it from others; where it lies does not count."""
+def _check_lengths(source: str | Path, captions: list[str], tokenizer: Tokenizer) -> None:
+    """Refuses captions that are too long, before any of them is embedded."""
+    parts = (captions[start : start + SHARD] for start in range(0, len(captions), SHARD))
+    counts = np.fromiter((n for part in parts for n in tokenizer.counts(part)), np.int32)
+    is_long = counts > tokenizer.max_tokens
+    if is_long.any():
+        first, others = int(np.argmax(is_long)), int(is_long.sum()) - 1
+        rest = f" and {others} more" if others else ""
+        raise InputError(
+            f"{source}: {shortened(captions[first])} has {counts[first]} tokens with begin and "
+            f"end, the encoder reads at most {tokenizer.max_tokens}; shorten it{rest}."
+        )
+
+
+def _encoder(source: str | Path) -> tuple[Callable[[list[str]], np.ndarray], Tokenizer, str]:
+    """What embeds texts, its tokenizer, and a digest that tells it from others wherever it lies."""
     if (Path(source).expanduser() / "description.json").is_file():
         trained = read_trained(source)
         if trained.tokenizer is None:
             raise InputError(f"{source}: has no text encoder; give the one that it learnt from.")
         arrays = flatten(in_use(trained.variables))
-        return load(source).embed_text, weights_digest(arrays, _described(trained.tokenizer))
+        digest = encoder_digest(arrays, trained.tokenizer)
+        return load(source).embed_text, trained.tokenizer, digest
     tower = read_text_tower(source)
     model = text_model(tower)
-    described = f"{_described(model.tokenizer)}{tower.config!r}"
-    return model.embed_text, weights_digest(tower.arrays, described)
-
-
-def _described(tokenizer: Tokenizer) -> str:
-    return f"{tokenizer.to_json()}{tokenizer.max_tokens}"
+    digest = encoder_digest(tower.arrays, model.tokenizer, repr(tower.config))
+    return model.embed_text, model.tokenizer, digest

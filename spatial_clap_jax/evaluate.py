@@ -176,8 +176,8 @@ def evaluate_in_detail(
     Raises:
       InputError: a gallery or batch below 1, a split that is absent or empty, a model of other
         channels or one that reads no texts, embeddings that are not finite, a probe of data
-        without plain clips of all three splits or without categories, or all captions of data
-        without mono clips.
+        without plain clips of all three splits or without categories or of a split that it learns
+        from, or all captions of data without mono clips.
     """
     for name, value, least in (
         ("gallery", gallery, 1),
@@ -186,6 +186,11 @@ def evaluate_in_detail(
     ):
         if value < least:
             raise InputError(f"{name} {value}: must be at least {least}; give a larger number.")
+    if probe and split in ("train", "validation"):
+        raise InputError(
+            f"--probe: learns from train and chooses by validation, and --split {split} would test "
+            "it on the same clips; give --split test, or leave the probe out."
+        )
     said = phrase_set(phrases)
     embedder = _for_records_of(embedder, scenes)
     names = {k: f"{split}_k{k}" for k in SOURCES}
@@ -226,7 +231,8 @@ def evaluate_in_detail(
             if k == 0 and captions == "all":
                 outcomes |= retrieve_captions(embedder, part, RECALL_AT, batch_size, bar)
             if k == 0 and part.words == "stereo":
-                found, measured = zero_shot_labels(embedder, part, batch_size, bar)
+                classes = getattr(scenes, "manifest", {}).get("categories", ())
+                found, measured = zero_shot_labels(embedder, part, classes, batch_size, bar)
                 outcomes |= found
                 measures |= measured
         if plain is not None:

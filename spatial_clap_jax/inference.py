@@ -19,11 +19,12 @@ from jaxtyping import Float, Float32, Float64
 
 from spatial_clap_jax.acoustics.foa import FoaFormat, as_acn_sn3d, check_declared, mono_as_foa
 from spatial_clap_jax.data.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ, resample
-from spatial_clap_jax.data.sentences import Sentences
+from spatial_clap_jax.data.sentences import Sentences, check_encoder
 from spatial_clap_jax.data.sources import at_active_level
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import check_finite, embed_in_batches
+from spatial_clap_jax.pretrained.read import read_text_tower
 from spatial_clap_jax.scene_embeddings import PatchTokens, patch_tokens
 from spatial_clap_jax.stored import (
     EVENTS,
@@ -39,7 +40,13 @@ from spatial_clap_jax.stored import (
 from spatial_clap_jax.systems.base import System, Variables, in_use
 from spatial_clap_jax.systems.clap import Clap
 from spatial_clap_jax.systems.m2d_clap import M2dClap
-from spatial_clap_jax.text_embeddings import embed_texts, load_text, text_lengths, text_model
+from spatial_clap_jax.text_embeddings import (
+    embed_texts,
+    encoder_digest,
+    load_text,
+    text_lengths,
+    text_model,
+)
 from spatial_clap_jax.windows import fusion_views, log_mel_on_host, window_of, window_starts
 
 __all__ = [
@@ -261,7 +268,7 @@ class AudioTextModel:
         if self.tokenizer is None and self.sentence_program is None and self.patches is None:
             raise InputError(
                 "embed_text: this model reads nothing; train it with captions first, from its run "
-                "or this export by --init.model."
+                "or this export by --init.model (--init.branch for spatial attributes)."
             )
         if self.tokenizer is None:
             raise InputError(
@@ -391,8 +398,8 @@ def load(
 
     Raises:
       InputError: there is no model, it cannot be read, or it is damaged; a text encoder for a
-        model that takes none, or vectors for one, or both at once; a level for another model than
-        an M2D-CLAP.
+        model that takes none, or vectors for one, or both at once, or of another encoder than that
+        it learnt from; a level for another model than an M2D-CLAP.
 
     Example:
       >>> model = load("runs/esc10")
@@ -409,12 +416,13 @@ def load(
             )
         if manifest["format"] == "stablehlo":
             programs = _at_level(_load_programs(folder, manifest), active_level_db)
-            return _with_texts(programs, text_encoder, sentences)
+            return _with_texts(programs, text_encoder, sentences, None)
     model = read_trained(folder, step)
     loaded = audio_text_model(
         model.audio_text, in_use(model.variables), model.tokenizer, model.step
     )
-    return _with_texts(_at_level(loaded, active_level_db), text_encoder, sentences)
+    levelled, learnt = _at_level(loaded, active_level_db), model.provenance.get("sentences")
+    return _with_texts(levelled, text_encoder, sentences, learnt)
 
 
 def _at_level(model: AudioTextModel, active_level_db: float | None) -> AudioTextModel:
@@ -468,18 +476,25 @@ def _jitted(system: System) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _with_texts(
-    model: AudioTextModel, text_encoder: str | Path | None, sentences: str | Path | None
+    model: AudioTextModel,
+    text_encoder: str | Path | None,
+    sentences: str | Path | None,
+    learnt: Any,
 ) -> AudioTextModel:
-    """The model with what gives it sentence embeddings, if something does."""
+    """The model with what gives it sentence embeddings like those `learnt`, if something does."""
     if sentences is None:
-        return _with_text_encoder(model, text_encoder)
+        return _with_text_encoder(model, text_encoder, learnt)
     if model.sentence_program is None or text_encoder is not None:
         what = "a text encoder is given too" if text_encoder else "this model takes no vectors"
         raise InputError(f"sentences {sentences}: {what}; leave it out.")
-    return replace(model, sentences=Sentences(sentences))
+    opened = Sentences(sentences)
+    check_encoder(f"sentences {sentences}", opened.header, learnt)
+    return replace(model, sentences=opened)
 
 
-def _with_text_encoder(model: AudioTextModel, source: str | Path | None) -> AudioTextModel:
+def _with_text_encoder(
+    model: AudioTextModel, source: str | Path | None, learnt: Any
+) -> AudioTextModel:
     """The model with the encoder of its sentence embeddings, if one is given."""
     if source is None:
         return model
@@ -488,7 +503,12 @@ def _with_text_encoder(model: AudioTextModel, source: str | Path | None) -> Audi
         raise InputError(
             f"text_encoder {source}: this model takes no sentence embeddings; leave it out."
         )
-    text = load_text(source)
+    tower = read_text_tower(source)
+    text = text_model(tower)
+    if learnt is not None:
+        digest = encoder_digest(tower.arrays, text.tokenizer, repr(tower.config))
+        header = {"encoder": Path(source).expanduser().name, "fingerprint": digest}
+        check_encoder(f"text_encoder {source}", header, learnt)
     return replace(
         model,
         tokenizer=text.tokenizer,

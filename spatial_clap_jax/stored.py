@@ -57,7 +57,8 @@ class TrainedModel:
         the run kept one; and what only a training needs, where it is there.
       tokenizer: of its texts; None where it has no text encoder.
       step: training steps behind it.
-      provenance: the data's fingerprint and the versions of the training, as far as known.
+      provenance: the data's fingerprint, the versions of the training and what made its sentence
+        embeddings, as far as known.
     """
 
     experiment: dict[str, Any]
@@ -261,8 +262,17 @@ def read_trained(path: str | Path, step: int | None = None) -> TrainedModel:
         provenance={
             "data_fingerprint": description.get("data_fingerprint"),
             "trained_with": description.get("versions"),
+            "sentences": _learnt_sentences(description.get("dataset")),
         },
     )
+
+
+def _learnt_sentences(dataset: Any) -> dict[str, Any] | None:
+    """Encoder and fingerprint of the sentence embeddings of a training; None without such."""
+    held = dataset.get("sentences") if isinstance(dataset, dict) else None
+    if not isinstance(held, dict):
+        return None
+    return {key: held.get(key) for key in ("encoder", "fingerprint")}
 
 
 def _first_draw(folder: Path, system: Trainable, description: Mapping[str, Any]) -> Variables:

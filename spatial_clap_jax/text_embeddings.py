@@ -15,7 +15,7 @@ from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import embed_in_batches
 from spatial_clap_jax.models.layers import unit
 from spatial_clap_jax.models.text import TextEncoder, TextOutput
-from spatial_clap_jax.pretrained.mapping import nested
+from spatial_clap_jax.pretrained.mapping import Tensors, nested, weights_digest
 from spatial_clap_jax.pretrained.read import read_text_tower
 from spatial_clap_jax.pretrained.towers import TextTower
 from spatial_clap_jax.systems.base import Variables
@@ -99,6 +99,20 @@ def text_lengths(max_tokens: int) -> tuple[int, ...]:
     """
     powers = (2**power for power in range(5, max_tokens.bit_length()))
     return (*(length for length in powers if length < max_tokens), max_tokens)
+
+
+def encoder_digest(arrays: Tensors, tokenizer: Tokenizer, described: str = "") -> str:
+    """Tells a text encoder from others, wherever it lies.
+
+    Args:
+      arrays: its weights by path.
+      tokenizer: of its texts.
+      described: whatever else decides what it computes.
+
+    Returns:
+      Hexadecimal SHA-256, the fingerprint of the sentence embeddings that it makes.
+    """
+    return weights_digest(arrays, f"{tokenizer.to_json()}{tokenizer.max_tokens}{described}")
 
 
 def load_text(source: str | Path) -> TextModel:

@@ -12,7 +12,7 @@ from towers_on_disk import save_bert
 
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.data.builders import open_scenes
-from spatial_clap_jax.data.sentences import Sentences
+from spatial_clap_jax.data.sentences import Sentences, captions_of
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.inference import load
 from spatial_clap_jax.stored import flatten, read_trained
@@ -205,6 +205,26 @@ def test_embedding_again_changes_nothing(place, capsys):
     # The same encoder elsewhere is the same.
     save_bert(place / "moved_bert")
     run(*again[:3], place / "moved_bert", "--out", place / "sentences")
+
+
+def test_another_text_encoder_than_that_of_the_training_is_refused(place, tmp_path, capsys):
+    """One of the same width, whose vectors would be compared with what they do not fit."""
+    other, asked = tmp_path / "other", ("evaluate", place / "run", "--data", place / "data")
+    save_bert(other, seed=1)
+    split = ("embed-text", place / "data", "--split", "test")
+    run(*split, "--text-encoder", other, "--out", tmp_path / "asked")
+    named = "is of the text encoder 'other', and this model learnt from vectors of 'bert', of oth"
+    for given in (("--text-encoder", other), ("--sentences", tmp_path / "asked")):
+        assert named in refused(capsys, *asked, *given)
+    # What is said of the training travels with an export.
+    run("export", place / "run", "--out", tmp_path / "export", "--format", "safetensors")
+    with pytest.raises(InputError, match=named):
+        load(tmp_path / "export", text_encoder=other)
+    # Of vectors that were brought nobody knows what made them.
+    brought = Sentences(tmp_path / "asked").vectors(captions_of(place / "data", "test"))
+    np.save(tmp_path / "brought.npy", brought)
+    run(*split, "--vectors", tmp_path / "brought.npy", "--out", tmp_path / "unknown")
+    assert load(place / "run", sentences=tmp_path / "unknown").sentences is not None
 
 
 def test_a_run_as_text_encoder(place, tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from towers_on_disk import save_bert
 
+from spatial_clap_jax import embed_sentences as module
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.data.sentences import Sentences, captions_of
 from spatial_clap_jax.embed_sentences import embed_sentences, store_vectors
@@ -48,6 +49,27 @@ def test_the_folder_is_the_one_that_an_encoder_writes(table, tmp_path):
         assert stored.header[key] == made.header[key], key
     told = captions_of(table)
     np.testing.assert_allclose(stored.vectors(told), made.vectors(told), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("captions", "rest"),
+    [
+        (["rain", "a dog " * 20, "b" * 90, "c" * 90], " and 2 more"),
+        (["rain", "a dog " * 20], ""),
+    ],
+)
+def test_captions_that_are_too_long_are_counted_before_anything_is_written(
+    tmp_path, monkeypatch, captions, rest
+):
+    # The bad ones lie in several parts.
+    monkeypatch.setattr(module, "SHARD", 2)
+    save_bert(tmp_path / "bert")
+    table = tmp_path / "captions.csv"
+    table.write_text("caption\n" + "\n".join(captions) + "\n")
+    told = r"'a dog a dog .*\.\.\.' has \d+ tokens with begin and end, the encoder reads at most"
+    with pytest.raises(InputError, match=rf"captions\.csv: {told} \d+; shorten it{rest}\.$"):
+        embed_sentences(table, tmp_path / "bert", tmp_path / "s", progress=False)
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_same_again_changes_nothing_and_others_are_refused(table, tmp_path):

@@ -180,6 +180,27 @@ def test_probes_need_clips_of_all_splits_and_categories():
         evaluate_in_detail(Hearing(), nameless, progress=False, probe=True)
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_probe_is_not_tested_on_what_it_learnt_from(split):
+    with pytest.raises(InputError, match=rf"--probe: learns from .* --split {split} would test it"):
+        # Before anything is embedded.
+        evaluate_in_detail(None, Clips(), split, progress=False, probe=True)
+
+
+def test_classes_without_a_clip_compete():
+    """A clip of another split is enough for its label to be asked for in this one."""
+
+    class Told(Clips):
+        manifest = {"categories": [*NAMES, "thunder"]}  # noqa: RUF012
+
+    held = Told(change=lambda group: dataclasses.replace(group, categories=(NAMES[0],)))
+    model = Hearing()
+    results = evaluate(model, held, progress=False)
+    assert results["content/plain"]["chance"] == 1 / 5
+    assert results["content/plain"]["value"] < 1
+    assert "thunder can be heard." in model.texts
+
+
 def test_other_channels_are_refused():
     stereo = Hearing()
     stereo.channels = 2

@@ -140,7 +140,7 @@ def category_phrasings(category: str) -> tuple[str, ...]:
       phrasings around its name; for several labels one, which lists them.
 
     Raises:
-      InputError: the name is empty.
+      InputError: a name is empty.
 
     Reference: M2D-CLAP, arXiv 2503.22104 (the list of labels); the rest is our choice.
 
@@ -151,27 +151,27 @@ def category_phrasings(category: str) -> tuple[str, ...]:
       ('the sound of rain, wind, and dog',)
     """
     labels = [_spoken(label) for label in labels_of(category)]
+    if not labels or not all(labels):
+        raise InputError(f"category {category!r} is empty; give each clip a category or a caption.")
     if len(labels) > 1:
         # As M2D-CLAP lists them: 'A, B, and C', but 'A and B'.
         ending = f"{',' if len(labels) > 2 else ''} and {labels[-1]}"
         return (f"the sound of {', '.join(labels[:-1])}{ending}",)
-    name = labels[0] if labels else ""
-    if not name:
-        raise InputError(f"category {category!r} is empty; give each clip a category or a caption.")
+    (name,) = labels
     known = _PHRASINGS.get(_ESC50_NAMES.get(name, name))
     if known is not None:
         return known
     return (f"the sound of {name}", f"{name} is heard", f"{name} can be heard", name)
 
 
-def label_prompt(label: str) -> str:
-    """What a clip of a label is asked for, see `LABEL_PROMPT`.
+def label_prompt(label: str, prompt: str = LABEL_PROMPT) -> str:
+    """What a clip of a label is asked for: its words, lower-case, in place of "{class}".
 
     Example:
       >>> label_prompt("Dog_bark")
       'dog bark can be heard.'
     """
-    return LABEL_PROMPT.replace(CLASS, _spoken(label))
+    return prompt.replace(CLASS, _spoken(label))
 
 
 def _spoken(label: str) -> str:

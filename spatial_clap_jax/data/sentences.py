@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from spatial_clap_jax.acoustics.captions import category_phrasings, label_prompt
 from spatial_clap_jax.data.records import open_scenes
 from spatial_clap_jax.data.shards import Kind, read_record, replacing, write_shard
-from spatial_clap_jax.data.tables import caption_columns_of, read_table
+from spatial_clap_jax.data.tables import caption_columns_of, read_table, told_captions
 from spatial_clap_jax.data.wording import plain_caption
 from spatial_clap_jax.errors import InputError
 
@@ -33,6 +34,8 @@ _KIND = Kind(
 )
 # Captions in a shard: what a start after a failure does again at most.
 SHARD = 4096
+# How the name of an encoder ends where vectors were brought ready-made, of which nobody knows it.
+VECTORS = ".npy"
 # Numbers in a vector, at most.
 WIDEST = 2**20
 
@@ -84,8 +87,7 @@ def _of_table(path: Path) -> list[str]:
         )
     contents = []
     for where, row in table.rows:
-        told = [" ".join(row[column].split()) for column in columns]
-        told = [text for text in told if text.strip(". ")]
+        told = told_captions(where, row, columns)
         if not told and not row.get("category"):
             raise InputError(f"{where}: has no caption; write what is heard, or drop the row.")
         contents += told or category_phrasings(row["category"])
@@ -272,6 +274,29 @@ class Sentences:
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:
         return ArrayRecordDataSource([str(self.folder / n) for n in _KIND.shards(self.header)])
+
+
+def check_encoder(given: str, header: Mapping[str, Any], learnt: Any) -> None:
+    """Refuses sentence embeddings of another encoder than a training had, where both are known.
+
+    Args:
+      given: what brings them, for the message.
+      header: their `encoder` and `fingerprint`.
+      learnt: the same of the training, as its description has it; anything else is not known.
+
+    Raises:
+      InputError: they differ.
+    """
+    if not isinstance(learnt, dict) or "fingerprint" not in learnt:
+        return
+    names = [str(one.get("encoder")) for one in (header, learnt)]
+    if header["fingerprint"] != learnt["fingerprint"] and not any(
+        name.endswith(VECTORS) for name in names
+    ):
+        raise InputError(
+            f"{given}: is of the text encoder {names[0]!r}, and this model learnt from vectors of "
+            f"{names[1]!r}, of other weights or another tokenizer; give that one or its vectors."
+        )
 
 
 def _hash(text: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from spatial_clap_jax.acoustics.captions import category_phrasings
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.small_files import bytes_of
 
@@ -134,8 +135,8 @@ def read_entries(path: Path, table: Table, caption_columns: Sequence[str]) -> li
       One entry a row; see `merge`.
 
     Raises:
-      InputError: a column is missing, or a row has an empty caption, an unknown split or a path
-        that leaves the csv's folder.
+      InputError: a column is missing, or a row has neither caption nor category, an unknown split
+        or a path that leaves the csv's folder.
     """
     header, word = table.header, split_word(path)[1]
     captions = caption_columns or caption_columns_of(header)
@@ -155,10 +156,8 @@ def read_entries(path: Path, table: Table, caption_columns: Sequence[str]) -> li
     for where, row in table.rows:
         names_of = _audiocaps_names if audiocaps else _generic_names
         clip_id, stems, recording = names_of(where, row, file_column)
-        texts = tuple(" ".join(row[column].split()) for column in captions)
-        texts = tuple(text for text in texts if text.strip(". "))
-        category = row.get("category", "")
-        if not texts and (captions or not category):
+        texts, category = told_captions(where, row, captions), row.get("category", "")
+        if not texts and not category:
             column = captions[0] if captions else "category"
             raise InputError(
                 f"{where}: {column} of {clip_id!r} is empty; write what is heard, or drop the row."
@@ -193,6 +192,21 @@ def read_entries(path: Path, table: Table, caption_columns: Sequence[str]) -> li
 def caption_columns_of(header: Sequence[str]) -> tuple[str, ...]:
     """The columns `caption`, `caption_1`, `caption_2`, ... of a header."""
     return tuple(column for column in header if re.fullmatch(r"caption(_\d+)?", column))
+
+
+def told_captions(where: str, row: dict[str, str], columns: Sequence[str]) -> tuple[str, ...]:
+    """The captions of a row; none where phrasings of its category stand for them.
+
+    Raises:
+      InputError: its category holds no label.
+    """
+    if row.get("category"):
+        try:
+            category_phrasings(row["category"])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    texts = (" ".join(row[column].split()) for column in columns)
+    return tuple(text for text in texts if text.strip(". "))
 
 
 def merge(rows: Iterable[Entry]) -> list[Entry]:

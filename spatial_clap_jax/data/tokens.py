@@ -216,31 +216,39 @@ class Tokenizer:
           >>> ids.shape, int(mask.sum())  # max_tokens 16, one id a word
           ((1, 16), 9)
         """
-        if isinstance(texts, str):
-            raise InputError(f"texts: {_shorten(texts)} is one text; give a list of texts.")
-        try:
-            encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        except BaseException as error:
-            raise _refusal(error, _naming_text(texts)) from error
-        bodies = [encoding.ids for encoding in encoded]
+        bodies = self._bodies(texts)
         ids = np.full((len(bodies), self.max_tokens), self.pad_id, np.int32)
         mask = np.zeros(ids.shape, bool)
         for row, (text, body) in enumerate(zip(texts, bodies, strict=True)):
             if not text.strip() or not body:
                 raise InputError(
-                    f"text {row}: {_shorten(text)} is blank; a caption needs at least one word."
+                    f"text {row}: {shortened(text)} is blank; a caption needs at least one word."
                 )
             count = len(body) + 2
             if count > self.max_tokens:
                 if not truncate:
                     raise InputError(
-                        f"text {row}: {_shorten(text)} has {count} tokens with begin and end, the"
+                        f"text {row}: {shortened(text)} has {count} tokens with begin and end, the"
                         f" encoder reads at most {self.max_tokens}; shorten the text."
                     )
                 body, count = body[: self.max_tokens - 2], self.max_tokens
             ids[row, :count] = [self.begin_id, *body, self.end_id]
             mask[row, :count] = True
         return ids, mask
+
+    def counts(self, texts: Sequence[str]) -> Int32[np.ndarray, "b"]:
+        """How many tokens each text has with begin and end, whether they fit or not."""
+        return np.array([len(body) + 2 for body in self._bodies(texts)], np.int32)
+
+    def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text alone."""
+        if isinstance(texts, str):
+            raise InputError(f"texts: {shortened(texts)} is one text; give a list of texts.")
+        try:
+            encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        except BaseException as error:
+            raise _refusal(error, _naming_text(texts)) from error
+        return [encoding.ids for encoding in encoded]
 
 
 def _refuse_huge_ids(vocabulary: Any, name: str) -> None:
@@ -342,11 +350,12 @@ def _naming_text(texts: Sequence[str]) -> str:
     """The words for a failure over texts: half a surrogate pair is what a text may be guilty of."""
     for row, text in enumerate(texts):
         if any("\ud800" <= char <= "\udfff" for char in text):
-            return f"text {row}: {_shorten(text)} is no Unicode ({{}}); write it in UTF-8."
+            return f"text {row}: {shortened(text)} is no Unicode ({{}}); write it in UTF-8."
     return "tokenizer: cannot read texts ({}); give an undamaged tokenizer.json."
 
 
-def _shorten(text: str, length: int = 40) -> str:
+def shortened(text: str, length: int = 40) -> str:
+    """A text in quotes for a message, cut where it is long."""
     return repr(text if len(text) <= length else text[: length - 3] + "...")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -22,22 +22,27 @@ from spatial_clap_jax.metrics.scores import Outcome, Results
 
 
 def zero_shot_labels(
-    embedder: Embedder, part: EmbeddedSplit, batch_size: int, bar: Progress
+    embedder: Embedder,
+    part: EmbeddedSplit,
+    classes: Collection[str],
+    batch_size: int,
+    bar: Progress,
 ) -> tuple[dict[str, Outcome], Results]:
     """Labels of clips by prompt.
 
     Args:
       embedder: the model.
       part: the clips, embedded.
+      classes: of the data; those that no clip of this part has compete as well.
       batch_size: prompts embedded at once.
       bar: where the progress is shown.
 
     Returns:
-      `content/plain` and `content_map/plain`, see `score_labels`; nothing where the clips have
-      fewer than two labels.
+      `content/plain` and `content_map/plain`, see `score_labels`; nothing where there are fewer
+      than two classes.
     """
     categories = [scene[0] for scene in part.categories]
-    known = sorted({label for category in categories for label in labels_of(category)})
+    known = sorted({*classes, *(label for one in categories for label in labels_of(one))})
     if len(known) < 2:
         return {}, {}
     prompts = Prompts(embedder, known, (), batch_size, bar)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from spatial_clap_jax.acoustics.captions import CLASS, LABEL_PROMPT
+from spatial_clap_jax.acoustics.captions import CLASS, LABEL_PROMPT, label_prompt
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.metrics.embed import Embedder
 from spatial_clap_jax.metrics.retrieval import TIE
@@ -26,7 +26,7 @@ def zero_shot(
       model: any that reads texts.
       audio: see `inference.AudioTextModel.embed_audio`.
       sample_rate_hz: its rate.
-      classes: their names, in words.
+      classes: their names, asked for in lower case; '_' and '-' are read as blanks.
       prompt: what is said of a class, "{class}" standing for its name.
 
     Raises:
@@ -44,7 +44,7 @@ def zero_shot(
         raise InputError(f"classes: {classes!r}; give a list of at least one name.")
     if CLASS not in prompt:
         raise InputError(f"prompt: {prompt!r} has no {CLASS}; say where the name of a class goes.")
-    texts = model.embed_text([prompt.replace(CLASS, name) for name in classes])
+    texts = model.embed_text([label_prompt(name, prompt) for name in classes])
     return model.embed_audio(audio, sample_rate_hz) @ texts.T
 
 

@@ -14,7 +14,7 @@ from spatial_clap_jax.models.layers import LayerNorm
 from spatial_clap_jax.models.vit import (
     VitBlock,
     VitBlocks,
-    check_width,
+    check_sizes,
     kernel_init,
     sincos_positions,
     token_init,
@@ -42,7 +42,7 @@ class PredictorConfig:
     layer_norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_width("PredictorConfig", self.width, self.heads)
+        check_sizes("PredictorConfig", self.width, self.layers, self.heads, self.mlp_ratio)
 
 
 class Masks(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -54,12 +55,14 @@ class VitConfig:
     layer_norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        if min(self.patch) < 1 or self.mels % self.patch[0] or self.frames < self.patch[1]:
+        bands, length = self.patch
+        is_whole = min(self.patch) > 0 and self.mels >= bands and not self.mels % bands
+        if not is_whole or self.frames < length:
             raise InputError(
                 f"VitConfig.patch: {self.patch} with {self.mels} mels and {self.frames} frames; "
                 "its bands must divide the mels, and the frames hold at least one."
             )
-        check_width("VitConfig", self.width, self.heads)
+        check_sizes("VitConfig", self.width, self.layers, self.heads, self.mlp_ratio)
 
     @property
     def mel_patches(self) -> int:
@@ -102,11 +105,23 @@ class VitOutput(NamedTuple):
     cls: Float[Array, "b d"]
 
 
-def check_width(name: str, width: int, heads: int) -> None:
-    """Refuses widths that cannot be cut into heads, or into sines and cosines of two axes."""
-    if heads < 1 or width % heads or width % 4:
+def check_sizes(name: str, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
+    """Refuses blocks that cannot be built.
+
+    Raises:
+      InputError: a width that cannot be cut into heads, or into sines and cosines of two axes; no
+        layer, or an MLP without a width.
+    """
+    if width < 1 or heads < 1 or width % heads or width % 4:
         raise InputError(
             f"{name}.width: {width} with {heads} heads; it must be a multiple of the heads and of 4"
+        )
+    if layers < 1:
+        raise InputError(f"{name}.layers: {layers}; give at least 1.")
+    if not 1 <= width * mlp_ratio < math.inf:
+        raise InputError(
+            f"{name}.mlp_ratio: {mlp_ratio} of a width of {width}; the hidden width must be at "
+            "least 1: give a ratio such as 4."
         )
 
 
@@ -235,7 +250,7 @@ def vit_blocks(config: VitConfig, dtype: DTypeLike = jnp.float32) -> VitBlocks:
 
 
 class Vit(nn.Module):
-    """Encodes log-mel levels, or those of their patches that are kept.
+    """Encodes log-mel levels; by `embed` and `encode`, those of their patches that are kept.
 
     Its cost is that of the patches that it sees: what is not kept never meets a block.
 
@@ -255,27 +270,20 @@ class Vit(nn.Module):
         # Blocks stand beside the patch embedding, `block_0` and not `blocks/block_0`.
         nn.share_scope(self, self.blocks)
 
-    def __call__(
-        self,
-        levels: Float[Array, "b l m"],
-        train: bool = False,
-        kept: Int[Array, "b k"] | None = None,
-    ) -> VitOutput:
+    def __call__(self, levels: Float[Array, "b l m"], train: bool = False) -> VitOutput:
         """Encodes levels of any length.
 
         Args:
           levels: normalised log-mel; frames beyond a whole number of patches are cut.
           train: nothing depends on it.
-          kept: indices of the patches that are seen, each once; None for all.
 
         Returns:
-          A token a patch that is seen, frequency-major or in the order of `kept`, and CLS.
+          A token a patch, frequency-major, and CLS.
 
         Raises:
           InputError: other mels than the encoder's, or less than one patch of frames.
         """
-        patches = self.embed(levels)
-        return self.encode(patches if kept is None else take_tokens(patches, kept), train)
+        return self.encode(self.embed(levels), train)
 
     def embed(self, levels: Float[Array, "b l m"]) -> Float[Array, "b n d"]:
         """Patches with their positions, frequency-major: index f * time_patches + t."""

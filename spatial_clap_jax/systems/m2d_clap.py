@@ -13,6 +13,7 @@ several of them. The four stages of the paper are configurations of this one sys
 Reference: Niizumi et al., M2D-CLAP, Interspeech 2024 and arXiv 2503.22104.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -62,6 +63,10 @@ class CachedSentences:
     """
 
     width: int = 768
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise InputError(f"CachedSentences.width: {self.width}; give that of the embeddings.")
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,19 @@ class M2dClapConfig:
                 f"model.mel: {mel.mels} mels as {mel.level}; M2D takes natural logarithms "
                 f"in the {content.mels} mels of its encoder."
             )
-        if self.normalisation is not None and not self.normalisation[1] > 0:
+        if self.sample_rate_hz < 1:
+            raise InputError(f"model.sample_rate_hz: {self.sample_rate_hz}; give samples a second.")
+        if not 0 < self.window_s < math.inf or self.frames < content.patch[1]:
+            raise InputError(
+                f"model.window_s: {self.window_s}; give seconds that hold the {content.patch[1]} "
+                "frames of a patch."
+            )
+        if self.normalisation is not None and not (
+            all(map(math.isfinite, self.normalisation)) and self.normalisation[1] > 0
+        ):
             raise InputError(
                 f"model.normalisation: {self.normalisation}; the second, a standard deviation, "
-                "must be above 0."
+                "must be above 0, and both finite."
             )
         if self.active_level_db is not None and not -120 <= self.active_level_db <= 0:
             raise InputError(
@@ -154,12 +168,25 @@ class M2dClapConfig:
                 f"model.mask_ratio: {self.mask_ratio} of {patches} patches; give 0 or more, and "
                 "leave one to be seen."
             )
+        if self.mask_ratio and kept_patches(patches, self.mask_ratio) == patches:
+            raise InputError(
+                f"model.mask_ratio: {self.mask_ratio} of {patches} patches masks none; give 0, or "
+                "a share such as 0.7."
+            )
         if not all(0 <= decay <= 1 for decay in self.target_decays):
             raise InputError(f"model.target_decays: {self.target_decays} must be in [0, 1].")
+        if self.joint_width < 1:
+            raise InputError(f"model.joint_width: {self.joint_width}; give at least 1.")
         if self.projector == "token" and self.joint_width != content.width:
             raise InputError(
                 f"model.joint_width: {self.joint_width}, but the projector 'token' gives the "
                 f"{content.width} of the encoder; give that."
+            )
+        classes = self.classes or ()
+        twice = [name for number, name in enumerate(classes) if name in classes[:number]]
+        if twice:
+            raise InputError(
+                f"model.classes: {twice[0]!r} stands twice or more; name each class once."
             )
         if self.mixup and self.contrast_weight:
             raise InputError(

@@ -23,12 +23,13 @@ def mixed_up(
 ) -> tuple[Float[Array, "b l m"], Float[Array, "b k"] | None]:
     """Each example mixed with the one before it, in shares drawn from Beta(alpha, alpha).
 
-    Powers are mixed, as sounds add up; categories are mixed in the same shares.
+    Powers are mixed, as sounds add up; categories are mixed in the same shares. Where one of the
+    two has no category, what is in the mix is not known, and it has none either.
 
     Args:
       rng: key.
       log_mel: natural logarithms of powers.
-      categories: of each example; None without.
+      categories: of each example, all zero where they are not known; None without.
       alpha: both parameters of the distribution.
 
     Reference: mixup, Zhang et al., arXiv 1710.09412; of powers, BYOL-A, arXiv 2103.06695.
@@ -38,5 +39,6 @@ def mixed_up(
     mixed = jnp.logaddexp(jnp.log(share) + log_mel, jnp.log1p(-share) + other)
     if categories is None:
         return mixed, None
-    own = share[:, :, 0]
-    return mixed, own * categories + (1 - own) * jnp.roll(categories, 1, axis=0)
+    own, others = share[:, :, 0], jnp.roll(categories, 1, axis=0)
+    are_known = categories.any(axis=1, keepdims=True) & others.any(axis=1, keepdims=True)
+    return mixed, jnp.where(are_known, own * categories + (1 - own) * others, 0)

@@ -157,6 +157,11 @@ def test_captions_of_tables(tmp_path):
     assert captions_of(table) == ["one.", "two.", "three."]
     table.write_text("filename,category\na.wav,rain;Wind\nb.wav,gong\n")
     assert captions_of(table)[:2] == ["the sound of rain and wind.", "the sound of gong."]
+    table.write_text("filename,category,caption\na.wav,Dog;Rain,\nb.wav,,a bell rings\n")
+    assert captions_of(table) == ["the sound of dog and rain.", "a bell rings."]
+    table.write_text("filename,category\na.wav,rain\nb.wav,;\n")
+    with pytest.raises(InputError, match=r"captions\.csv: row 3: category ';' is empty; give each"):
+        captions_of(table)
     table.write_text("filename,sound\na.wav,rain\n")
     with pytest.raises(InputError, match="lacks column caption or category; it has filename"):
         captions_of(table)

@@ -59,6 +59,13 @@ def test_a_category_alone_is_said_in_several_ways(tmp_path):
     assert only(source).captions == category_phrasings("Dog bark")
 
 
+def test_labels_stand_for_captions_that_are_blank(tmp_path):
+    path = write(tmp_path, "filename,category,caption\na.wav,Dog;Rain,\nb.wav,,a bell rings\n")
+    labelled, told = open_source(path).clips
+    assert (labelled.category, labelled.captions) == ("Dog;Rain", ("the sound of dog and rain",))
+    assert (told.category, told.captions) == ("", ("a bell rings",))
+
+
 def test_chosen_caption_columns(tmp_path):
     text = "filename,caption,spoken,split\na.wav,X,Y,train\n"
     options = SourceOptions(caption_columns=("spoken",))
@@ -202,7 +209,9 @@ def test_a_recording_is_never_cut_by_a_split(tmp_path):
         ("filename;caption\na;b\n", "it has filename;caption: rename or add columns .comma"),
         ("filename,caption,caption\na,b,c\n", "column caption stands twice"),
         ("filename,caption\na.wav,b\nc.wav, \n", r"row 3: caption of 'c.wav' is empty; write"),
-        ("filename,caption,category\na.wav,.,x\n", r"row 2: caption of 'a.wav' is empty"),
+        ("filename,caption,category\na.wav,.,\n", r"row 2: caption of 'a.wav' is empty"),
+        ("filename,category\na.wav,x\nb.wav,;\n", r"row 3: category ';' is empty; give each"),
+        ("filename,caption,category\na.wav,b,x;_\n", r"row 2: category 'x;_' is empty; give"),
         ("filename,category\na.wav,\n", r"row 2: category of 'a.wav' is empty"),
         ("filename,caption_1,caption_2\na.wav,,\n", r"row 2: caption_1 of 'a.wav' is empty"),
         ("filename,caption\n,b\n", r"row 2: filename '' is empty or unprintable"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from spatial_clap_jax.losses.labels import label_loss
 from spatial_clap_jax.losses.masked import masked_prediction_loss
 from spatial_clap_jax.models.m2d import Masks, Predictor, PredictorConfig
 from spatial_clap_jax.models.text import bert_base
-from spatial_clap_jax.models.vit import Vit, VitConfig
+from spatial_clap_jax.models.vit import Vit, VitConfig, take_tokens
 from spatial_clap_jax.systems.base import Batch, Following, Labelled, System
 from spatial_clap_jax.systems.content import SpecAugmentConfig
 from spatial_clap_jax.systems.m2d_clap import CachedSentences, M2dClap, M2dClapConfig
@@ -100,9 +101,10 @@ def test_rows_are_what_the_parts_make():
     rows = encode_heard()(variables, heard, batch)
     params, config = variables["params"], system.config
     vit = Vit(config.content)
-    seen = vit.apply({"params": params["content"]}, heard.levels, kept=heard.masks.kept)
+    encode = lambda vit, kept: vit.encode(take_tokens(vit.embed(heard.levels), kept))  # noqa: E731
+    seen = vit.apply({"params": params["content"]}, heard.masks.kept, method=encode)
     target = {**params["content"], **variables["target"]["content"]}
-    wanted = vit.apply({"params": target}, heard.levels, kept=heard.masks.masked).tokens
+    wanted = vit.apply({"params": target}, heard.masks.masked, method=encode).tokens
     predicted = Predictor(config.predictor, 16).apply(
         {"params": params["predictor"]}, seen.tokens, seen.cls, heard.masks, (2, 5)
     )
@@ -369,6 +371,17 @@ def test_powers_and_labels_are_mixed_in_the_same_shares():
     assert none is None
 
 
+def test_a_mix_with_a_clip_of_no_category_has_none():
+    categories = jnp.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    _, labels = mixed_up(jax.random.key(1), jnp.zeros((4, 5, 3)), categories, 0.5)
+    # The second is not known, and is in the third.
+    np.testing.assert_array_equal(labels.any(axis=1), [True, False, False, True])
+    np.testing.assert_allclose(labels[3, 1], 1, rtol=1e-6)
+    # What is not known has no part in the loss.
+    gradient = jax.grad(label_loss)(jnp.ones((4, 2)), labels)
+    np.testing.assert_array_equal(gradient.any(axis=1), [True, False, False, True])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -390,11 +403,47 @@ def test_powers_and_labels_are_mixed_in_the_same_shares():
         ({"target_decays": (0.9, 1.1)}, r"model.target_decays: \(0.9, 1.1\) must be in \[0, 1\]"),
         ({"projector": "token"}, r"model.joint_width: 12, but the projector 'token' gives the 16"),
         ({"mixup": 0.5}, r"model.mixup: 0.5 with a contrastive loss, but no caption tells of a m"),
+        ({"mask_ratio": 1e-17}, r"model.mask_ratio: 1e-17 of 10 patches masks none; give 0, or a "),
+        ({"window_s": math.inf}, r"model.window_s: inf; give seconds that hold the 8 frames of a "),
+        ({"window_s": math.nan}, r"model.window_s: nan; give seconds that hold the 8 frames of a "),
+        ({"window_s": 0.0}, r"model.window_s: 0.0; give seconds that hold the 8 frames of a patch"),
+        ({"sample_rate_hz": 0}, r"model.sample_rate_hz: 0; give samples a second"),
+        ({"normalisation": (math.nan, 1.0)}, r"model.normalisation: \(nan, 1.0\); .* both finite"),
+        ({"normalisation": (0.0, math.inf)}, r"model.normalisation: \(0.0, inf\); .* both finite"),
+        ({"joint_width": 0}, r"model.joint_width: 0; give at least 1"),
+        ({"classes": ("a", "b", "a")}, r"model.classes: 'a' stands twice or more; name each c"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         tiny_m2d(**changes)
+
+
+@pytest.mark.parametrize("kind", [VitConfig, PredictorConfig])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, r"width: 0 with \d+ heads; it must be a multiple of the heads and of 4"),
+        ({"width": -48}, r"width: -48 with \d+ heads; it must be a multiple"),
+        ({"layers": 0}, r"layers: 0; give at least 1"),
+        (
+            {"mlp_ratio": math.nan},
+            r"mlp_ratio: nan of a width of \d+; the hidden width must be at ",
+        ),
+        ({"mlp_ratio": math.inf}, r"mlp_ratio: inf of a width of \d+"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio: 0.0 of a width of \d+"),
+    ],
+)
+def test_blocks_that_cannot_be_built_are_refused(kind, changes, message):
+    with pytest.raises(InputError, match=rf"{kind.__name__}\.{message}"):
+        kind(**changes)
+
+
+def test_inputs_and_sentences_without_a_size_are_refused():
+    with pytest.raises(InputError, match=r"VitConfig\.patch: \(16, 16\) with 0 mels and 608 fra"):
+        VitConfig(mels=0)
+    with pytest.raises(InputError, match=r"CachedSentences\.width: 0; give that of the embeddings"):
+        CachedSentences(width=0)
 
 
 def test_losses_that_it_has_not_are_refused():
