@@ -39,19 +39,15 @@ class Limit:
       slope: from one unit of `at` to the next; a leak that is faster is told.
       late: over all that is looked at, however short: what is no leak, such as a state that is met
         late, or memory that waits to be given back.
-      known: besides, from one unit of `at` to the next: a leak that is there, and known.
-      known_as: what that is.
     """
 
     unit: str
     slope: float
     late: float
-    known: float = 0.0
-    known_as: str = ""
 
     def allowed(self, span: float) -> float:
         """The rise that is allowed over some units of `at`."""
-        return max(self.slope * span, self.late) + self.known * span
+        return max(self.slope * span, self.late)
 
 
 # Of restarts, or whatever else is counted one by one: what each of them may leave.
@@ -131,8 +127,6 @@ def growing(samples: Sequence[Sample], limits: Mapping[str, Limit] | None = None
         rise, allowed = slope(samples, name) * span, limit.allowed(span)
         if rise > allowed:
             found[name] = f"rises by {rise:.1f} {limit.unit}, more than {allowed:.1f}"
-            if limit.known:
-                found[name] += f" with {limit.known_as}"
     return found
 
 

@@ -7,7 +7,7 @@ saves of checkpoints and evaluations of the validation split a few seconds apart
 memory, open files and threads of all its processes are read. Flat means: from the end of
 the warm-up (a third of the time) on, the line through the lowest readings of twelve windows (what
 is held at rest, between saves and evaluations) rises by no more than 20 MB an hour (4 MB where the
-time is short) and what the saves are known to leave, and by no more than 1.5 files and threads.
+time is short), and by no more than 1.5 files and threads.
 Exit status 1 where it does not, where the readings are too few to tell, where the training ends by
 itself or does not leave with status 75 when it is asked to, and where saves or evaluations are
 missing. In two minutes the warm-up is not over: such a trial shows that the script works, and no
@@ -63,9 +63,7 @@ STEPS = 10**8
 END_S = 300.0
 EXIT_STATUS = 75
 # A leak that a week would make large.
-MB_AN_HOUR = 20.0
-# What a save leaves, a part of it in TensorStore; see docs/reliability.md.
-MB_A_SAVE = 0.1
+LIMIT = dataclasses.replace(gauges.LIMITS["memory_mb"], slope=20.0 / 3600)
 
 
 def samples_of(process: subprocess.Popen, seconds: float, every_s: float) -> list[gauges.Sample]:
@@ -77,8 +75,8 @@ def samples_of(process: subprocess.Popen, seconds: float, every_s: float) -> lis
     return samples
 
 
-def worked(run: Path, checkpoint_every: int, evaluate_every: int) -> tuple[int, list[str]]:
-    """What a run has done that was asked to end.
+def missing(run: Path, checkpoint_every: int, evaluate_every: int) -> list[str]:
+    """Tells what a run has done that was asked to end.
 
     Args:
       run: its folder.
@@ -86,7 +84,7 @@ def worked(run: Path, checkpoint_every: int, evaluate_every: int) -> tuple[int, 
       evaluate_every: steps between evaluations; 0 for none.
 
     Returns:
-      How many saves it has made while it went on, and what is missing.
+      What of it is missing.
     """
     last = max(steps_in(run / "checkpoints"), default=0)
     saves = last // checkpoint_every if checkpoint_every else 0
@@ -102,18 +100,7 @@ def worked(run: Path, checkpoint_every: int, evaluate_every: int) -> tuple[int, 
         faults.append("nothing was evaluated")
     elif scored[: len(wanted)] != wanted:
         faults.append(f"evaluated at {len(scored)} steps, not at each of {len(wanted)}")
-    return saves, faults
-
-
-def limits(saves_per_s: float) -> dict[str, gauges.Limit]:
-    """What may rise in a second."""
-    memory = dataclasses.replace(
-        gauges.LIMITS["memory_mb"],
-        slope=MB_AN_HOUR / 3600,
-        known=MB_A_SAVE * saves_per_s,
-        known_as=f"{MB_A_SAVE} a save",
-    )
-    return {**gauges.LIMITS, "memory_mb": memory}
+    return faults
 
 
 def main() -> int:
@@ -157,7 +144,7 @@ def main() -> int:
             print("\n".join(told.read_text().splitlines()[-4:]))
         if ended is not None:
             return gauges.verdict({}, [f"the training ended by itself with status {ended}"])
-        saves, faults = worked(folder / "run", options.checkpoint_every, options.evaluate_every)
+        faults = missing(folder / "run", options.checkpoint_every, options.evaluate_every)
         if status != EXIT_STATUS:
             faults.append(f"it left with status {status}, not {EXIT_STATUS}")
         # Python's own helper notices the end a moment later.
@@ -165,7 +152,7 @@ def main() -> int:
         if left := [pid for pid in tree[1:] if Path(f"/proc/{pid}").exists()]:
             faults.append(f"processes {left} are left")
         every = max(1, len(samples) // 30)
-        may_rise = limits(saves / samples[-1].at)
+        may_rise = {**gauges.LIMITS, "memory_mb": LIMIT}
         return gauges.report(samples, seconds / 3, 3600, "h", every, faults, may_rise)
 
 
