@@ -131,7 +131,7 @@ def evaluate_in_detail(
     progress: bool = True,
     batch_size: int = 32,
     phrases: str = "side",
-    localise: int = 2000,
+    localise: int = 8000,
     probe: bool = False,
     captions: Literal["drawn", "all"] = "drawn",
 ) -> Evaluation:

@@ -25,7 +25,7 @@ def evaluate_command(arguments: list[str]) -> None:
         out: Path | None = None,
         plot: Path | None = None,
         gallery: int = 200,
-        localise: int = 2000,
+        localise: int = 8000,
         umap: Path | None = None,
         step: int | None = None,
         probe: bool = False,
