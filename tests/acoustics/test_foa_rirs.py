@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pyroomacoustics as pra
 import pytest
+import scipy.signal
 
 from spatial_clap_jax.acoustics.foa import foa_gains, unit_vectors
 from spatial_clap_jax.acoustics.foa_rirs import (
@@ -18,6 +20,8 @@ from spatial_clap_jax.acoustics.render import high_pass
 from spatial_clap_jax.acoustics.rirs import WALL_MARGIN_M, measure_t60_s
 from spatial_clap_jax.acoustics.rooms import FloorRanges, Room, decay_time_s, mean_decay
 from spatial_clap_jax.errors import InputError
+from spatial_clap_jax.features import StftConfig
+from spatial_clap_jax.intensity import intensity_vectors
 
 RATE_HZ = 16_000
 IDEAL = Foa()
@@ -46,6 +50,29 @@ def test_the_direct_sound_arrives_encoded_by_its_direction(azimuth_deg, elevatio
     np.testing.assert_allclose(np.abs(spectrum[0]), 1 / 2.0, rtol=0.01)
     delay = np.polyfit(np.arange(60, 300), -np.unwrap(np.angle(spectrum[0])), 1)[0]
     assert delay * 1024 / (2 * np.pi) == pytest.approx(2.0 / 343 * RATE_HZ, abs=0.02)
+
+
+def test_the_active_intensity_of_an_anechoic_source_points_at_it():
+    """From the geometry to what the network hears, at every azimuth and elevation."""
+    azimuth_deg, elevation_deg = (
+        grid.ravel()
+        for grid in np.meshgrid(np.arange(-180.0, 180.0, 30.0), np.arange(-90.0, 91.0, 22.5))
+    )
+    directions = unit_vectors(azimuth_deg, elevation_deg)
+    # No wall is heard within the response.
+    rirs = rirs_of(DRY, 1.5 * directions, 0.02, center_m=np.full(3, 15.0))
+    sound = np.random.default_rng(1).standard_normal(4000)
+    audio = scipy.signal.fftconvolve(rirs, sound[None, None], axes=-1).astype(np.float32)
+    config = StftConfig(sample_rate_hz=RATE_HZ, n_fft=400, hop=100)
+    heard = intensity_vectors(jnp.asarray(audio), config, "active")
+    power = 10 ** (np.asarray(heard.level_db) / 10)
+    mean = np.einsum("blf,blfv->bv", power, np.asarray(heard.active))
+    assert angle_deg(mean, directions).max() < 1.0
+
+
+def angle_deg(one, other):
+    cosine = (one * other).sum(axis=1) / np.linalg.norm(one, axis=1)
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
 def test_delays_between_samples_and_what_is_too_late():
