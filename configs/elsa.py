@@ -46,7 +46,7 @@ def _mel_16k() -> LogMelConfig:
 
 
 def small() -> Experiment:
-    """2.6 M parameters, half an hour on two cores.
+    """2.6 M parameters, half an hour on one core, its branch included.
 
     Mel bands and a stem of patches make the branch cheap enough for that. Its intensity vectors are
     divided by the energy, so that they tell how diffuse the field is. It hears how loud recordings

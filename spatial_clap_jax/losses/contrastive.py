@@ -108,7 +108,8 @@ def _held_backward(
 ) -> tuple[Float[Array, ""]]:
     logit_scale, scale = kept
     # What descends goes against the gradient.
-    leaves = jnp.where(gradient < 0, jnp.exp(logit_scale) > high, jnp.exp(logit_scale) < low)
+    free = jnp.exp(logit_scale)
+    leaves = jnp.where(gradient < 0, free > high, free < low)
     return (jnp.where(leaves, 0.0, gradient * scale),)
 
 
