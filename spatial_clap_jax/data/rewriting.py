@@ -26,7 +26,7 @@ from spatial_clap_jax.data.language_model import LanguageModel
 from spatial_clap_jax.data.pipeline import Scenes
 from spatial_clap_jax.data.rewritten import FORMAT
 from spatial_clap_jax.data.scenes import SceneGroup
-from spatial_clap_jax.data.wording import member_words
+from spatial_clap_jax.data.wording import words_of_one
 from spatial_clap_jax.errors import InputError
 
 MOST_WORDS = 40
@@ -443,7 +443,7 @@ def _tasks(source: Sequence[SceneGroup], variants: int) -> Iterator[_Task]:
                 "first-order ambisonics, whose words a rewrite can be checked by."
             )
         # A plain clip has no place, and nothing is said of one.
-        (words, *_), caption = member_words(group)[0] or [SpatialWords()], group.captions[0]
+        words, caption = words_of_one(group), group.captions[0]
         content = _content(group.contents[0], caption)
         for variant in range(variants):
             yield _Task(group.scene_id, words, content, prompt_for(caption, words, variant))

@@ -15,10 +15,10 @@ import numpy as np
 from spatial_clap_jax.acoustics.directions import PHRASE_SETS, phrase_set
 from spatial_clap_jax.acoustics.foa import rotate_foa
 from spatial_clap_jax.acoustics.spatial_captions import PHRASINGS
-from spatial_clap_jax.acoustics.spatial_words import SpatialWords, wrap_deg
+from spatial_clap_jax.acoustics.spatial_words import wrap_deg
 from spatial_clap_jax.data.rewritten import Rewritten
 from spatial_clap_jax.data.scenes import OWN_WORDING, SceneGroup
-from spatial_clap_jax.data.wording import compose, member_places, member_words, recomposed
+from spatial_clap_jax.data.wording import compose, member_places, recomposed, words_of_one
 from spatial_clap_jax.errors import InputError
 
 
@@ -139,18 +139,12 @@ def tell_rewritten(
       share: the probability, where there is a rewrite.
     """
     found = rewrites.get((group.scene_id, 0))
-    if found is None or len(group.captions) != 1 or found.words != _words(group):
+    if found is None or len(group.captions) != 1 or found.words != words_of_one(group):
         return group
     if rng.random() >= share:
         return group
     caption = found.captions[int(rng.integers(len(found.captions)))]
     return dataclasses.replace(group, captions=(caption,), phrasing=OWN_WORDING)
-
-
-def _words(group: SceneGroup) -> SpatialWords:
-    """Of a single source; none of a clip without a place."""
-    (words, *_) = member_words(group)[0] or [SpatialWords()]
-    return words
 
 
 def random_rotation(group: SceneGroup, rng: np.random.Generator) -> SceneGroup:

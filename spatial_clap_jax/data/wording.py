@@ -67,6 +67,12 @@ def member_words(group: SceneGroup) -> list[list[SpatialWords]]:
     return [[places[place] for place in row] for row in group.permutations]
 
 
+def words_of_one(group: SceneGroup) -> SpatialWords:
+    """What is true of a single source, see `member_words`; nothing of a clip without a place."""
+    (words, *_) = member_words(group)[0] or [SpatialWords()]
+    return words
+
+
 def member_places(group: SceneGroup) -> Sequence[Sequence[Said]]:
     """What the captions of the members say of each clip's place, in the group's style."""
     return member_directions(group) if group.words == "stereo" else member_words(group)
