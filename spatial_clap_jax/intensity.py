@@ -15,7 +15,6 @@ from spatial_clap_jax.features import (
     Parts,
     StftConfig,
     by_blocks,
-    centred,
     check_decibels,
     decibels,
     mel_spectra,
@@ -120,7 +119,7 @@ def _flows(parts: Sequence[Parts]) -> list[Float32[Array, "*flows l _"]]:
 def _mel_flows(audio: Foa, config: LogMelConfig) -> Float32[Array, "*b 8 l m"]:
     return by_blocks(
         lambda audio, count: mel_sums(_flows(mel_spectra(audio, count, config)), config),
-        centred(audio, config.n_fft),
+        audio,
         config,
     )
 

@@ -15,7 +15,6 @@ from spatial_clap_jax.features import (
     LogMelConfig,
     StftConfig,
     by_blocks,
-    centred,
     channel_differences,
     check_decibels,
     decibels,
@@ -190,7 +189,7 @@ def power_autocorrelation(
         return _product(jnp.square(_product(share, to_lags)), to_rows)
 
     config = StftConfig(n_fft=n_fft, hop=hop)
-    return by_blocks(correlations, centred(audio, n_fft), config)
+    return by_blocks(correlations, audio, config)
 
 
 def _product(

@@ -1,5 +1,6 @@
 """Front ends against librosa and scipy, and the laws that make them spatial."""
 
+import dataclasses
 import functools
 
 import jax
@@ -137,16 +138,22 @@ def test_log_mel_hears_what_is_60_db_below_the_loudest():
     np.testing.assert_allclose(log_mel(audio, SMALL), theirs, atol=1e-3)
 
 
-@pytest.mark.parametrize("samples", [4001, 3519])
+@pytest.mark.parametrize("hop, samples", [(320, 4001), (320, 3519), (32, 750)])
 @pytest.mark.parametrize("front_end", [features.log_mel, features.mel_cross])
-def test_frames_are_the_same_in_blocks_and_all_at_once(noise, front_end, samples, monkeypatch):
-    # 13 and 11 frames in blocks of 4: the last block reaches back over 3 and 1.
-    audio = noise[..., :samples]
-    at_once = jax.jit(lambda a: front_end(a, SMALL))(audio)
+def test_frames_are_the_same_in_blocks_and_all_at_once(noise, front_end, hop, samples, monkeypatch):
+    # 13 and 11 frames in blocks of 4: the last block reaches back over 3 and 1. Of the 24 close
+    # frames several blocks lie partly before the first sample, and several behind the last.
+    config, audio = dataclasses.replace(SMALL, hop=hop), noise[..., :samples]
+
+    def slope(audio):
+        return jax.grad(lambda a: jnp.sin(front_end(a, config)).sum())(audio)
+
+    at_once, slope_at_once = (jax.jit(f)(audio) for f in (lambda a: front_end(a, config), slope))
     monkeypatch.setattr(features, "_BLOCK_SAMPLES", 1)
     monkeypatch.setattr(features, "_SHORTEST_BLOCK", 4)
-    in_blocks = jax.jit(lambda a: front_end(a, SMALL))(audio)
+    in_blocks, slopes = (jax.jit(f)(audio) for f in (lambda a: front_end(a, config), slope))
     np.testing.assert_allclose(in_blocks, at_once, atol=1e-4)
+    np.testing.assert_allclose(slopes, slope_at_once, atol=1e-3 * np.abs(slope_at_once).max())
 
 
 def test_magnitude_phase_planes(noise):
