@@ -8,7 +8,8 @@ it. The peer is a `torch.utils.data.DataLoader` over the same scenes as FLAC fil
 read by soundfile, tokenised by the same tokenizer, collated to the same float32 [b, 2, t], tokens
 and mask; a batch of both is compared, value by value, before anything is timed. Augmentation is
 left out on both sides. Both shuffle, have the same number of workers, and find their files in the
-page cache. Batches that lay ready before the clock started are taken but not counted.
+page cache. As in `spatial-clap train`, the process keeps what memory it frees, which the peer gains
+by too. Batches that lay ready before the clock started are taken but not counted.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ from spatial_clap_jax.data.sources import SourceOptions
 from spatial_clap_jax.data.tokens import Tokenizer
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train.experiment import load_config
+from spatial_clap_jax.train.host_memory import keep_freed_memory
 
 PLAIN: dict[str, Any] = {"gain_db": (0.0, 0.0), "swap": False, "shift": False, "redraw": False}
 
@@ -43,8 +45,8 @@ def main(
     workers: tuple[int, ...] = (0, 2),
     batches: int = 12,
     repeats: int = 5,
-    singles: int = 48,
-    mixtures: int = 160,
+    singles: int = 128,
+    mixtures: int = 512,
     settle_s: float = 2.0,
     json: bool = False,
 ) -> None:
@@ -60,6 +62,7 @@ def main(
       settle_s: pause before each pass, for both sides to fill the queues they keep.
       json: print a line of JSON for each number of workers.
     """
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         scenes = open_scenes(data) if data else rendered(Path(folder), singles, mixtures)
         experiment = load_config("spatial_clap.py", "small")

@@ -1,14 +1,15 @@
 """Our whole training step in at most 0.7 of the time of Hugging Face's ClapModel in PyTorch.
 
     python benchmarks/step.py                       # needs pip install '.[parity]'
-    python benchmarks/step.py --compile-peer --precision bfloat16 --batch 512     # on a GPU
+    python benchmarks/step.py --compile-peer --precision bfloat16 --batch 128     # on a GPU
 
 Both sides: HTSAT-tiny, RoBERTa-base and two-layer projections (153 M parameters), 10 s at 48 kHz,
 77 tokens, symmetric contrastive loss over the batch, dropout as in each one's training, AdamW with
 a clip of the gradient's norm. Ours starts from the waveform; the peer is handed log-mel features
 that were computed beforehand, since its own extractor runs one clip at a time on the host: the
 comparison is unfair to us by that much. Weights are random; no optimiser state is shared. As in
-`spatial-clap train`, the process keeps what memory it frees; the peer gains by that too.
+`spatial-clap train`, the process keeps what memory it frees; the peer gains by that too. On a card
+both sides hold their memory at the same time: take a batch that fits twice.
 """
 
 import os

@@ -5,7 +5,7 @@
 #   launch/local.sh 2 train configs/spatial_clap.py --data data/mine --workdir runs/mine
 #
 # On CPUs, DEVICES (default 1) is how many devices each process has. On GPUs, process i takes GPU i,
-# or the i-th of CUDA_VISIBLE_DEVICES where that is set.
+# or the i-th of CUDA_VISIBLE_DEVICES where that is set; JAX_PLATFORMS=cpu leaves the GPUs alone.
 # A signal to this script, or to its whole process group, reaches each process once.
 set -euo pipefail
 
@@ -28,6 +28,12 @@ if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
 else
     count=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
     mapfile -t gpus < <(seq 0 $((count - 1)))
+fi
+# One card for two processes would end in both asking for all of its memory.
+if ((${#gpus[@]} > 0 && ${#gpus[@]} < processes)) && [[ ${JAX_PLATFORMS:-} != cpu ]]; then
+    echo "launch/local.sh: $processes processes, but ${#gpus[@]} GPUs (${gpus[*]}): one each is" \
+        "needed; start fewer, or set JAX_PLATFORMS=cpu" >&2
+    exit 2
 fi
 
 # In a group of their own, the processes do not hear a signal to this one's twice; they end with

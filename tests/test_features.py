@@ -138,7 +138,7 @@ def test_log_mel_hears_what_is_60_db_below_the_loudest():
     np.testing.assert_allclose(log_mel(audio, SMALL), theirs, atol=1e-3)
 
 
-@pytest.mark.parametrize("hop, samples", [(320, 4001), (320, 3519), (32, 750)])
+@pytest.mark.parametrize(("hop", "samples"), [(320, 4001), (320, 3519), (32, 750)])
 @pytest.mark.parametrize("front_end", [features.log_mel, features.mel_cross])
 def test_frames_are_the_same_in_blocks_and_all_at_once(noise, front_end, hop, samples, monkeypatch):
     # 13 and 11 frames in blocks of 4: the last block reaches back over 3 and 1. Of the 24 close

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
@@ -408,6 +409,19 @@ def run_unbound(module: nn.Module, params: Any, key: Array | None, *inputs: Any)
     return module.apply({"params": params}, *inputs, key is not None, rngs=rngs)
 
 
-def scans_layers() -> bool:
-    """Whether equal layers are to be looped over; see `executed`."""
-    return _execution.get()[1]
+def scans_layers(module: nn.Module) -> bool:
+    """Whether a module is to loop over its equal layers; see `executed`.
+
+    Layers of which some are held still are not equal: they stay one by one.
+    """
+    asked = _execution.get()[1] and not module.is_initializing()
+    return asked and not _is_partly_held(module)
+
+
+def _is_partly_held(module: nn.Module) -> bool:
+    if is_held_still(module) or not _held.get():
+        return False
+    leaves = flatten_dict(module.variables["params"])
+    inner = {path[:end] for path in leaves for end in range(1, len(path))}
+    paths = ["/".join([*module.path, *path, ""]) for path in inner]
+    return any(re.search(rule, path) for rule in _held.get() for path in paths)

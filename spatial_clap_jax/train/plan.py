@@ -21,7 +21,7 @@ from rich.table import Table
 
 from spatial_clap_jax import shown
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train import hlo, sharding
+from spatial_clap_jax.train import hlo, sharding, warm_start
 from spatial_clap_jax.train.chips import Chip, chip
 from spatial_clap_jax.train.experiment import Experiment
 from spatial_clap_jax.train.feeds import abstract_batch
@@ -119,9 +119,11 @@ def plan(
 
     Raises:
       InputError: no such topology, no compiler or device for it, or a batch that does not
-        divide by the chips.
+        divide by the chips; a source of `init` that cannot be read.
     """
     devices, _ = devices_of(topology)
+    # An encoder brings its shape.
+    experiment, _ = warm_start.adopt(experiment)
     mesh = sharding.make_mesh(devices, experiment.mesh)
     batch = experiment.data.rows if global_batch is None else global_batch
     if batch < 1 or batch % mesh.size:

@@ -34,8 +34,10 @@ def join_processes() -> bool:
     """Joins the other processes of a training, if the environment speaks of any.
 
     Either JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    tell all, or SPATIAL_CLAP_PROCESSES=auto lets JAX ask Slurm, Open MPI, Kubernetes or the TPU's
-    metadata. The scripts in `launch/` set them. Must come before anything that looks at devices.
+    tell all, whatever Slurm or another cluster says beside them, and a process has all devices that
+    it sees (or those of JAX_LOCAL_DEVICE_IDS); or SPATIAL_CLAP_PROCESSES=auto lets JAX ask Slurm,
+    Open MPI or the TPU's metadata. The scripts in `launch/` set them. Must come before anything
+    that looks at devices.
 
     The others are waited for during SPATIAL_CLAP_JOIN_TIMEOUT_S, 300 seconds if it is not set;
     where they do not come by then, the process ends with status 4 and a line. After a signal it
@@ -71,6 +73,8 @@ def join_processes() -> bool:
                 coordinator_address=given.get(BY_HAND[0]),
                 num_processes=numbers[BY_HAND[1]],
                 process_id=numbers[BY_HAND[2]],
+                # Else JAX asks the cluster still, which takes each process of Slurm for one GPU.
+                cluster_detection_method=None if automatic else "deactivate",
                 initialization_timeout=_JAX_PATIENCE_S,
             )
     except InputError:
@@ -153,6 +157,14 @@ def total_of_all(count: int) -> int:
     if jax.process_count() == 1:
         return count
     return int(np.sum(multihost_utils.process_allgather(np.array(count))))
+
+
+def greatest_of_all(value: float) -> float:
+    """The greatest of what every process has; all must ask, and all wait for the answers."""
+    if jax.process_count() == 1:
+        return value
+    # As float32, which is what JAX moves between processes.
+    return float(np.max(multihost_utils.process_allgather(np.float32(value))))
 
 
 def on_host(tree: Any) -> Any:

@@ -301,7 +301,7 @@ class _Run:
                     row |= {
                         "skipped": self.health.skipped,
                         "skipped_records": self.health.skipped_records,
-                        **self.bar.rates(),
+                        **self._rates(),
                     }
                     self._write(row)
                     self.bar.show(self.done, row)
@@ -318,6 +318,13 @@ class _Run:
                 if vote.cast(self.interruption.is_asked):
                     raise self.interruption.interrupted()
         return row
+
+    def _rates(self) -> dict[str, float]:
+        """Those of the bar, with the waiting of the process that waited most: all wait for it."""
+        rates = self.bar.rates()
+        with jax.transfer_guard("allow"):
+            rates["data_wait_share"] = processes.greatest_of_all(rates["data_wait_share"])
+        return rates
 
     def _has_scores(self) -> bool:
         return self.log.has_scores(self.done)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from array_record.python.array_record_module import ArrayRecordReader
 
 from spatial_clap_jax.acoustics.receivers import Foa
 from spatial_clap_jax.acoustics.rirs import RirRoom
@@ -86,6 +87,13 @@ def test_groups_come_back_as_they_were_drawn(rendered, tmp_path):
             assert same(source[index], builders.draw_group(RECIPE, drawn_from, name, k, index))
             assert draw()["scene_id"] == source[index].scene_id == f"{split}/{index:07d}"
     assert len(list(rendered.glob("*train_k2*"))) == 3
+
+
+def test_records_are_stored_as_they_are(rendered):
+    """A training waits for their reading, and waveforms hardly compress."""
+    for shard in rendered.glob("*.array_record-*"):
+        options = ArrayRecordReader(str(shard), "").writer_options_string()
+        assert "uncompressed" in options.split(",")
 
 
 @pytest.mark.slow

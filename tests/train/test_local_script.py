@@ -52,8 +52,7 @@ def begun(folder: Path, processes: int, does: str, *before: str) -> subprocess.P
         ("2,3", ["2", "3"]),
         ("3,1,0", ["3", "1"]),
         ("GPU-8a,MIG-5c", ["GPU-8a", "MIG-5c"]),
-        # Too few for one each, and none: as the caller has it.
-        ("5", ["5", "5"]),
+        # None: as the caller has it.
         ("", ["", ""]),
     ],
 )
@@ -69,6 +68,20 @@ def test_each_process_takes_a_gpu_of_those_that_are_visible(tmp_path, monkeypatc
     _, err = started.communicate(timeout=30)
     assert started.returncode == 0, err
     assert [(tmp_path / name).read_text() for name in "01"] == seen
+
+
+@pytest.mark.parametrize("platforms", ["", "cpu"])
+def test_too_few_gpus_for_one_each_are_refused(tmp_path, monkeypatch, platforms):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    started = begun(tmp_path, 2, 'printf %s "$CUDA_VISIBLE_DEVICES" > "$NOTES/$JAX_PROCESS_ID"\n')
+    _, err = started.communicate(timeout=30)
+    if platforms:
+        assert [(tmp_path / name).read_text() for name in "01"] == ["5", "5"]
+        return
+    assert started.returncode == 2
+    assert "2 processes, but 1 GPUs (5): one each is needed; start fewer" in err
+    assert not (tmp_path / "0").exists()
 
 
 def wait_for_ready(started: subprocess.Popen, processes: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import jax
 import pytest
 from tiny import tiny_experiment
+from towers_on_disk import TEXT, save_bert
 
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.errors import InputError
@@ -45,6 +46,25 @@ def tpu() -> None:
 def compiled(batch: int, peak: float) -> planning._Compiled:
     parts = dict.fromkeys(("parameter_bytes", "average_bytes", "optimizer_bytes", "batch_bytes"), 1)
     return planning._Compiled(batch, parts, 4e12, 3e12, None, int(peak), 16 * GIB, seconds=1.0)
+
+
+def test_a_plan_is_of_the_encoders_that_the_run_begins_with(tmp_path, monkeypatch):
+    save_bert(tmp_path / "bert")
+    planned = []
+
+    def instead(experiment, mesh, batch, **_):
+        planned.append(experiment.model)
+        return compiled(batch, 4 * GIB)
+
+    monkeypatch.setattr(planning, "_compile", instead)
+    tiny = tiny_experiment()
+    init = replace(tiny.init, text=str(tmp_path / "bert"))
+    plan(replace(tiny, init=init), "cpu", 8, largest=False)
+    assert tiny.model.text.mlp_width != TEXT.mlp_width
+    assert planned[0].text.mlp_width == TEXT.mlp_width
+    missing = replace(tiny.init, text=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="none"):
+        plan(replace(tiny, init=missing), "cpu", 8, largest=False)
 
 
 @pytest.mark.slow

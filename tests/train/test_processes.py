@@ -35,13 +35,16 @@ def test_the_environment_tells_all(joined, monkeypatch):
     for name, value in zip(NAMES, ("10.0.0.1:1234", "4", "3"), strict=False):
         monkeypatch.setenv(name, value)
     join_processes()
-    assert joined == [{"coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}]
+    told = {"coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}
+    # Nor is Slurm asked, which would give each of them one GPU.
+    assert joined == [told | {"cluster_detection_method": "deactivate"}]
 
 
 def test_the_cluster_is_asked(joined, monkeypatch):
     monkeypatch.setenv("SPATIAL_CLAP_PROCESSES", "auto")
     join_processes()
-    assert joined == [{"coordinator_address": None, "num_processes": None, "process_id": None}]
+    untold = ("coordinator_address", "num_processes", "process_id", "cluster_detection_method")
+    assert joined == [dict.fromkeys(untold)]
 
 
 @pytest.mark.parametrize(

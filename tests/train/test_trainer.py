@@ -557,11 +557,12 @@ def launch(
     devices: int,
     steps: int,
     changes: str = "",
+    before: str = "",
 ):
-    """A training by the local script, as a user would start it."""
+    """A training by the local script, as a user would start it; `before` runs in each process."""
     config = folder / f"config_{steps}.py"
     text = CONFIG.format(tests=str(ROOT / "tests"), steps=steps, changes=changes)
-    config.write_text(text, encoding="utf-8")
+    config.write_text(before + text, encoding="utf-8")
     arguments = ("train", config, "--data", scenes, "--workdir", workdir)
     return subprocess.Popen(
         [ROOT / "launch" / "local.sh", str(processes), *arguments],
@@ -623,6 +624,26 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tiny_scenes, tmp_pa
     # It learns, so that a difference would have grown.
     assert np.mean(losses[1][-5:]) < np.mean(losses[1][:5])
     np.testing.assert_allclose(losses[2], losses[1], rtol=0, atol=1e-6)
+
+
+SLOW_INPUT = """
+import os, time
+from spatial_clap_jax.train import sharding
+
+if os.environ["JAX_PROCESS_ID"] == "1":
+    placed = sharding.put_batch
+    sharding.put_batch = lambda *given: (time.sleep(0.3), placed(*given))[1]
+"""
+
+
+@pytest.mark.slow
+def test_waiting_for_one_process_input_is_told_by_the_first(tiny_scenes, tmp_path):
+    workdir = tmp_path / "run"
+    started = launch(tmp_path, tiny_scenes, workdir, 2, 1, steps=12, before=SLOW_INPUT)
+    _, err = started.communicate()
+    assert started.returncode == 0, err
+    assert np.median([row["data_wait_share"] for row in read_metrics(workdir)]) > 0.5
+    assert "of the time for data: " in err
 
 
 @pytest.mark.slow
