@@ -5,11 +5,13 @@ account; what it says of time is a roofline, below which no step can get.
 """
 
 import re
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -150,7 +152,7 @@ def plan(
         global_batch=batch,
         hbm_peak_bytes=step.peak,
         hbm_capacity_bytes=capacity,
-        fits=None if capacity is None else step.executable is not None and step.peak <= capacity,
+        fits=None if capacity is None else step.capacity is None and step.peak <= capacity,
         **step.parts,
         temporary_bytes=max(step.peak - sum(step.parts.values()), 0),
         flops_per_step=step.flops / mesh.size,
@@ -240,16 +242,16 @@ _FAST = {
 @dataclass(frozen=True)
 class _Compiled:
     """A step of one batch: what its arguments take on a chip, its FLOPs on all chips, all of them
-    and the model's, its memory.
+    and the model's, the text of its program, its memory.
 
-    Where the compiler refused it there is no executable, and `capacity` is what it may have.
+    `capacity` is what it may have, where the compiler refused it.
     """
 
     batch: int
     parts: dict[str, int]
     flops: float
     model_flops: float
-    executable: jax.stages.Compiled | None
+    program: str | None
     peak: int
     capacity: int | None
     seconds: float
@@ -261,11 +263,15 @@ def _compile(
     began = time.perf_counter()
     platform = mesh.devices.flat[0].platform
     options = _FAST.get(platform) if fast or platform == "cpu" else None
-    with _status(f"compiling {experiment.name}, {batch:,} captions a batch", show=progress):
+    title = f"compiling {experiment.name}, {batch:,} captions a batch"
+    with _status(title, show=progress), tempfile.TemporaryDirectory() as folder:
         traced, parts = _trace(experiment, mesh, batch)
+        if platform == "tpu":
+            options = {**(options or {}), "xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             executable = traced.lower().compile(compiler_options=options)
-            capacity, memory = None, executable.memory_analysis()
+            program, capacity = _program_text(executable, Path(folder)), None
+            memory = executable.memory_analysis()
             peak = (
                 memory.argument_size_in_bytes
                 + memory.output_size_in_bytes
@@ -274,11 +280,25 @@ def _compile(
                 + memory.generated_code_size_in_bytes
             )
         except jax.errors.JaxRuntimeError as error:
-            executable, (peak, capacity) = None, _refusal(error)
+            program, (peak, capacity) = None, _refusal(error)
     seconds = time.perf_counter() - began
     flops = count_flops(traced.jaxpr)
     of_model = model_flops(_with_batch(experiment, batch), mesh, flops)
-    return _Compiled(batch, parts, flops, of_model, executable, peak, capacity, seconds)
+    return _Compiled(batch, parts, flops, of_model, program, peak, capacity, seconds)
+
+
+def _program_text(executable: jax.stages.Compiled, folder: Path) -> str | None:
+    """A compiled program as its compiler has written it into a folder, else as JAX tells it.
+
+    libtpu may use instructions of which this JAX makes no text.
+    """
+    written = list(folder.glob("*.after_optimizations.txt"))
+    if written:
+        return max(written, key=lambda path: path.stat().st_size).read_text(encoding="utf-8")
+    try:
+        return executable.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def _trace(experiment: Experiment, mesh: Mesh, batch: int) -> tuple[Any, dict[str, int]]:
@@ -341,14 +361,9 @@ def _roofline(step: _Compiled, mesh: Mesh, experiment: Experiment) -> dict[str, 
     bounds: dict[str, Any] = dict.fromkeys(
         ("seconds", "step_seconds_bound", "bound_by", "mfu_bound")
     )
-    if step.executable is None:
+    if step.program is None:
         return {"bytes_per_step": None, "collectives": None, **bounds}
-    try:
-        text = step.executable.as_text() or ""
-    except jax.errors.JaxRuntimeError:
-        # libtpu may write what this JAX cannot read; sizes are known all the same.
-        return {"bytes_per_step": None, "collectives": None, **bounds}
-    program = hlo.parse(text)
+    program = hlo.parse(step.program)
     exchanges = hlo.collectives(program, mesh.size)
     results: dict[str, float] = defaultdict(float)
     for exchange in exchanges:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from typing import Any
 
 import jax
 import pytest
@@ -11,7 +12,7 @@ from towers_on_disk import TEXT, save_bert
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.errors import InputError
 from spatial_clap_jax.train import plan as planning
-from spatial_clap_jax.train import topology
+from spatial_clap_jax.train import hlo, topology
 from spatial_clap_jax.train.chips import chip
 from spatial_clap_jax.train.plan import Plan, plan, print_plan
 from spatial_clap_jax.train.topology import devices_of
@@ -229,19 +230,45 @@ def test_a_refused_program_still_makes_a_plan(monkeypatch, capsys):
 
 
 def test_a_program_that_cannot_be_read_still_makes_a_plan(monkeypatch, capsys):
-    class Unread:
-        def as_text(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
-
     def compile_unread(experiment, mesh, batch, **_):
-        return replace(compiled(batch, peak=GIB), executable=Unread())
+        return replace(compiled(batch, peak=GIB), capacity=None)
 
     monkeypatch.setattr(planning, "_compile", compile_unread)
+    monkeypatch.setattr(planning, "_capacity", lambda mesh: 16 * GIB)
     found = plan(tiny_experiment(), "cpu", 16 * len(jax.devices("cpu")), largest=False)
     assert (found.fits, found.hbm_peak_bytes) == (True, GIB)
     assert (found.collectives, found.mfu_bound) == (None, None)
     print_plan(found)
     assert "program cannot be read by this version of JAX" in capsys.readouterr().out
+
+
+def test_a_program_is_read_as_its_compiler_wrote_it(tmp_path):
+    class Unread:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    unread: Any = Unread()
+    assert planning._program_text(unread, tmp_path) is None
+    for name, text in (("1.after_optimizations", "HloModule step"), ("2.after_codegen", "more")):
+        (tmp_path / f"module_{name}.txt").write_text(text)
+    assert planning._program_text(unread, tmp_path) == "HloModule step"
+
+
+@pytest.mark.slow
+def test_what_the_compiler_of_a_tpu_writes_is_what_jax_tells(tpu, monkeypatch):
+    texts = []
+
+    def both(executable, folder):
+        assert len(list(folder.glob("*.after_optimizations.txt"))) == 1
+        texts.extend((written(executable, folder), executable.as_text()))
+        return texts[0]
+
+    written = planning._program_text
+    monkeypatch.setattr(planning, "_program_text", both)
+    plan(tiny_experiment(), "v5e:4x4", 64, largest=False, fast=True, progress=False)
+    ours, told = (hlo.parse(text) for text in texts)
+    assert hlo.memory_bytes(ours) == hlo.memory_bytes(told) > 0
+    assert hlo.collectives(ours, 16) == hlo.collectives(told, 16) != []
 
 
 @pytest.mark.parametrize(
