@@ -11,8 +11,8 @@ from towers_on_disk import TEXT, save_bert
 
 from spatial_clap_jax.cli import main
 from spatial_clap_jax.errors import InputError
-from spatial_clap_jax.train import plan as planning
 from spatial_clap_jax.train import hlo, topology
+from spatial_clap_jax.train import plan as planning
 from spatial_clap_jax.train.chips import chip
 from spatial_clap_jax.train.plan import Plan, plan, print_plan
 from spatial_clap_jax.train.topology import devices_of
