@@ -7,7 +7,8 @@ Both sides compute the loss and its gradients for audio, text and scale. On this
 is measured in time, and in temporaries as the compiler plans them. Where dense would take more
 memory than it is worth, ours runs by itself, in a process of its own that tells the most that it
 held. With `--topology` nothing is run: both are compiled for those chips, the batch split over all
-of them, and the temporaries of one chip are told.
+of them, and the temporaries of one chip are told; those that the compiler asked for, where it
+refused the dense loss for want of memory.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from side_by_side import Spread, compare, machine, machine_line, report, use_threads
 
 from spatial_clap_jax.losses import contrastive
+from spatial_clap_jax.train.plan import refusal
 from spatial_clap_jax.train.sharding import batch_sharding, make_mesh
 from spatial_clap_jax.train.topology import devices_of
 
@@ -121,7 +123,10 @@ def temporaries(kind: str, batch: int, width: int, mesh: Mesh, block: int | None
     embeddings = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=rows)
     scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     function = jax.jit(gradients_of(kind, mesh, block), out_shardings=(whole, (rows, rows, whole)))
-    program = function.lower(embeddings, embeddings, scale).compile()
+    try:
+        program = function.lower(embeddings, embeddings, scale).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return refusal(error)[0]
     return program.memory_analysis().temp_size_in_bytes
 
 

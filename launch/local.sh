@@ -24,13 +24,19 @@ if [[ -n ${DEVICES:-} ]]; then
     export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
 fi
 if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-    IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+    IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
 else
-    count=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-    mapfile -t gpus < <(seq 0 $((count - 1)))
+    count=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+    mapfile -t visible < <(seq 0 $((count - 1)))
 fi
+# As CUDA reads the list, what names no GPU (-1, NoDevFiles) ends it.
+gpus=()
+for gpu in "${visible[@]}"; do
+    [[ $gpu =~ ^([0-9]+|(GPU|MIG)-.+)$ ]] || break
+    gpus+=("$gpu")
+done
 # One card for two processes would end in both asking for all of its memory.
-if ((${#gpus[@]} > 0 && ${#gpus[@]} < processes)) && [[ ${JAX_PLATFORMS:-} != cpu ]]; then
+if ((${#gpus[@]} > 0 && ${#gpus[@]} < processes)) && ! [[ ${JAX_PLATFORMS:-} =~ ^cpu(,|$) ]]; then
     echo "launch/local.sh: $processes processes, but ${#gpus[@]} GPUs (${gpus[*]}): one each is" \
         "needed; start fewer, or set JAX_PLATFORMS=cpu" >&2
     exit 2

@@ -221,6 +221,13 @@ def test_loss_for_chips_that_are_not_here(tpu):
     assert line["ratio"]["median"] == line["temp_bytes"] / line["peer_temp_bytes"]
 
 
+def test_dense_needs_more_than_a_chip_has(tpu):
+    """The compiler refuses it, and says how much it would take."""
+    (line,) = told("loss.py", "--topology", "v5e:2x2", "--pairs", "65536", "--width", "64")
+    assert line["temp_bytes"] < 150e6
+    assert line["peer_temp_bytes"] > 15.75 * 2**30
+
+
 def test_a_chip_of_256_holds_the_pairs_of_a_quarter_of_a_million(tpu):
     (line,) = told(
         *("loss.py", "--topology", "v5e:16x16", "--pairs", "262144", "--width", "512"),

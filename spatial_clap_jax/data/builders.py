@@ -174,12 +174,11 @@ class _AsTheyAre(file_adapters.ArrayRecordFileAdapter):
 def _uncompressed() -> Iterator[None]:
     """TFDS has no setting for it; what Beam writes, in other processes, stays compressed."""
     adapters, kind = file_adapters.ADAPTER_FOR_FORMAT, file_adapters.FileFormat.ARRAY_RECORD
-    before = adapters[kind]
     adapters[kind] = _AsTheyAre
     try:
         yield
     finally:
-        adapters[kind] = before
+        adapters[kind] = file_adapters.ArrayRecordFileAdapter
 
 
 class _LocalInfo(tfds.core.DatasetInfo):

@@ -25,8 +25,8 @@ _REMEDY = "copy the whole folder or render again"
 def scene_features(length: int, channels: int) -> tfds.features.FeaturesDict:
     """What TFDS stores of a scene group; `length` samples a mixture.
 
-    Audio is raw int16, and records are stored as they are: FLAC would make those of two-source
-    groups 26 % smaller, and reading them several times as slow.
+    Audio is raw int16, and records are stored as they are (Beam compresses them): FLAC would make
+    those of two-source groups 26 % smaller, and reading them several times as slow.
     """
     names = tfds.features.Sequence(tfds.features.Text())
     places = tfds.features.Tensor(shape=(None,), dtype=np.float32)

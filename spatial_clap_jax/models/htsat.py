@@ -424,7 +424,7 @@ class Htsat(nn.Module):
             drop_paths = [next(rates) for _ in names]
             even, odd = self._block(stage, 0), self._block(stage, 1)
             # One or two pairs are not worth the copy.
-            if depth >= 6 and depth % 2 == 0 and scans_layers(self):
+            if depth >= 6 and depth % 2 == 0 and scans_layers(self, names):
                 x = self._through_pairs(names, drop_paths, even, odd, x, train)
                 continue
             for index, (name, drop_path) in enumerate(zip(names, drop_paths, strict=True)):

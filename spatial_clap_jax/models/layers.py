@@ -409,19 +409,25 @@ def run_unbound(module: nn.Module, params: Any, key: Array | None, *inputs: Any)
     return module.apply({"params": params}, *inputs, key is not None, rngs=rngs)
 
 
-def scans_layers(module: nn.Module) -> bool:
-    """Whether a module is to loop over its equal layers; see `executed`.
+def scans_layers(module: nn.Module, layers: Sequence[str]) -> bool:
+    """Whether a module is to loop over equal layers; see `executed`.
 
-    Layers of which some are held still are not equal: they stay one by one.
+    Layers of which parts are held still, and the module is not, stay one by one.
+
+    Args:
+      module: that has the layers.
+      layers: their names.
     """
     asked = _execution.get()[1] and not module.is_initializing()
-    return asked and not _is_partly_held(module)
+    return asked and (is_held_still(module) or not _hold_within(module, layers))
 
 
-def _is_partly_held(module: nn.Module) -> bool:
-    if is_held_still(module) or not _held.get():
+def _hold_within(module: nn.Module, layers: Sequence[str]) -> bool:
+    """Whether a rule of `held_still` matches some of the layers, or anything inside one."""
+    if not _held.get():
         return False
-    leaves = flatten_dict(module.variables["params"])
+    params = module.variables["params"]
+    leaves = flatten_dict({name: params[name] for name in layers})
     inner = {path[:end] for path in leaves for end in range(1, len(path))}
     paths = ["/".join([*module.path, *path, ""]) for path in inner]
     return any(re.search(rule, path) for rule in _held.get() for path in paths)

@@ -267,7 +267,7 @@ class TextEncoder(nn.Module):
     ) -> Float[Array, "b n d"]:
         config = self.config
         names = [f"layer_{index}" for index in range(config.layers)]
-        if scans_layers(self):
+        if scans_layers(self, names):
             draws = train and not is_held_still(self)
             keys = jax.random.split(self.make_rng("dropout"), len(names)) if draws else None
             params = self.variables["params"]

@@ -226,7 +226,7 @@ class VitBlocks(nn.Module):
         sizes = (self.heads, self.mlp_width, self.layer_norm_epsilon, self.dtype, self.activation)
         names = [f"block_{index}" for index in range(self.layers)]
         x = x.astype(self.dtype)
-        if scans_layers(self):
+        if scans_layers(self, names):
             params = self.variables["params"]
             block = VitBlock(*sizes, parent=None)
             x = scanned(

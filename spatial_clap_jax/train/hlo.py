@@ -280,7 +280,8 @@ def _padded(dimensions: list[int], layout: str) -> list[int]:
 # Other names for what is there already, control flow (its computations count by themselves) and
 # beginnings (their ends are free too).
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
-_FREE |= {"call", "after-all", "opt-barrier", "partition-id", "replica-id", "async-start"}
+_FREE |= {"call", "after-all", "opt-barrier", "partition-id", "replica-id"}
+_FREE |= {"async-start", "async-update"}
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")
 _CUTS = ("dynamic-slice", "slice", "gather")
 

@@ -59,7 +59,7 @@ class Plan:
       model_flops_per_step: without these.
       bytes_per_step: read from and written to main memory; what stays on the chip costs none. None,
         as all that follows but the time of compilation, where the program was refused, or is
-        written in a form that this JAX cannot read.
+        written in a form that `hlo` cannot read.
       collectives: bytes of results of each kind of exchange; those that begin with 'dcn-' pass
         between slices.
       seconds: the least time of each part by itself: compute, hbm, interconnect.
@@ -209,7 +209,7 @@ def _verdicts(found: Plan) -> Iterator[str]:
     else:
         yield "It fits." if found.fits else "It does not fit."
     if found.fits and found.collectives is None:
-        yield "Its program cannot be read by this version of JAX: no traffic, exchanges and bound."
+        yield "Its program cannot be read: no traffic, exchanges and bound."
     if found.step_seconds_bound is not None and found.mfu_bound is not None:
         yield (
             f"A step takes at least {_duration(found.step_seconds_bound)}, bound by "
@@ -280,7 +280,7 @@ def _compile(
                 + memory.generated_code_size_in_bytes
             )
         except jax.errors.JaxRuntimeError as error:
-            program, (peak, capacity) = None, _refusal(error)
+            program, (peak, capacity) = None, refusal(error)
     seconds = time.perf_counter() - began
     flops = count_flops(traced.jaxpr)
     of_model = model_flops(_with_batch(experiment, batch), mesh, flops)
@@ -335,8 +335,18 @@ _REFUSALS = (
 )
 
 
-def _refusal(error: Exception) -> tuple[int, int]:
-    """Bytes that a program needs and may have, of a compiler that refused it for want of memory."""
+def refusal(error: Exception) -> tuple[int, int]:
+    """What a program needs, of a compiler that refused it for want of memory.
+
+    Args:
+      error: the compiler's.
+
+    Returns:
+      Bytes that it needs, and bytes that it may have.
+
+    Raises:
+      Exception: the error, where it is another one.
+    """
     for form in _REFUSALS:
         if found := re.search(form, str(error)):
             needed, given = (
@@ -361,14 +371,19 @@ def _roofline(step: _Compiled, mesh: Mesh, experiment: Experiment) -> dict[str, 
     bounds: dict[str, Any] = dict.fromkeys(
         ("seconds", "step_seconds_bound", "bound_by", "mfu_bound")
     )
+    unknown = {"bytes_per_step": None, "collectives": None, **bounds}
     if step.program is None:
-        return {"bytes_per_step": None, "collectives": None, **bounds}
-    program = hlo.parse(step.program)
-    exchanges = hlo.collectives(program, mesh.size)
+        return unknown
+    try:
+        program = hlo.parse(step.program)
+        exchanges = hlo.collectives(program, mesh.size)
+        moved = hlo.memory_bytes(program)
+    except (LookupError, ValueError, RuntimeError):
+        # Forms that a newer compiler writes; sizes are known all the same.
+        return unknown
     results: dict[str, float] = defaultdict(float)
     for exchange in exchanges:
         results[("dcn-" if exchange.between_slices else "") + exchange.kind] += exchange.bytes
-    moved = hlo.memory_bytes(program)
     known = chip(mesh.devices.flat[0].device_kind)
     exchanging = None if known is None else _exchange_seconds(exchanges, known)
     if known is not None and exchanging is not None:

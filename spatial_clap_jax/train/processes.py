@@ -74,7 +74,7 @@ def join_processes() -> bool:
                 num_processes=numbers[BY_HAND[1]],
                 process_id=numbers[BY_HAND[2]],
                 # Else JAX asks the cluster still, which takes each process of Slurm for one GPU.
-                cluster_detection_method=None if automatic else "deactivate",
+                cluster_detection_method="deactivate" if len(given) == len(BY_HAND) else None,
                 initialization_timeout=_JAX_PATIENCE_S,
             )
     except InputError:

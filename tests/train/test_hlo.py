@@ -245,6 +245,8 @@ def test_exchanges_of_one_channel_that_are_no_pieces():
             64,
         ),
         (("%c = ((f32[8]{0}), f32[2]{0:S(1)}, s32[]) slice-start(%p), slice={[0:2]}",), 8),
+        # More for what has begun moves nothing by itself.
+        (("%u = ((f32[8]{0}), f32[8]{0}, u32[]) async-update(%p, %s, %s)",), 0),
         # What is cut out is read, not all of it; what is updated is written.
         (("%r = f32[2]{0} dynamic-slice(%p, %s), dynamic_slice_sizes={2}",), 16),
         (("%q = f32[2]{0} slice(%p)", "%r = f32[8]{0} dynamic-update-slice(%p, %q, %s)"), 16 + 16),

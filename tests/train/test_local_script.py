@@ -36,7 +36,8 @@ def begun(folder: Path, processes: int, does: str, *before: str) -> subprocess.P
     try:
         return subprocess.Popen(
             [*before, SCRIPT, str(processes), "train"],
-            env={**os.environ, "PYTHON": str(fake), "NOTES": str(folder)},
+            # On a machine with one GPU, two processes need to be told to leave it alone.
+            env={"JAX_PLATFORMS": "cpu", **os.environ, "PYTHON": str(fake), "NOTES": str(folder)},
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -54,6 +55,8 @@ def begun(folder: Path, processes: int, does: str, *before: str) -> subprocess.P
         ("GPU-8a,MIG-5c", ["GPU-8a", "MIG-5c"]),
         # None: as the caller has it.
         ("", ["", ""]),
+        ("-1", ["-1", "-1"]),
+        ("NoDevFiles", ["NoDevFiles", "NoDevFiles"]),
     ],
 )
 def test_each_process_takes_a_gpu_of_those_that_are_visible(tmp_path, monkeypatch, visible, seen):
@@ -61,6 +64,7 @@ def test_each_process_takes_a_gpu_of_those_that_are_visible(tmp_path, monkeypatc
     cards.write_text("#!/bin/sh\nfor card in 0 1 2 3; do echo GPU $card; done\n", "utf-8")
     cards.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -70,18 +74,30 @@ def test_each_process_takes_a_gpu_of_those_that_are_visible(tmp_path, monkeypatc
     assert [(tmp_path / name).read_text() for name in "01"] == seen
 
 
-@pytest.mark.parametrize("platforms", ["", "cpu"])
+@pytest.mark.parametrize("platforms", ["", "cuda", "cpu", "cpu,cuda"])
 def test_too_few_gpus_for_one_each_are_refused(tmp_path, monkeypatch, platforms):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     started = begun(tmp_path, 2, 'printf %s "$CUDA_VISIBLE_DEVICES" > "$NOTES/$JAX_PROCESS_ID"\n')
     _, err = started.communicate(timeout=30)
-    if platforms:
+    if platforms.startswith("cpu"):
         assert [(tmp_path / name).read_text() for name in "01"] == ["5", "5"]
         return
     assert started.returncode == 2
     assert "2 processes, but 1 GPUs (5): one each is needed; start fewer" in err
     assert not (tmp_path / "0").exists()
+
+
+def test_a_driver_that_fails_is_no_gpu(tmp_path, monkeypatch):
+    cards = tmp_path / "nvidia-smi"
+    cards.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n", "utf-8")
+    cards.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    started = begun(tmp_path, 2, "exit 0\n")
+    _, err = started.communicate(timeout=30)
+    assert started.returncode == 0, err
 
 
 def wait_for_ready(started: subprocess.Popen, processes: int) -> None:

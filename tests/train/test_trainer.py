@@ -709,7 +709,7 @@ def test_the_local_script_ends_all_when_one_fails(tmp_path):
     fake.chmod(0o755)
     done = subprocess.run(
         [script, "2", "train"],
-        env={**os.environ, "PYTHON": str(fake)},
+        env={"JAX_PLATFORMS": "cpu", **os.environ, "PYTHON": str(fake)},
         capture_output=True,
         text=True,
         timeout=60,
