@@ -257,14 +257,12 @@ def test_scaling_runs():
         assert_compared(line, "bytes of temporaries")
     one, two = lines
     assert one["ours_collectives"] == {}
-    assert two["ours_collectives"]["collective-permute"] > 0
+    # Gradients, and the ring: rows stay where they are, heads of attention included.
+    assert two["ours_collectives"].keys() == {"all-reduce", "collective-permute"}
     # The dense loss gathers; that the step counts hits round the ring is all that it passes there.
-    passed, gathered = (
-        [two[f"{side}_collectives"].get(kind, 0) for side in ("ours", "peer")]
-        for kind in ("collective-permute", "all-gather")
-    )
+    passed = [two[f"{side}_collectives"]["collective-permute"] for side in ("ours", "peer")]
     assert passed[0] > 2 * passed[1]
-    assert gathered[0] < gathered[1]
+    assert two["peer_collectives"]["all-gather"] > 0
     assert two["ours_flops_per_device"] == pytest.approx(one["ours_flops_per_device"], rel=0.01)
 
 

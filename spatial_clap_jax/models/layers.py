@@ -305,7 +305,9 @@ def rows_over(mesh: Mesh | None) -> Iterator[None]:
 
     def intercepted(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         given = call(*args, **kwargs)
-        if context.method_name != "__call__":
+        # Layers with a batch of their own, such as heads, have that in front of the rows.
+        has_own = isinstance(context.module, nn.DenseGeneral) and bool(context.module.batch_dims)
+        if context.method_name != "__call__" or has_own:
             return given
         return jax.tree.map(
             lambda x: jax.lax.with_sharding_constraint(x, split) if x.ndim else x, given
