@@ -58,7 +58,8 @@ def main(
       batches: batches a timed pass.
       repeats: timed passes of each side.
       singles: one-source scenes to render, at least 2.
-      mixtures: two-source scene groups to render, at least 7.
+      mixtures: two-source scene groups to render, at least 7. Grain draws the place of each record
+        by a walk over 2^16 numbers, which costs the more the fewer there are.
       settle_s: pause before each pass, for both sides to fill the queues they keep.
       json: print a line of JSON for each number of workers.
     """

@@ -97,8 +97,8 @@ def compare(
       peer: the same.
       repeats: timed calls of each.
       warmups: calls of each before that (compilation, caches).
-      untimed: calls of a side right before each of its timed ones. With 1, work of milliseconds is
-        timed as it is in a row of such calls, with its threads awake and its data in the caches.
+      untimed: calls of a side right before each of its timed ones. With a few, work of milliseconds
+        is timed as in a row of such calls, with its threads awake and its data in the caches.
       name: what is measured.
       peer_name: what it is measured against.
       amount: how much one call does; then the quantity is amount / seconds instead of seconds.

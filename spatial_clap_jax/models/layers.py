@@ -284,8 +284,12 @@ def held_still(rules: tuple[str, ...]) -> Iterator[None]:
 
 def is_held_still(module: nn.Module) -> bool:
     """Whether a rule of `held_still` matches a module."""
-    path = "/".join([*module.path, ""])
-    return any(re.search(rule, path) for rule in _held.get())
+    return _is_held(module.path)
+
+
+def _is_held(path: Sequence[str]) -> bool:
+    whole = "/".join([*path, ""])
+    return any(re.search(rule, whole) for rule in _held.get())
 
 
 @contextmanager
@@ -426,10 +430,7 @@ def scans_layers(module: nn.Module, layers: Sequence[str]) -> bool:
 
 def _hold_within(module: nn.Module, layers: Sequence[str]) -> bool:
     """Whether a rule of `held_still` matches some of the layers, or anything inside one."""
-    if not _held.get():
-        return False
     params = module.variables["params"]
     leaves = flatten_dict({name: params[name] for name in layers})
     inner = {path[:end] for path in leaves for end in range(1, len(path))}
-    paths = ["/".join([*module.path, *path, ""]) for path in inner]
-    return any(re.search(rule, path) for rule in _held.get() for path in paths)
+    return any(_is_held((*module.path, *path)) for path in inner)

@@ -46,6 +46,16 @@ def begun(folder: Path, processes: int, does: str, *before: str) -> subprocess.P
         signal.signal(signal.SIGINT, at_first)
 
 
+def with_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    """A machine whose nvidia-smi does something, and whose user has said nothing of GPUs."""
+    cards = folder / "nvidia-smi"
+    cards.write_text(f"#!/bin/sh\n{does}\n", "utf-8")
+    cards.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 @pytest.mark.parametrize(
     ("visible", "seen"),
     [
@@ -60,12 +70,7 @@ def begun(folder: Path, processes: int, does: str, *before: str) -> subprocess.P
     ],
 )
 def test_each_process_takes_a_gpu_of_those_that_are_visible(tmp_path, monkeypatch, visible, seen):
-    cards = tmp_path / "nvidia-smi"
-    cards.write_text("#!/bin/sh\nfor card in 0 1 2 3; do echo GPU $card; done\n", "utf-8")
-    cards.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("JAX_PLATFORMS", "")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with_driver(tmp_path, monkeypatch, "for card in 0 1 2 3; do echo GPU $card; done")
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     started = begun(tmp_path, 2, 'printf %s "$CUDA_VISIBLE_DEVICES" > "$NOTES/$JAX_PROCESS_ID"\n')
@@ -89,12 +94,7 @@ def test_too_few_gpus_for_one_each_are_refused(tmp_path, monkeypatch, platforms)
 
 
 def test_a_driver_that_fails_is_no_gpu(tmp_path, monkeypatch):
-    cards = tmp_path / "nvidia-smi"
-    cards.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n", "utf-8")
-    cards.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("JAX_PLATFORMS", "")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with_driver(tmp_path, monkeypatch, "echo NVIDIA-SMI has failed; exit 9")
     started = begun(tmp_path, 2, "exit 0\n")
     _, err = started.communicate(timeout=30)
     assert started.returncode == 0, err
